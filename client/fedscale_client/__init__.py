@@ -1,0 +1,1 @@
+"""fedscale: the client room."""

@@ -1,0 +1,230 @@
+"""The folder of a node: its key, its certificate, what it is called, what it offers and what it keeps.
+
+``key.pem`` ``cert.pem`` ``ca.pem`` prove who the node is, ``node.toml`` says where it belongs, ``datasets.toml`` what it
+offers, ``cache/`` holds what can be fetched again and ``log/`` what must not leave the site. Everything is readable by
+its owner only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedscale.errors import AccessDenied, ConfigError, Conflict
+from fedscale.identity import load_certificate, load_key
+
+JOIN = "join with a ticket from the coordinator: fedscale node join TICKET"
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class NodeSettings(BaseModel):
+    """The file ``node.toml``.
+
+    Args:
+        name: what the federation calls this node.
+        federation: the federation it belongs to.
+        project: the project it takes part in.
+        address: ``host:port`` of the server.
+        server_name: a name in the server's certificate, where ``address`` is not one of them.
+        cache_bytes: most bytes of models and bundles kept.
+        workers: most worker processes, at work or kept warm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    federation: str
+    project: str
+    address: str = Field(pattern=r"^.+:[0-9]{1,5}$")
+    server_name: str = ""
+    cache_bytes: int = Field(8 << 30, ge=1 << 20)
+    workers: int = Field(2, ge=1, le=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What proves a node to the server and the server to the node, each in PEM."""
+
+    key: bytes = field(repr=False)
+    certificate: bytes
+    authority: bytes
+
+    def expires(self) -> datetime:
+        """When the node's certificate ends."""
+        return load_certificate(self.certificate).not_valid_after_utc
+
+    def renewable(self) -> datetime:
+        """Half of the certificate's life: from then on a new one is asked for."""
+        certificate = load_certificate(self.certificate)
+        return certificate.not_valid_before_utc + (certificate.not_valid_after_utc - certificate.not_valid_before_utc) / 2
+
+    def check(self, now: datetime) -> None:
+        """Refuse what no server would accept.
+
+        Raises:
+            ConfigError: unreadable, or key and certificate do not belong together.
+            AccessDenied: the certificate has expired.
+        """
+        certificate = load_certificate(self.certificate)
+        if load_key(self.key).public_key() != certificate.public_key():
+            raise ConfigError("the node's key does not belong to its certificate", hint=JOIN)
+        if certificate.not_valid_after_utc <= now:
+            ended = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+            raise AccessDenied("the node's certificate has expired", why=f"it ended on {ended}", hint=f"ask the coordinator for a new ticket and {JOIN}")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHome:
+    """The folder of one node; nothing is read before it is asked for."""
+
+    path: Path
+
+    @property
+    def key_file(self) -> Path:
+        """The private key; it never leaves this folder."""
+        return self.path / "key.pem"
+
+    @property
+    def certificate_file(self) -> Path:
+        """The node's certificate."""
+        return self.path / "cert.pem"
+
+    @property
+    def authority_file(self) -> Path:
+        """The certificate of the federation's authority."""
+        return self.path / "ca.pem"
+
+    @property
+    def settings_file(self) -> Path:
+        """``node.toml``; written last, so its presence means that the node has joined."""
+        return self.path / "node.toml"
+
+    @property
+    def datasets_file(self) -> Path:
+        """``datasets.toml``; absent until the first dataset is declared."""
+        return self.path / "datasets.toml"
+
+    @property
+    def cache(self) -> Path:
+        """Models, bundles and answers; may be deleted while the node is down."""
+        return self.path / "cache"
+
+    @property
+    def log_file(self) -> Path:
+        """What apps print and their full error messages: for the site's eyes only."""
+        return self.path / "log" / "worker.log"
+
+    def settings(self) -> NodeSettings:
+        """Read ``node.toml``.
+
+        Raises:
+            ConfigError: the node has not joined, or the file is not valid.
+        """
+        if not self.settings_file.exists():
+            raise ConfigError("this node has not joined a federation", where=str(self.path), hint=JOIN)
+        return parse(NodeSettings, read_toml(self.settings_file), str(self.settings_file))
+
+    def credentials(self) -> Credentials:
+        """Read key and certificates.
+
+        Raises:
+            ConfigError: one of them cannot be read.
+        """
+        try:
+            return Credentials(self.key_file.read_bytes(), self.certificate_file.read_bytes(), self.authority_file.read_bytes())
+        except OSError as error:
+            raise ConfigError("the node's certificate cannot be read", where=str(error.filename), why=error.strerror or "", hint=JOIN) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make sure that no other process uses this home; a crash frees it.
+
+        Raises:
+            Conflict: another one does.
+        """
+        with open_private(self.path / "lock") as descriptor:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict("a node is running in this home already", where=str(self.path), hint="stop it first, or use another --home") from None
+            yield
+
+
+@contextmanager
+def open_private(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    """A descriptor of a file that is made with mode 0600 if need be."""
+    descriptor = os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def make_private(folder: Path) -> Path:
+    """The folder, made with mode 0700 if need be."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file, readable by its owner only, completely or not at all, whatever happens in between."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_toml(path: Path, tree: dict[str, object]) -> None:
+    """Replace a TOML file."""
+    write_private(path, tomli_w.dumps(tree).encode())
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: unreadable or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("a file cannot be read", where=str(path), why=error.strerror or "") from None
+    except ValueError as error:
+        raise ConfigError("not valid TOML", where=str(path), why=str(error)) from None
+
+
+def parse(model: type[Model], tree: object, where: str) -> Model:
+    """Validate settings.
+
+    Raises:
+        ConfigError: with the first problem.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name}: {message}" if name else message, where=where, hint=f"known: {', '.join(model.model_fields)}") from None

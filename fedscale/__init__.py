@@ -1,0 +1,1 @@
+"""fedscale: federated learning where one plan simulates and deploys."""

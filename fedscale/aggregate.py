@@ -1,0 +1,89 @@
+"""Aggregators: mergeable monoids over the answers of a round.
+
+The law, tested for every aggregator: ``merge`` is associative and commutative, ``zero`` is its identity, and adding
+answers one by one equals merging any split of them. ``linear`` says that the result depends on the answers through
+their ring sum alone; only such aggregators may run where the server sees nothing but sums.
+
+Source: the contract Accumulate, MergeWith, Report of Google's aggregation core; McMahan et al. 2017 for the mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from fedscale.errors import RunFailed
+from fedscale.metrics import Sums
+from fedscale.ring import WORD, Words, add
+from fedscale.update import Layout
+from fedscale.vector import Vector
+
+
+@dataclass(slots=True)
+class Partial:
+    """A sum under way: words of shape ``(layout.length,)`` and how many answers are in it."""
+
+    words: Words
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """What a round yields: the combined model change, the total weight and the pooled metric sums."""
+
+    delta: Vector
+    weight: float
+    count: int
+    metrics: dict[str, Sums] = field(default_factory=dict)
+
+
+class Aggregator(Protocol):
+    """Combines answers: ``zero, add, merge, report``."""
+
+    linear: ClassVar[bool]
+
+    def zero(self, layout: Layout) -> Partial:
+        """The neutral element."""
+
+    def add(self, partial: Partial, words: Words) -> None:
+        """Fold one answer in, in place."""
+
+    def merge(self, partial: Partial, other: Partial) -> None:
+        """Fold another partial sum in, in place."""
+
+    def report(self, partial: Partial, layout: Layout) -> Aggregate:
+        """The result; the partial sum may be consumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of the model changes, weighted by examples (McMahan et al. 2017)."""
+
+    linear: ClassVar[bool] = True
+
+    def zero(self, layout: Layout) -> Partial:
+        """All words zero."""
+        return Partial(np.zeros(layout.length, WORD))
+
+    def add(self, partial: Partial, words: Words) -> None:
+        """Ring addition."""
+        add(partial.words, words)
+        partial.count += 1
+
+    def merge(self, partial: Partial, other: Partial) -> None:
+        """Ring addition of two sums."""
+        add(partial.words, other.words)
+        partial.count += other.count
+
+    def report(self, partial: Partial, layout: Layout) -> Aggregate:
+        """Divide the summed changes by the summed weight.
+
+        Raises:
+            RunFailed: no answer is in the sum.
+        """
+        if not partial.count:
+            raise RunFailed("a round without answers has no mean")
+        weight, metrics = layout.tail(partial.words)
+        return Aggregate(layout.mean(partial.words, weight), weight, partial.count, metrics)

@@ -1,0 +1,98 @@
+"""The command line: nouns and verbs, each imported when it is asked for.
+
+Exit codes: 0 done, 1 a run failed, 2 usage or configuration, 3 unreachable, 4 access, 5 policy, 6 conflict or not found,
+70 a bug of ours, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from fedscale import console
+from fedscale.cli.lazy import Entry, Lazy, group
+from fedscale.errors import ConfigError, FedscaleError
+
+NOUNS = {
+    "init": Entry("fedscale.cli.init:init", "Write a runnable job into a folder."),
+    "simulate": Entry("fedscale_simulations.cli:simulate", "Run a job with virtual clients on this machine."),
+    "demo": Entry("fedscale_simulations.cli:demo", "Train on real medical data with a coordinator and four hospital nodes on this machine."),
+    "server": Entry("fedscale_server.nouns:server", "Run a coordinator."),
+    "project": Entry("fedscale_server.nouns:project", "Group sites and runs, invite sites."),
+    "node": Entry("fedscale_client.cli:app", "Run a site: join a federation, declare data, train."),
+    "run": Entry("fedscale_server.nouns:run", "Submit, watch and steer runs, fetch their results."),
+    "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
+}
+EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower"}
+
+
+class Root(Lazy):
+    """All nouns; knows what Ctrl-C means."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; an interrupt that carries a text says with it how to go on."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            return console.interrupted(str(stop), as_json="--json" in ctx.obj)
+
+
+def version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
+    """Print the version and stop."""
+    if asked:
+        console.screen().print(f"fedscale {importlib.metadata.version('fedscale-fl')}")
+        raise typer.Exit
+
+
+def root(*, version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Options of the command line as a whole."""
+
+
+app = group("Federated learning for hospitals: simulate a job, deploy it, watch it.", NOUNS, callback=root, cls=Root, completion=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; all errors end here."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
+    # What gRPC has to say of a broken connection stands in our own error.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        status = typer.main.get_command(app).main(words, prog_name="fedscale", standalone_mode=False, obj=words)
+    except click.exceptions.NoArgsIsHelpError as asked:
+        asked.show()
+        return asked.exit_code
+    except Exception as error:  # noqa: BLE001 - the process boundary: whatever was not foreseen is our bug and is reported as one
+        explained = _explained(error)
+        return console.crash(error, as_json=as_json) if explained is None else console.refuse(explained, as_json=as_json)
+    return status if isinstance(status, int) else 0
+
+
+def _explained(error: Exception) -> FedscaleError | None:
+    """An error in our terms; None for one that nobody foresaw."""
+    if isinstance(error, FedscaleError):
+        return error
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] in EXTRAS:
+        package = error.name.partition(".")[0]
+        return ConfigError(f"this needs the package '{package}'", hint=f"pip install 'fedscale-fl[{EXTRAS[package]}]'")
+    if isinstance(error, OSError) and error.strerror:
+        return ConfigError(f"the system refused: {error.strerror}", where=str(error.filename or ""))
+    return None
+
+
+def _usage(error: click.ClickException) -> ConfigError:
+    """A misused command, with the closest option or the command's help as the next step."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "fedscale"
+    close = getattr(error, "possibilities", None)
+    hint = f"did you mean '{min(close)}'?" if close else f"see: {path} --help"
+    what = error.message if close else error.format_message()
+    return ConfigError(what[:1].lower() + what[1:].rstrip("."), where=path, hint=hint)

@@ -1,0 +1,198 @@
+"""What people and programs see: results on stdout, everything else on stderr, one JSON envelope where it is asked for.
+
+Off a terminal nothing is coloured, wrapped, animated or asked. ``NO_COLOR`` and ``TERM=dumb`` are honoured.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+from rich.box import SIMPLE
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedscale.errors import FedscaleError
+
+JSON: TypeAlias = Any
+
+BUG, INTERRUPTED = 70, 130
+WIDE = 10_000
+
+
+def screen(*, stderr: bool = False) -> Console:
+    """A console for results or, with ``stderr``, for everything else; off a terminal its lines are as long as they need to be."""
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.file.isatty():
+        console.width = WIDE
+    return console
+
+
+def animated() -> bool:
+    """Whether somebody looks at stderr, so that it may be redrawn."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def clean(value: object) -> str:
+    """A text that may come from another machine, without characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` for the known word most like this one, else the list of what is known."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names) or 'none'}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+    """A table for a person; a column whose name begins with ``>`` is aligned to the right."""
+    drawn = Table(box=SIMPLE, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    for name in columns:
+        drawn.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    for row in rows:
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
+    return drawn
+
+
+def facts(pairs: Mapping[str, object]) -> Table:
+    """Names and values, one a line."""
+    drawn = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        drawn.add_row(Text(name, style="bold"), Text(clean(value)))
+    return drawn
+
+
+def emit(data: JSON, shown: RenderableType, *, as_json: bool) -> None:
+    """Print a command's result: the envelope with ``data``, or what a person wants to see."""
+    if as_json:
+        _envelope({"ok": True, "data": data})
+    else:
+        screen().print(shown)
+
+
+def note(text: str) -> None:
+    """Print one line about what is going on to stderr."""
+    screen(stderr=True).print(Text(clean(text)), soft_wrap=True)
+
+
+def line(data: JSON) -> None:
+    """Print one line of a ``--jsonl`` stream."""
+    sys.stdout.write(json.dumps(data, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def refuse(error: FedscaleError, *, as_json: bool, data: JSON = None) -> int:
+    """Print what, where, why and the next step of an error; returns the exit code that goes with it.
+
+    Args:
+        error: why the command failed.
+        as_json: print the envelope instead, on stdout.
+        data: the result, for a command that has one although it failed.
+    """
+    if as_json:
+        told = {"type": type(error).__name__, "what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
+        _envelope({"ok": False, "error": {**told, "exit_code": error.exit_code}} | ({} if data is None else {"data": data}))
+        return error.exit_code
+    console = screen(stderr=True)
+    console.print(Text.assemble(("error: ", "bold red"), clean(error.what)), soft_wrap=True)
+    for name, text in {"where": error.where, "why": error.why, "next": error.hint}.items():
+        if text:
+            console.print(Text.assemble((f"  {name:<6}", "bold"), clean(text).replace("\n", "\n        ")), soft_wrap=True)
+    return error.exit_code
+
+
+def crash(error: BaseException, *, as_json: bool) -> int:
+    """Report a mistake of ours: keep the traceback in a file and say where; returns exit code 70."""
+    kept = _keep("".join(traceback.format_exception(error)))
+    what, why, hint = f"fedscale failed unexpectedly: {type(error).__name__}", "this is a bug in fedscale", f"report it with the file {kept}"
+    return refuse(FedscaleError(what, why=why, hint=hint), as_json=as_json)
+
+
+def interrupted(hint: str, *, as_json: bool) -> int:
+    """Say that somebody pressed Ctrl-C and how to go on; returns exit code 130."""
+    if as_json:
+        told = {"type": "Interrupted", "what": "interrupted", "where": "", "why": "", "hint": hint, "exit_code": INTERRUPTED}
+        _envelope({"ok": False, "error": told})
+    else:
+        note(f"interrupted; {hint}" if hint else "interrupted")
+    return INTERRUPTED
+
+
+def _envelope(content: Mapping[str, JSON]) -> None:
+    sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def _keep(text: str) -> Path:
+    """Write a traceback where its owner alone can read it."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "fedscale"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(".txt", "crash-", folder)
+    except OSError:
+        handle, name = tempfile.mkstemp(".txt", "fedscale-crash-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    return Path(name)
+
+
+def time_left(first: tuple[float, float], now: tuple[float, float]) -> float | None:
+    """Seconds until a fraction that moved from ``first`` to ``now``, both ``(seconds, fraction)``, reaches one; None while it stands still."""
+    (began, done_then), (at, done) = first, now
+    return None if done <= done_then or at <= began else (at - began) * (1 - done) / (done - done_then)
+
+
+class Bar:
+    """Progress on stderr: notes and, on a terminal, below them a bar with the time left.
+
+    Args:
+        title: what is going on.
+        quiet: print no notes, as where a stream of JSON lines tells them already.
+    """
+
+    def __init__(self, title: str, *, quiet: bool = False) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
+        self._progress = Progress(*columns, console=screen(stderr=True), transient=True, disable=not animated())
+        self._task = self._progress.add_task(title, total=1.0, left="")
+        self._title, self._quiet = title, quiet
+        self._first: tuple[float, float] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin to draw."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave only the notes behind."""
+        self._progress.stop()
+
+    def note(self, text: str, style: str = "") -> None:
+        """Print a line above the bar."""
+        if not self._quiet:
+            self._progress.console.print(Text(clean(text), style=style), soft_wrap=True)
+
+    def update(self, fraction: float, text: str, at: float) -> None:
+        """Move the bar.
+
+        Args:
+            fraction: how much is done, in [0, 1].
+            text: what is being done.
+            at: when, in seconds of any clock; the time left is told from these alone, so that a replay tells it right.
+        """
+        if self._first is None:
+            self._first = (at, fraction)
+        left = time_left(self._first, (at, fraction))
+        shown = "" if left is None else f"{timedelta(seconds=round(left))} left"
+        self._progress.update(self._task, completed=fraction, description=f"{self._title}: {clean(text)}" if text else self._title, left=shown)

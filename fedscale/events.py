@@ -1,0 +1,213 @@
+"""What can happen to a run, and what a run asks of the world: the whole interface of the state machines.
+
+Events are facts and go to the journal before they are handled; effects are requests and are repeated after a crash.
+Both are plain frozen values, so a run can be logged, replayed, tested with generated lists and drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fedscale.errors import Cause, Failure, ProtocolError
+from fedscale.ring import Words
+from fedscale.task import Task
+from fedscale.vector import Schema, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """These nodes are connected and offer the dataset."""
+
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Initialized:
+    """A node delivered the first model. The journal keeps the digest; the blob store keeps the model."""
+
+    node: str
+    schema: str
+    digest: str
+    model: Vector | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A node's answer passed all checks and is stored. The journal keeps the digest; the spool keeps the words."""
+
+    node: str
+    digest: str
+    words: Words | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A node reported, or was found to have, a failure that ends its part in the round."""
+
+    node: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection to a node broke."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A lost node is connected again."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """A timer that the run armed has run out."""
+
+    timer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Somebody asked to end the run now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Somebody asked not to begin another round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Somebody asked to go on."""
+
+
+Event: TypeAlias = Roster | Initialized | Answered | Failed | Lost | Returned | Fired | Stop | Pause | Resume
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Send a ``Roster`` as soon as at least so many nodes are there."""
+
+    at_least: int
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Give a node its task."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The round goes on without this node; it may drop the task."""
+
+    node: str
+    number: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Send ``Fired(timer)`` after so many seconds."""
+
+    timer: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The pure facts of a closed round.
+
+    Args:
+        number: the round.
+        phase: ``train`` or ``evaluate``.
+        answered: who is in the sum, sorted.
+        failures: who was asked and is not, with the reason.
+        metrics: pooled over all answers.
+        sites: each site's own metrics where the plan shows them.
+        weight: summed weight.
+    """
+
+    number: int
+    phase: str
+    answered: tuple[str, ...]
+    failures: dict[str, Failure]
+    metrics: dict[str, float]
+    sites: dict[str, dict[str, float]]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Store the checkpoint the run now holds; with an outcome except for the first model."""
+
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over: ``completed``, ``failed`` or ``stopped``."""
+
+    status: str
+    reason: str
+
+
+Effect: TypeAlias = Gather | Assign | Release | Arm | Commit | Finish
+
+EVENTS: dict[str, type[Any]] = {t.__name__.lower(): t for t in (Roster, Initialized, Answered, Failed, Lost, Returned, Fired, Stop, Pause, Resume)}
+PAYLOADS = ("model", "words")
+
+
+def to_row(event: Event) -> tuple[str, dict[str, Any]]:
+    """An event as it stands in the journal: its kind and a JSON value, without the payload."""
+    row = {f.name: getattr(event, f.name) for f in fields(event) if f.name not in PAYLOADS}
+    if isinstance(event, Failed):
+        row["failure"] = asdict(event.failure)
+    return type(event).__name__.lower(), row
+
+
+def from_row(kind: str, row: dict[str, Any]) -> Event:
+    """An event read back from the journal; whoever replays attaches the payload.
+
+    Raises:
+        ProtocolError: the row is not one this version wrote.
+    """
+    try:
+        values = dict(row)
+        if kind == "roster":
+            values["nodes"] = tuple(values["nodes"])
+        if kind == "failed":
+            values["failure"] = failure_of(values["failure"])
+        event: Event = EVENTS[kind](**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the journal holds an event '{kind}' that cannot be read", why=type(error).__name__) from None
+    return event
+
+
+def failure_of(row: dict[str, Any]) -> Failure:
+    """A failure from its JSON form."""
+    return Failure(**{**row, "cause": Cause(row["cause"])})
+
+
+def outcome_of(row: dict[str, Any]) -> Outcome:
+    """An outcome from its JSON form."""
+    return Outcome(**{**row, "answered": tuple(row["answered"]), "failures": {n: failure_of(f) for n, f in row["failures"].items()}})
+
+
+def model_bytes(model: Vector) -> bytes:
+    """A model as it is stored and sent: little-endian float32."""
+    return np.ascontiguousarray(model, "<f4").tobytes()
+
+
+def schema_of(event: Initialized) -> Schema:
+    """The schema an ``Initialized`` event carries."""
+    return Schema.from_json(event.schema)

@@ -1,0 +1,117 @@
+"""What a user writes: a declarative ``App``, or anything with one method, a ``Learner``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedscale.metrics import Sums
+from fedscale.vector import Arrays
+
+
+class Phase(StrEnum):
+    """What a node is asked to do: make the first model, train it, or evaluate it."""
+
+    INIT = "init"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+
+
+class LocalOptimizer(BaseModel):
+    """The optimiser of local training, by torch's names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.05, gt=0, allow_inf_nan=False)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+
+
+class Training(BaseModel):
+    """How a node trains in one round.
+
+    ``epochs`` passes over the local data in batches of ``batch_size``, at most ``max_steps`` steps; ``device`` is
+    ``auto`` (CUDA when present), ``cpu`` or ``cuda``; ``amp`` turns on mixed precision.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(1, ge=1, le=10_000)
+    batch_size: int = Field(32, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    optimizer: LocalOptimizer = LocalOptimizer()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    amp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One request to a learner.
+
+    Args:
+        phase: what to do.
+        number: the round, from 1; 0 for the first model.
+        seed: for all randomness of this piece of work; equal in simulation and deployment.
+        arrays: the global model by name, read-only float32 views; ``None`` when the first model is asked for.
+        data: the part of the site's dataset for this phase.
+        training: how to train.
+        metrics: names of the metrics to sum when evaluating.
+        proximal: FedProx's mu; 0 means none.
+        progress: call with a fraction in [0, 1] to show life on long work.
+    """
+
+    phase: Phase
+    number: int
+    seed: int
+    arrays: Arrays | None
+    data: Any
+    training: Training
+    metrics: tuple[str, ...] = ()
+    proximal: float = 0.0
+    progress: Callable[[float], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a learner returns.
+
+    Args:
+        arrays: the first or the locally trained model by name; ``None`` after evaluation.
+        examples: number of examples trained or evaluated on.
+        metrics: *sums* over those examples by metric name, shape ``(width,)`` each (``loss``: the summed loss).
+    """
+
+    arrays: Arrays | None
+    examples: int
+    metrics: Mapping[str, Sums] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Anything that can do a piece of ``Work``; keeps no state that matters between calls."""
+
+    def run(self, work: Work) -> Result:
+        """Do the work. Exceptions are reported to the coordinator by type and place, never with values."""
+
+
+@dataclass(frozen=True)
+class App:
+    """A model to be trained with torch, declared rather than programmed.
+
+    Args:
+        model: makes the module; seeded by the framework, so the same seed gives the same first model.
+        loss: ``(outputs, targets) -> mean loss``, as in ``torch.nn.functional``.
+        metrics: names out of ``accuracy``, ``auc``, ``brier``, or a mapping of names to functions
+            ``(outputs, targets) -> one value per example``.
+        prepare: turns a site's dataset into the one to train on; for scaling, encoding and the like.
+    """
+
+    model: Callable[[], Any]
+    loss: Callable[[Any, Any], Any]
+    metrics: Sequence[str] | Mapping[str, Callable[[Any, Any], Any]] = ()
+    prepare: Callable[[Any], Any] | None = None

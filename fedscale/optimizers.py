@@ -1,0 +1,83 @@
+"""The server's step as pure pairs: ``init`` makes the state, ``update`` turns a mean change into a new model.
+
+All state is in the returned slots, so what ``update`` returns is exactly what a checkpoint must hold.
+Sources: Hsu et al. 2019 (FedAvgM); Reddi et al. 2021 (FedAdagrad, FedAdam, FedYogi).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from fedscale.vector import Vector
+
+Slots: TypeAlias = dict[str, Vector]
+Step: TypeAlias = Callable[[Vector, Vector, Slots, int], tuple[Vector, Slots]]
+Second: TypeAlias = Callable[[Vector, Vector], Vector]
+
+
+@dataclass(frozen=True, slots=True)
+class Optimizer:
+    """A pure pair.
+
+    Args:
+        slots: names of the state vectors, each of the model's shape and zero at the start.
+        update: ``(delta, model, slots, round) -> (model, slots)``; ``delta`` is the mean change of the nodes, rounds
+            count from 1.
+    """
+
+    slots: tuple[str, ...]
+    update: Step
+
+    def init(self, model: Vector) -> Slots:
+        """State before the first step."""
+        return {name: np.zeros_like(model) for name in self.slots}
+
+
+def sgd(lr: float = 1.0, momentum: float = 0.0) -> Optimizer:
+    """``model += lr * v`` with ``v = momentum * v + delta``; plain averaging is ``sgd(1.0)``."""
+
+    def update(delta: Vector, model: Vector, slots: Slots, _round: int) -> tuple[Vector, Slots]:
+        if momentum:
+            delta = np.float32(momentum) * slots["velocity"] + delta
+            slots = {"velocity": delta}
+        return model + np.float32(lr) * delta, slots
+
+    return Optimizer(("velocity",) if momentum else (), update)
+
+
+def _adaptive(lr: float, beta1: float, tau: float, second: Second, scale: Callable[[int], float]) -> Optimizer:
+    """The common step of Reddi et al. 2021, algorithm 2, with ``second`` for the second moment."""
+
+    def update(delta: Vector, model: Vector, slots: Slots, number: int) -> tuple[Vector, Slots]:
+        first = np.float32(beta1) * slots["first"] + np.float32(1 - beta1) * delta
+        moment = second(slots["second"], delta * delta)
+        root: Vector = np.sqrt(moment)
+        step: Vector = np.float32(lr * scale(number)) * first / (root + np.float32(tau))
+        return model + step, {"first": first, "second": moment}
+
+    return Optimizer(("first", "second"), update)
+
+
+def adam(lr: float, beta1: float, beta2: float, tau: float) -> Optimizer:
+    """Adam with both bias corrections folded into the step length."""
+    return _adaptive(
+        lr,
+        beta1,
+        tau,
+        lambda v, square: np.float32(beta2) * v + np.float32(1 - beta2) * square,
+        lambda t: float(np.sqrt(1 - beta2 ** (t + 1)) / (1 - beta1 ** (t + 1))),
+    )
+
+
+def yogi(lr: float, beta1: float, beta2: float, tau: float) -> Optimizer:
+    """Yogi: the second moment moves by at most ``(1 - beta2) * delta^2`` a round."""
+    return _adaptive(lr, beta1, tau, lambda v, square: v - np.float32(1 - beta2) * square * np.sign(v - square), lambda _: 1.0)
+
+
+def adagrad(lr: float, tau: float) -> Optimizer:
+    """Adagrad: the second moment is the sum of all squares."""
+    return _adaptive(lr, 0.0, tau, lambda v, square: v + square, lambda _: 1.0)

@@ -1,0 +1,295 @@
+"""Plan: the whole configuration of a run as one frozen, validated, hashable value, to and from TOML.
+
+The same file simulates and deploys. Everything is checked when the plan is read, and every problem is reported with
+file and line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedscale.errors import FedscaleError, PlanError
+from fedscale.learner import Training
+from fedscale.ring import FixedPoint
+from fedscale.strategy import STRATEGIES, Strategy
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+BUILT_IN_METRICS = ("loss", "accuracy", "auc", "brier")
+
+
+def seconds(value: object) -> object:
+    """Read ``"20m"``, ``"1.5h"``, ``"500ms"`` or a number of seconds."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)\s*", value)
+    if not match:
+        raise ValueError("a duration is a number and one of ms, s, m, h, d, as in '20m'")
+    return float(match[1]) * UNITS[match[2]]
+
+
+Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=30 * 86400)]
+Select = Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    """A table of the plan: frozen, and nothing unknown passes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Job(_Section):
+    """What is trained: ``app`` is ``module:attribute`` in the bundle, ``data`` the dataset name every site has declared."""
+
+    name: str = Field(pattern=NAME)
+    app: str = Field("app:app", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    data: str = Field("default", pattern=NAME)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class StrategyTable(BaseModel):
+    """Which strategy for how many rounds; all other keys are the strategy's own arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "fedavg"
+    rounds: int = Field(10, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _known(self) -> StrategyTable:
+        if self.name != "custom":
+            self.build()
+        return self
+
+    def build(self) -> Strategy:
+        """The strategy value.
+
+        Raises:
+            PlanError: unknown name or argument, or an argument out of its range.
+        """
+        if self.name not in STRATEGIES:
+            raise PlanError(f"no strategy '{self.name}'", where="strategy.name", hint=_suggest(self.name, STRATEGIES))
+        return STRATEGIES[self.name](**(self.model_extra or {}))
+
+
+class Clients(_Section):
+    """Who takes part, and how long the round waits.
+
+    ``select``: ``"all"``, a number or a fraction of the eligible nodes. A round closes when that many have answered;
+    ``over_select`` asks more. At ``deadline`` it closes with at least ``min_per_round`` answers or fails. A run starts when
+    ``wait_for`` nodes are there (default ``min_per_round``); a node that was lost has ``rejoin`` to come back.
+    """
+
+    select: Select = "all"
+    min_per_round: int = Field(1, ge=1)
+    over_select: float = Field(1.0, ge=1.0, le=10.0)
+    deadline: Duration = 600.0
+    wait_for: int | None = Field(None, ge=1)
+    rejoin: Duration = 30.0
+
+    def asked(self, eligible: int) -> tuple[int, int]:
+        """``(asked, target)`` of so many eligible nodes: how many are asked and how many answers close the round."""
+        wanted = eligible if self.select == "all" else self.select if isinstance(self.select, int) else math.ceil(self.select * eligible)
+        target = min(eligible, max(wanted, self.min_per_round))
+        return min(eligible, math.ceil(target * self.over_select)), target
+
+
+class Aggregate(_Section):
+    """Bounds that make the sum safe: ``bound`` on one coordinate of a change, ``weight_cap`` on the examples one node may count."""
+
+    bound: float = Field(8.0, gt=0, le=2.0**16)
+    weight_cap: float = Field(16384.0, ge=1, le=2.0**26)
+
+
+class Evaluate(_Section):
+    """Evaluation on held-out data every ``every`` rounds (0: never) by ``select`` nodes.
+
+    ``holdout`` is the fraction of each dataset kept out of training (0: evaluate on all of it). ``per_site`` shows each
+    site's metrics, except below ``min_cell`` examples. With ``patience`` > 0 the run stops after that many evaluations
+    without a better ``monitor``.
+    """
+
+    every: int = Field(1, ge=0)
+    metrics: tuple[str, ...] = ()
+    select: Select = "all"
+    holdout: float = Field(0.2, ge=0, lt=1)
+    per_site: bool = True
+    min_cell: int = Field(10, ge=1)
+    patience: int = Field(0, ge=0)
+    monitor: str = "loss"
+
+    @field_validator("metrics")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if bad := [n for n in names if not re.fullmatch(r"[a-z][a-z0-9_]{0,62}", n)]:
+            raise ValueError(f"'{bad[0]}' is not a metric name")
+        if len(set(names)) < len(names):
+            raise ValueError("a metric is named twice")
+        return names
+
+    @model_validator(mode="after")
+    def _monitored(self) -> Evaluate:
+        if self.monitor not in self.pooled:
+            raise ValueError(f"monitor '{self.monitor}' is not among the metrics {', '.join(self.pooled)}")
+        return self
+
+    @property
+    def pooled(self) -> tuple[str, ...]:
+        """All metrics of an evaluation, the loss first."""
+        return ("loss", *(m for m in self.metrics if m != "loss"))
+
+
+class Plan(_Section):
+    """The whole configuration of a run."""
+
+    job: Job
+    strategy: StrategyTable = StrategyTable()
+    clients: Clients = Clients()
+    train: Training = Training()
+    aggregate: Aggregate = Aggregate()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        clients = self.clients
+        if isinstance(clients.select, int) and clients.select < clients.min_per_round:
+            raise PlanError(
+                f"clients.select asks {clients.select} nodes but clients.min_per_round needs {clients.min_per_round}", where="clients.select"
+            )
+        terms = math.ceil(clients.select * clients.over_select) if isinstance(clients.select, int) else clients.min_per_round
+        FixedPoint.for_sum(terms, self.aggregate.bound)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON form, in hex."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """The complete plan, defaults included; reads back to an equal plan."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def from_toml(cls, text: str, *, file: str = "plan", overrides: Iterable[str] = ()) -> Plan:
+        """Read a plan.
+
+        Args:
+            text: the TOML.
+            file: name used in errors.
+            overrides: ``a.b=value`` settings that win over the file, values in TOML (bare words are strings).
+
+        Raises:
+            PlanError: with file and line of the first problem.
+        """
+        try:
+            tree = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            place = re.search(r"line (\d+)", str(error))
+            raise PlanError("not valid TOML", where=f"{file}:{place[1]}" if place else file, why=str(error)) from None
+        lines = _lines(text)
+        for override in overrides:
+            lines |= {_override(tree, override): f"--set {override}"}
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise _explained(error, file, lines) from None
+        except FedscaleError as error:
+            raise PlanError(error.what, where=_where(file, tuple(error.where.split(".")), lines), why=error.why, hint=error.hint) from None
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Plan:
+        """Read a plan from a file.
+
+        Raises:
+            PlanError: unreadable, or as ``from_toml``.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError("cannot read the plan", where=str(path), why=type(error).__name__, hint="give the path of a job.toml") from None
+        return cls.from_toml(text, file=str(path), overrides=overrides)
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` or the list of what is known."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _lines(text: str) -> dict[tuple[str, ...], str]:
+    """Where each table and key of a TOML text stands: dotted path to line number."""
+    found: dict[tuple[str, ...], str] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\[?\s*([\w.\-\"' ]+?)\s*\]\]?", line):
+            table = tuple(part.strip(" \"'") for part in header[1].split("."))
+            found.setdefault(table, str(number))
+        elif key := re.match(r"\s*([\w.\-\"']+)\s*=", line):
+            found[(*table, *(part.strip("\"'") for part in key[1].split(".")))] = str(number)
+    return found
+
+
+def _where(file: str, path: tuple[str, ...], lines: dict[tuple[str, ...], str]) -> str:
+    """``file:line`` of the closest place that the text names."""
+    while path:
+        if path in lines:
+            return lines[path] if lines[path].startswith("--set") else f"{file}:{lines[path]}"
+        path = path[:-1]
+    return file
+
+
+def _override(tree: dict[str, Any], setting: str) -> tuple[str, ...]:
+    """Apply ``a.b=value`` to the tree and return the path."""
+    key, equals, value = setting.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise PlanError(f"cannot read the setting '{setting}'", hint="write it as table.key=value")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise PlanError(f"cannot apply the setting '{setting}'", why=f"'{part}' is not a table")
+    tree[path[-1]] = parsed
+    return path
+
+
+def _explained(error: ValidationError, file: str, lines: dict[tuple[str, ...], str]) -> PlanError:
+    """The first problem of a validation as an error people can act on."""
+    problems = error.errors()
+    first = problems[0]
+    path = tuple(str(part) for part in first["loc"] if str(part).isidentifier())
+    hint = ""
+    what = f"{'.'.join(path)}: {first['msg'][0].lower()}{first['msg'][1:]}".replace("value error, ", "")
+    if first["type"] == "extra_forbidden":
+        what = f"'{'.'.join(path)}' is not a setting"
+        hint = _suggest(path[-1], _fields(path[:-1]))
+    elif first["type"] == "missing":
+        what = f"'{'.'.join(path)}' is missing"
+    more = f"and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return PlanError(what, where=_where(file, path, lines), why=more, hint=hint)
+
+
+def _fields(path: tuple[str, ...]) -> list[str]:
+    """Names of the settings in a table of the plan."""
+    model: type[BaseModel] = Plan
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,135 @@
+"""Fixed point numbers as integers modulo 2^32: the ring in which all linear aggregates are summed.
+
+Float addition is not associative; integer addition modulo 2^k is. Sums in the ring are the same bits for any order of
+arrival, any tree of partial sums and any replay after a crash, and adding a mask is the very same operation, so plain
+and secure aggregation are one path.
+
+Two encodings share the ring:
+
+* ``FixedPoint``: one word a coordinate, for the model. The scale is a power of two chosen so that a sum of ``terms``
+  values, each within ``bound``, stays below 2^30 in magnitude: the headroom is proved, never hoped for.
+* ``to_limbs``: four words a number, for weights and metric sums, exact to 2^-20 up to 2^27, for up to 2^19 terms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedscale.errors import PlanError, UpdateRejected
+from fedscale.vector import Vector
+
+Words: TypeAlias = npt.NDArray[np.uint32]
+
+WORD = np.dtype("<u4")
+HEADROOM_BITS = 30
+LEAST_BITS = 12
+LIMBS = 4
+LIMB_BITS = 12
+FRACTION_BITS = 20
+LIMIT = float(1 << 27)
+MOST_TERMS = 1 << 19
+BLOCK = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPoint:
+    """A fixed point format: ``integer = round(value * 2**exponent)``, for sums of values within ``bound``."""
+
+    exponent: int
+    bound: float
+
+    @classmethod
+    def for_sum(cls, terms: int, bound: float) -> FixedPoint:
+        """The finest format in which ``terms`` values of magnitude at most ``bound`` add up without wrapping.
+
+        Raises:
+            PlanError: fewer than ``LEAST_BITS`` bits would be left for one value.
+        """
+        if not (1 <= terms <= MOST_TERMS and math.isfinite(bound) and bound > 0):
+            raise PlanError(
+                f"no ring format for {terms} terms within {bound}",
+                where="aggregate.bound",
+                why=f"terms must be 1 to {MOST_TERMS}, the bound positive and finite",
+            )
+        exponent = math.floor(HEADROOM_BITS - math.log2(terms) - math.log2(bound))
+        while terms * bound * 2.0**exponent > 2.0**HEADROOM_BITS:
+            exponent -= 1
+        if bound * 2.0**exponent < 2.0**LEAST_BITS:
+            raise PlanError(
+                f"the ring is too short for {terms} nodes",
+                where="aggregate.bound",
+                why=f"less than {LEAST_BITS} bits a value are left",
+                hint="lower clients.select",
+            )
+        return cls(exponent, bound)
+
+    def encode(self, values: Vector, out: Words) -> None:
+        """Round ``values`` (shape ``(n,)``) half to even into ``out`` (same shape), block by block, without a copy of the whole.
+
+        Raises:
+            UpdateRejected: a value is not finite or lies beyond ``bound``; nothing is ever clipped silently. The error
+                carries the coordinate in ``where`` as ``coordinate N``.
+        """
+        # Multiplying float32 by a power of two is exact, so the only rounding is rint's.
+        scale, limit = np.float32(2.0**self.exponent), np.float32(self.bound * 2.0**self.exponent)
+        for start in range(0, len(values), BLOCK):
+            block = values[start : start + BLOCK] * scale
+            # Written so that NaN fails as well: every comparison with NaN is false.
+            if not (-limit <= block.min() and block.max() <= limit):
+                at = start + int(np.flatnonzero(~(np.abs(block) <= limit))[0])
+                kind = "beyond the agreed range" if np.isfinite(values[at]) else "not finite"
+                raise UpdateRejected(f"a value is {kind}", where=f"coordinate {at}", hint="lower the learning rate or raise aggregate.bound")
+            np.rint(block, out=block)
+            out[start : start + BLOCK].view(np.int32)[:] = block
+
+    def decode(self, words: Words, divisor: float = 1.0) -> Vector:
+        """The values of a sum, each divided by ``divisor``: float32, shape of ``words``."""
+        values = np.empty(words.shape, np.float32)
+        factor = 2.0**-self.exponent / divisor
+        for start in range(0, len(words), BLOCK):
+            values[start : start + BLOCK] = words[start : start + BLOCK].view(np.int32) * factor
+        return values
+
+    def beyond(self, words: Words, bound: float) -> int | None:
+        """The first coordinate whose value is larger than ``bound`` in magnitude, or ``None``."""
+        limit = math.ceil(bound * 2.0**self.exponent)
+        for start in range(0, len(words), BLOCK):
+            block = words[start : start + BLOCK].view(np.int32)
+            if block.max() > limit or block.min() < -limit:
+                return start + int(np.flatnonzero((block > limit) | (block < -limit))[0])
+        return None
+
+
+def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words) -> None:
+    """Write each number as four words of 12 bits, least first; ``out`` has shape ``(4 * n,)``.
+
+    Raises:
+        UpdateRejected: a number is not finite or 2^27 or more in magnitude.
+    """
+    values = np.asarray(numbers, np.float64)
+    if not np.all(np.abs(values) < LIMIT):
+        raise UpdateRejected("a weight or metric is not finite or too large", why=f"the limit is {LIMIT:.0f}")
+    integers = np.rint(values * 2.0**FRACTION_BITS).astype(np.int64)
+    shifts = np.arange(LIMBS) * LIMB_BITS
+    out[:] = ((integers[:, None] >> shifts) & ((1 << LIMB_BITS) - 1)).astype(np.uint32).ravel()
+
+
+def from_limbs(words: Words) -> npt.NDArray[np.float64]:
+    """The sums behind summed limbs: float64 of shape ``(n,)`` from words of shape ``(4 * n,)``."""
+    limbs = words.reshape(-1, LIMBS).astype(np.int64)
+    total = (limbs << (np.arange(LIMBS) * LIMB_BITS)).sum(axis=1)
+    # Negative numbers were written in two's complement of 48 bits; bring the sum back to the signed range.
+    span = 1 << (LIMBS * LIMB_BITS)
+    signed: npt.NDArray[np.int64] = (total + span // 2) % span - span // 2
+    return signed.astype(np.float64) / 2.0**FRACTION_BITS
+
+
+def add(total: Words, words: Words) -> None:
+    """``total += words`` modulo 2^32, in place: associative, commutative, with zeros as identity."""
+    np.add(total, words, out=total)

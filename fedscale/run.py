@@ -1,0 +1,281 @@
+"""Run: model, optimizer state, history and the current round; exactly what a checkpoint and the journal hold.
+
+``handle`` takes one event and returns effects. It has no clock, socket, thread, database or unseeded random number: the
+server drives it from a journal, the simulator from a loop, tests from generated lists, and all get the same bits.
+
+A run walks ``init -> (train -> evaluate)* -> finished``; between two rounds it gathers nodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedscale import transform
+from fedscale.errors import Cause, Failure, ProtocolError
+from fedscale.events import (
+    Arm,
+    Assign,
+    Commit,
+    Effect,
+    Event,
+    Failed,
+    Finish,
+    Fired,
+    Gather,
+    Initialized,
+    Lost,
+    Outcome,
+    Pause,
+    Release,
+    Resume,
+    Roster,
+    Stop,
+    failure_of,
+    model_bytes,
+    outcome_of,
+    schema_of,
+)
+from fedscale.learner import Phase
+from fedscale.metrics import HIGHER_IS_BETTER
+from fedscale.optimizers import Slots
+from fedscale.plan import Plan
+from fedscale.round import Round, Status, Terms
+from fedscale.sampling import cohort
+from fedscale.strategy import Strategy
+from fedscale.task import Task, layout_for
+from fedscale.vector import Schema, Vector
+
+RUNNING = "running"
+
+
+@dataclass(slots=True)
+class Run:
+    """The state of a run; make one with ``Run(plan, strategy)`` and send it the effects of ``begin``.
+
+    Args:
+        plan: the configuration.
+        strategy: ``plan.strategy.build()``, or a strategy composed in Python.
+    """
+
+    plan: Plan
+    strategy: Strategy
+    schema: Schema | None = None
+    model: Vector | None = None
+    digest: str = ""
+    slots: Slots = field(default_factory=dict)
+    phase: Phase = Phase.INIT
+    number: int = 0
+    round: Round | None = None
+    asked: str = ""
+    unable: dict[str, Failure] = field(default_factory=dict)
+    history: list[Outcome] = field(default_factory=list)
+    status: str = RUNNING
+    reason: str = ""
+    paused: bool = False
+
+    def begin(self) -> list[Effect]:
+        """What the run wants at its start, and again after it was restored: the same requests."""
+        if self.status != RUNNING:
+            return []
+        if self.round is not None:
+            return self.round.requests()
+        if self.asked:
+            return self._ask(self.asked)
+        return self._gather()
+
+    def handle(self, event: Event) -> list[Effect]:
+        """Move by one event; an event that does not fit the state changes nothing."""
+        if self.status != RUNNING:
+            return []
+        if isinstance(event, Stop):
+            return self._finish("stopped", event.reason)
+        if isinstance(event, Pause | Resume):
+            self.paused = isinstance(event, Pause)
+            return [] if self.paused or self.round or self.asked else self._gather()
+        if self.round is not None:
+            return self._in_round(self.round, event)
+        if self.asked:
+            return self._in_init(event)
+        if isinstance(event, Roster):
+            return self._open(event.nodes)
+        if isinstance(event, Fired) and event.timer == self._gathering():
+            return self._finish("failed", f"fewer than {self._needed()} nodes were there within {self.plan.clients.deadline:g} s")
+        return []
+
+    def _gathering(self) -> str:
+        """Name of the timer that limits the wait for nodes."""
+        return f"{self.phase}/{self.number}/gather"
+
+    def _needed(self) -> int:
+        """Fewest nodes the next step can begin with."""
+        clients = self.plan.clients
+        return max(clients.min_per_round, clients.wait_for or 0) if self.phase is Phase.INIT else clients.min_per_round
+
+    def _gather(self) -> list[Effect]:
+        """Ask for nodes, unless paused."""
+        return [] if self.paused else [Gather(self._needed()), Arm(self._gathering(), self.plan.clients.deadline)]
+
+    def _open(self, nodes: tuple[str, ...]) -> list[Effect]:
+        """Begin the next step with the nodes that are there."""
+        if self.paused or len(set(nodes)) < self._needed():
+            return self._gather()
+        if self.phase is Phase.INIT:
+            able = [n for n in sorted(set(nodes)) if n not in self.unable]
+            if not able:
+                causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.unable.items()))
+                return self._finish("failed", f"no node could make the first model: {causes}")
+            return self._ask(cohort(self.plan.job.seed, 0, able, 1)[0])
+        self.round = Round.begin(self._terms(nodes), self.strategy.aggregator)
+        return self.round.requests()
+
+    def _terms(self, nodes: tuple[str, ...]) -> Terms:
+        """The terms of the next round with these nodes eligible."""
+        plan, schema = self.plan, self._schema()
+        clients = plan.clients.model_copy(update={"select": plan.evaluate.select}) if self.phase is Phase.EVALUATE else plan.clients
+        asked, target = clients.asked(len(set(nodes)))
+        members = cohort(plan.job.seed, self.number, nodes, asked)
+        layout = layout_for(plan, self.phase, schema.size, asked)
+        shown = plan.evaluate.min_cell if plan.evaluate.per_site and self.phase is Phase.EVALUATE else 0
+        quorum = min(clients.min_per_round, asked)
+        return Terms(self.number, self.phase, members, target, quorum, clients.deadline, clients.rejoin, layout, schema, self.digest, shown)
+
+    def _schema(self) -> Schema:
+        """The schema, which every round after the first step has."""
+        if self.schema is None:
+            raise ProtocolError("a round was opened before the first model was there")
+        return self.schema
+
+    def _ask(self, node: str) -> list[Effect]:
+        """Ask one node for the first model."""
+        self.asked = node
+        task = Task(node, Phase.INIT, 0, layout_for(self.plan, Phase.INIT, 0, 1), None, "")
+        return [Assign(task), Arm(self._asking(), self.plan.clients.deadline)]
+
+    def _asking(self) -> str:
+        """Name of the timer that limits the wait for the first model of one node."""
+        return f"init/0/{self.asked}"
+
+    def _in_init(self, event: Event) -> list[Effect]:
+        """While one node makes the first model: take it, or go on to the next node."""
+        failure: Failure | None = None
+        if isinstance(event, Initialized) and event.node == self.asked and event.model is not None:
+            return self._start(schema_of(event), event.model, event.digest)
+        if isinstance(event, Failed) and event.node == self.asked:
+            failure = event.failure
+        elif isinstance(event, Lost) and event.node == self.asked:
+            failure = Failure(Cause.LOST, "the connection to the node broke")
+        elif isinstance(event, Fired) and event.timer == self._asking():
+            failure = Failure(Cause.TIMEOUT, f"no first model within {self.plan.clients.deadline:g} s")
+        if failure is None:
+            return []
+        node, self.asked = self.asked, ""
+        self.unable[node] = failure
+        return [Release(node, 0, Phase.INIT), *self._gather()]
+
+    def _start(self, schema: Schema, model: Vector, digest: str) -> list[Effect]:
+        """Take the first model and go to round 1."""
+        self.schema, self.model, self.digest = schema, model, digest
+        self.slots = self.strategy.optimizer.init(model)
+        self.asked = ""
+        self.phase, self.number = Phase.TRAIN, 1
+        return [Commit(None), *self._gather()]
+
+    def _in_round(self, current: Round, event: Event) -> list[Effect]:
+        """Hand an event to the round and, when it is over, go on."""
+        effects = current.handle(event)
+        if current.status is Status.OPEN:
+            return effects
+        self.round = None
+        if current.status is Status.FAILED:
+            return effects + self._finish("failed", current.reason())
+        aggregate, outcome = current.result()
+        if self.phase is Phase.TRAIN and self.model is not None:
+            delta = transform.decode(self.strategy.transforms, aggregate).delta
+            self.model, self.slots = self.strategy.optimizer.update(delta, self.model, self.slots, self.number)
+            self.digest = model_digest(self.model)
+        self.history.append(outcome)
+        return [*effects, *self._advance(outcome)]
+
+    def _advance(self, outcome: Outcome) -> list[Effect]:
+        """Choose the next step: evaluate, train or finish."""
+        plan = self.plan
+        every = plan.evaluate.every
+        if self.model is not None and not np.isfinite(np.dot(self.model, self.model)):
+            return [Commit(outcome), *self._finish("failed", f"the model diverged in round {self.number}; lower the learning rates")]
+        if self.phase is Phase.TRAIN and every and (self.number % every == 0 or self.number == plan.strategy.rounds):
+            self.phase = Phase.EVALUATE
+        elif self.number == plan.strategy.rounds:
+            return [Commit(outcome), *self._finish("completed", "")]
+        elif self.phase is Phase.EVALUATE and self._stale():
+            return [Commit(outcome), *self._finish("completed", f"no better {plan.evaluate.monitor} in {plan.evaluate.patience} evaluations")]
+        else:
+            self.phase, self.number = Phase.TRAIN, self.number + 1
+        return [Commit(outcome), *self._gather()]
+
+    def _stale(self) -> bool:
+        """Whether the monitored metric has not improved for ``patience`` evaluations."""
+        watched = self.plan.evaluate
+        sign = 1.0 if watched.monitor in HIGHER_IS_BETTER else -1.0
+        values = [sign * o.metrics[watched.monitor] for o in self.history if o.phase == Phase.EVALUATE and watched.monitor in o.metrics]
+        return bool(watched.patience) and len(values) > watched.patience and max(values[-watched.patience :]) <= max(values[: -watched.patience])
+
+    def _finish(self, status: str, reason: str) -> list[Effect]:
+        """End the run, releasing whoever is still at work."""
+        busy: list[Effect] = []
+        if self.round is not None:
+            busy = [Release(e.task.node, self.number, self.phase) for e in self.round.requests() if isinstance(e, Assign)]
+        elif self.asked:
+            busy = [Release(self.asked, 0, Phase.INIT)]
+        self.round, self.asked = None, ""
+        self.status, self.reason = status, reason
+        return [*busy, Finish(status, reason)]
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Vector]]:
+        """The run between two rounds as JSON and named vectors; ``restore`` is its inverse.
+
+        Raises:
+            ProtocolError: a round is open; checkpoints are taken when a ``Commit`` is asked for.
+        """
+        if self.round is not None:
+            raise ProtocolError("a checkpoint was asked for while a round is open")
+        facts = {
+            "phase": str(self.phase),
+            "number": self.number,
+            "schema": self.schema.to_json() if self.schema else "",
+            "digest": self.digest,
+            "unable": {n: asdict(f) for n, f in self.unable.items()},
+            "history": [asdict(o) for o in self.history],
+            "status": self.status,
+            "reason": self.reason,
+            "paused": self.paused,
+        }
+        vectors = {} if self.model is None else {"model": self.model, **{f"slot/{n}": v for n, v in self.slots.items()}}
+        return facts, vectors
+
+    @classmethod
+    def restore(cls, plan: Plan, strategy: Strategy, facts: dict[str, Any], vectors: dict[str, Vector]) -> Run:
+        """A run as ``snapshot`` saw it; send the effects of ``begin`` again."""
+        return cls(
+            plan,
+            strategy,
+            schema=Schema.from_json(facts["schema"]) if facts["schema"] else None,
+            model=vectors.get("model"),
+            digest=facts["digest"],
+            slots={n.removeprefix("slot/"): v for n, v in vectors.items() if n.startswith("slot/")},
+            phase=Phase(facts["phase"]),
+            number=facts["number"],
+            unable={n: failure_of(f) for n, f in facts["unable"].items()},
+            history=[outcome_of(o) for o in facts["history"]],
+            status=facts["status"],
+            reason=facts["reason"],
+            paused=facts["paused"],
+        )
+
+
+def model_digest(model: Vector) -> str:
+    """SHA-256 over a model's bytes, in hex: its name in every store."""
+    return hashlib.sha256(model_bytes(model)).hexdigest()

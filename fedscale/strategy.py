@@ -1,0 +1,110 @@
+"""Strategies: frozen values composed of an optimizer, an aggregator, transforms and a client rule; never subclasses.
+
+Every algorithm here is a function that returns a ``Strategy``. Its arguments are validated, so the same names and types
+serve Python and the ``[strategy]`` table of a plan.
+Sources: McMahan et al. 2017; Hsu et al. 2019; Reddi et al. 2021; Li et al. 2020.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from typing import Annotated, Literal, ParamSpec
+
+from pydantic import Field, ValidationError, validate_call
+
+from fedscale import optimizers
+from fedscale.aggregate import Aggregator, Mean
+from fedscale.errors import PlanError
+from fedscale.optimizers import Optimizer
+from fedscale.transform import ClipNorm, Transform
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Weighting = Literal["examples", "equal"]
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a federation learns.
+
+    Args:
+        optimizer: the server's step on the mean change.
+        aggregator: how answers combine.
+        transforms: what happens to each update before it leaves the node, and is undone on the sum.
+        weighting: whether a node counts by its examples or all count the same.
+        proximal: strength of the pull towards the global model during local training (FedProx's mu).
+        name: what plans and reports call it; ``custom`` when composed by hand.
+        params: the arguments it was made with.
+    """
+
+    optimizer: Optimizer
+    aggregator: Aggregator = field(default_factory=Mean)
+    transforms: tuple[Transform, ...] = ()
+    weighting: Weighting = "examples"
+    proximal: float = 0.0
+    name: str = "custom"
+    params: Mapping[str, float | str] = field(default_factory=dict)
+
+
+def _strategy(make: Callable[P, Strategy]) -> Callable[P, Strategy]:
+    """Validate the arguments and note them, with the function's name, in the value it returns."""
+    checked = validate_call(make)
+    name = make.__name__.replace("_", "")
+
+    @wraps(make)
+    def named(*args: P.args, **kwargs: P.kwargs) -> Strategy:
+        try:
+            value = checked(*args, **kwargs)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise PlanError(f"{name}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}", where=f"strategy.{place}") from None
+        bound = inspect.signature(make).bind(*args, **kwargs)
+        return replace(value, name=name, params=dict(bound.arguments))
+
+    return named
+
+
+@_strategy
+def fed_avg(*, lr: Positive = 1.0, weighting: Weighting = "examples", clip_norm: Positive | None = None) -> Strategy:
+    """Federated averaging (McMahan et al. 2017): the weighted mean of the changes, applied with step length ``lr``."""
+    return Strategy(optimizers.sgd(lr), transforms=(ClipNorm(clip_norm),) if clip_norm else (), weighting=weighting)
+
+
+@_strategy
+def fed_avgm(*, lr: Positive = 1.0, momentum: Fraction = 0.9) -> Strategy:
+    """FedAvg with server momentum (Hsu et al. 2019)."""
+    return replace(fed_avg(), optimizer=optimizers.sgd(lr, momentum))
+
+
+@_strategy
+def fed_adam(*, lr: Positive = 0.1, beta1: Fraction = 0.9, beta2: Fraction = 0.99, tau: Positive = 1e-3) -> Strategy:
+    """Adam at the server (Reddi et al. 2021), bias-corrected."""
+    return replace(fed_avg(), optimizer=optimizers.adam(lr, beta1, beta2, tau))
+
+
+@_strategy
+def fed_yogi(*, lr: Positive = 0.01, beta1: Fraction = 0.9, beta2: Fraction = 0.99, tau: Positive = 1e-3) -> Strategy:
+    """Yogi at the server (Reddi et al. 2021)."""
+    return replace(fed_avg(), optimizer=optimizers.yogi(lr, beta1, beta2, tau))
+
+
+@_strategy
+def fed_adagrad(*, lr: Positive = 0.1, tau: Positive = 1e-3) -> Strategy:
+    """Adagrad at the server (Reddi et al. 2021)."""
+    return replace(fed_avg(), optimizer=optimizers.adagrad(lr, tau))
+
+
+@_strategy
+def fed_prox(*, mu: Positive = 0.01, lr: Positive = 1.0) -> Strategy:
+    """FedAvg with a proximal term of strength ``mu`` in every local loss (Li et al. 2020)."""
+    return replace(fed_avg(lr=lr), proximal=mu)
+
+
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
+    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox)
+}

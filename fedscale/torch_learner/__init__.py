@@ -1,0 +1,11 @@
+"""Local training and evaluation of an ``App`` with torch; the one part of the core that imports torch.
+
+A learner builds one module and keeps it. Every piece of work loads the global model into it in place, seeds torch from
+``Work.seed`` inside a forked random state and leaves nothing behind that matters, so the order in which nodes or virtual
+clients come changes no bit. What travels are the floating-point entries of the module's state, batch norm's running
+statistics included; integer and non-persistent buffers stay local and start every piece of work as the module was built.
+"""
+
+from fedscale.torch_learner.learner import TorchLearner, as_learner
+
+__all__ = ["TorchLearner", "as_learner"]

@@ -1,0 +1,284 @@
+"""The learner itself: load, train, evaluate."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+
+from fedscale.data import Dataset
+from fedscale.errors import AppError, ConfigError, DataError, UpdateRejected
+from fedscale.learner import App, Learner, LocalOptimizer, Phase, Result, Work
+from fedscale.metrics import Sums
+from fedscale.torch_learner.examples import Examples, aligned
+from fedscale.torch_learner.measures import MEASURES, total
+from fedscale.torch_learner.resident import Resident, arrays_of, shared_state
+
+KEEP = 2
+EVALUATION_FACTOR = 4
+OWN_SUMS = ("auc", "loss")
+
+
+class TorchLearner:
+    """Does the work of an ``App``.
+
+    Args:
+        app: the declared model.
+        keep: how many prepared datasets stay at hand; a node needs two, one to train on and one to evaluate on.
+
+    Raises:
+        AppError: the app names a metric that does not exist.
+    """
+
+    def __init__(self, app: App, keep: int = KEEP) -> None:
+        if isinstance(app.metrics, str):
+            raise AppError("the app's metrics are one text", why="a list of names is expected", hint=f'write metrics=["{app.metrics}"]')
+        self._app = app
+        self._custom = dict(app.metrics) if isinstance(app.metrics, Mapping) else {}
+        if taken := [name for name in OWN_SUMS if name in self._custom]:
+            raise AppError(f"metric '{taken[0]}' cannot be redefined", hint="give it another name")
+        self.check(app.metrics)
+        self._resident: Resident | None = None
+        self._examples = lru_cache(maxsize=keep)(self._prepared)
+
+    def check(self, metrics: Iterable[str]) -> None:
+        """Refuse metrics this app cannot compute.
+
+        Raises:
+            AppError: with the closest name that exists.
+        """
+        known = ("loss", *MEASURES, *self._custom)
+        for name in metrics:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}; or give App(metrics={{name: function}})"
+                raise AppError(f"there is no metric '{name}'", hint=hint)
+
+    def run(self, work: Work) -> Result:
+        """Do a piece of work.
+
+        The training loss is reported as the mean over everything seen in this piece of work, times ``examples``, which
+        is the number of distinct rows of the site.
+
+        Raises:
+            AppError: the model, the loss or a metric does not return what it should.
+            ConfigError: the plan asks for a device that this machine does not have.
+            DataError: the data is not a dataset or has no rows.
+            UpdateRejected: the loss is not finite: training diverged.
+        """
+        device = _device(work.training.device)
+        with _seeded(work.seed, device):
+            if work.phase is Phase.INIT:
+                return Result(arrays_of(shared_state(self._module())), 0)
+            if work.phase is Phase.TRAIN:
+                return self._train(work, device)
+            return self._evaluate(work, device)
+
+    def _module(self) -> nn.Module:
+        """A new module of the app."""
+        module = self._app.model()
+        if not isinstance(module, nn.Module):
+            raise AppError(f"the app's model is {type(module).__name__}", why="a function that makes a torch module is expected")
+        for name, parameter in module.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise AppError(f"the size of parameter '{name}' is open", hint="give the number of inputs instead of using a lazy layer")
+            if not parameter.is_floating_point():
+                raise AppError(f"parameter '{name}' is of dtype {parameter.dtype}", why="only real floating-point tensors can be averaged")
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            raise AppError("the app's model has no parameters to train")
+        return module
+
+    def _loaded(self, work: Work, device: torch.device) -> Resident:
+        """The resident module with the global model in it."""
+        if self._resident is None or self._resident.device != device:
+            # A fixed seed: whatever does not travel must be alike on every node.
+            with _seeded(0, device):
+                self._resident = Resident(self._module(), device)
+        if work.arrays is None:
+            raise AppError(f"there is no model to {work.phase}")
+        self._resident.load(work.arrays)
+        return self._resident
+
+    def _train(self, work: Work, device: torch.device) -> Result:
+        """Train from the global model on."""
+        examples, resident, training = self._examples_of(work.data), self._loaded(work, device), work.training
+        optimizer = _optimizer(resident.trained, training.optimizer)
+        scaler = torch.amp.GradScaler(device.type, enabled=training.amp and device.type == "cuda")
+        anchor = [parameter.detach().clone() for parameter in resident.trained] if work.proximal else []
+        sizes = _batch_sizes(len(examples), training.batch_size, pairs=resident.normalized)
+        steps = min(training.epochs * len(sizes), training.max_steps or math.inf)
+        loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
+        resident.module.train()
+        for step, rows in enumerate(islice(_batches(len(examples), sizes, work.seed), int(steps)), 1):
+            outputs, targets = self._forward(resident, examples, rows, amp=training.amp)
+            loss = self._loss(outputs, targets)
+            optimizer.zero_grad()
+            torch.autograd.backward(scaler.scale(loss))
+            if work.proximal:
+                scaler.unscale_(optimizer)
+                _pull(resident.trained, anchor, work.proximal)
+            scaler.step(optimizer)
+            scaler.update()
+            loss_sum += loss.detach() * len(rows)
+            seen += len(rows)
+            if step % len(sizes) == 0:
+                _require_finite(loss_sum)
+            work.progress(step / steps)
+        return Result(arrays_of(resident.shared), len(examples), {"loss": _require_finite(loss_sum) * (len(examples) / seen)})
+
+    def _evaluate(self, work: Work, device: torch.device) -> Result:
+        """Sum the loss and the metrics over all rows."""
+        self.check(work.metrics)
+        examples, resident = self._examples_of(work.data), self._loaded(work, device)
+        sums: dict[str, Sums] = {}
+        resident.module.eval()
+        with torch.no_grad():
+            for rows in torch.split(torch.arange(len(examples)), EVALUATION_FACTOR * work.training.batch_size):
+                outputs, targets = self._forward(resident, examples, rows, amp=work.training.amp)
+                _add(sums, "loss", _require_finite(self._loss(outputs, targets).double() * len(rows)))
+                for name in work.metrics:
+                    if name != "loss":
+                        _add(sums, name, self._measure(name, outputs, targets))
+                work.progress((int(rows[-1]) + 1) / len(examples))
+        return Result(None, len(examples), sums)
+
+    def _forward(self, resident: Resident, examples: Examples, rows: Tensor, *, amp: bool) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of some rows, as loss and metrics take them."""
+        features, targets = examples.features[rows].to(resident.device), examples.targets[rows].to(resident.device)
+        with resident.autocast() if amp else nullcontext():
+            outputs = resident.module(features)
+        if not isinstance(outputs, Tensor):
+            raise AppError(f"the model returned {type(outputs).__name__}", why="a tensor is expected", hint="for anything else write a Learner")
+        return aligned(outputs.float() if amp else outputs, targets, examples.classes)
+
+    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of a batch, checked."""
+        if outputs.ndim == 1 and (self._app.loss is nn.functional.cross_entropy or isinstance(self._app.loss, nn.CrossEntropyLoss)):
+            raise AppError(
+                "cross entropy needs one output for each class, the model has one",
+                hint="use binary_cross_entropy_with_logits, or two outputs",
+            )
+        loss = self._app.loss(outputs, targets)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise AppError(f"the loss returned {found}", why="the mean over the batch, a tensor without dimensions, is expected")
+        return loss
+
+    def _measure(self, name: str, outputs: Tensor, targets: Tensor) -> Sums:
+        """The sums of one metric over a batch."""
+        if name not in self._custom:
+            return MEASURES[name](outputs, targets)
+        values = torch.as_tensor(self._custom[name](outputs, targets))
+        if values.shape != (len(targets),):
+            raise AppError(f"metric '{name}' returned shape {tuple(values.shape)} for {len(targets)} examples", why="one value for each is expected")
+        return total(values)
+
+    def _examples_of(self, data: object) -> Examples:
+        """The rows of a dataset, prepared by the app once and kept."""
+        if not isinstance(data, Dataset | TorchDataset):
+            raise DataError(f"a torch app cannot learn from {type(data).__name__}", hint="give a fedscale or a torch dataset")
+        return self._examples(data)
+
+    def _prepared(self, data: Dataset | TorchDataset[Any]) -> Examples:
+        """The rows of a dataset after the app's ``prepare``."""
+        prepared = self._app.prepare(data) if self._app.prepare else data
+        if isinstance(prepared, Dataset):
+            return Examples.of_arrays(prepared.x, prepared.y)
+        if isinstance(prepared, TorchDataset):
+            return Examples.of_dataset(prepared)
+        raise AppError(f"prepare returned {type(prepared).__name__}", why="a fedscale or a torch dataset is expected")
+
+
+def as_learner(app: object, keep: int = KEEP) -> Learner:
+    """The learner behind what a user gives: an ``App`` is trained with torch, a ``Learner`` is taken as it is.
+
+    Args:
+        app: an ``App`` or a ``Learner``.
+        keep: see ``TorchLearner``.
+
+    Raises:
+        AppError: it is neither.
+    """
+    if isinstance(app, App):
+        return TorchLearner(app, keep)
+    if isinstance(app, Learner) and not isinstance(app, type):
+        return app
+    found = f"the class {app.__name__}" if isinstance(app, type) else f"of type {type(app).__name__}"
+    raise AppError(f"the app is {found}", why="an App, or an object with the method run(work), is expected")
+
+
+def _device(wanted: str) -> torch.device:
+    """The device a plan asks for."""
+    present = torch.cuda.is_available()
+    if wanted == "cuda" and not present:
+        raise ConfigError("the plan asks for CUDA, which this machine does not have", where="train.device", hint='use device = "auto"')
+    return torch.device("cuda", torch.cuda.current_device()) if present and wanted != "cpu" else torch.device("cpu")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's generators as after ``torch.manual_seed(seed)``, put back afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_cuda else []):
+        # torch.manual_seed takes 0.15 ms to visit every kind of device, which is as long as a small client trains.
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def _batch_sizes(rows: int, size: int, *, pairs: bool) -> list[int]:
+    """The sizes of an epoch's batches; with ``pairs`` a last single row joins the batch before it.
+
+    Batch norm cannot train on one row, and a site should not fail for having one row more.
+    """
+    sizes = [size] * (rows // size) + ([rows % size] if rows % size else [])
+    return [*sizes[:-2], size + 1] if pairs and len(sizes) > 1 and sizes[-1] == 1 < size else sizes
+
+
+def _batches(rows: int, sizes: list[int], seed: int) -> Iterator[Tensor]:
+    """Row numbers of one batch after the other, in a new order each epoch, without end.
+
+    Raw bits and a stable sort, because numpy keeps only those equal between its versions.
+    """
+    bits = np.random.Philox(seed)
+    while True:
+        yield from torch.split(torch.from_numpy(np.argsort(bits.random_raw(rows), kind="stable")), sizes)
+
+
+def _optimizer(parameters: list[nn.Parameter], wanted: LocalOptimizer) -> torch.optim.Optimizer:
+    """A fresh local optimiser by torch's names and defaults."""
+    if wanted.name == "sgd":
+        return torch.optim.SGD(parameters, wanted.lr, wanted.momentum, weight_decay=wanted.weight_decay)
+    kind = torch.optim.Adam if wanted.name == "adam" else torch.optim.AdamW
+    return kind(parameters, wanted.lr, weight_decay=wanted.weight_decay)
+
+
+def _pull(parameters: list[nn.Parameter], anchor: list[Tensor], strength: float) -> None:
+    """Add the gradient of ``strength / 2 * |w - w0|^2`` (Li et al. 2020)."""
+    pulled = [(parameter, parameter.grad, first) for parameter, first in zip(parameters, anchor, strict=True) if parameter.grad is not None]
+    now, gradients, before = zip(*pulled, strict=True)
+    with torch.no_grad():
+        torch._foreach_add_(gradients, torch._foreach_sub(now, before), alpha=strength)  # noqa: SLF001
+
+
+def _require_finite(loss: Tensor) -> Sums:
+    """A summed loss, shape ``(1,)``, unless training diverged."""
+    sums = total(loss)
+    if not np.isfinite(sums).all():
+        raise UpdateRejected("training diverged", why="the loss is not finite", hint="lower train.optimizer.lr")
+    return sums
+
+
+def _add(sums: dict[str, Sums], name: str, more: Sums) -> None:
+    """Add a batch's sums to a metric's."""
+    sums[name] = sums[name] + more if name in sums else more

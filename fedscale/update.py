@@ -1,0 +1,128 @@
+"""One node's answer as one vector: ``[weight * delta | weight | metric sums]``.
+
+The weight and the metric sums are extra coordinates, so one sum gives the weighted mean of the model changes and the
+pooled metrics, and whatever hides the vector hides the number of patients and the metrics too. An answer carries no
+header: its length and meaning come from the round's ``Layout``, which both sides hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from fedscale.errors import UpdateRejected
+from fedscale.metrics import Metric, Sums
+from fedscale.ring import LIMBS, LIMIT, WORD, FixedPoint, Words, from_limbs, to_limbs
+from fedscale.vector import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a node computed, before it is laid out as one vector.
+
+    Args:
+        delta: change of the model, float32 of shape ``(size,)``; empty when nothing was trained.
+        weight: number of examples behind it, or 1 where all nodes count the same.
+        metrics: sums over the examples, by name.
+    """
+
+    delta: Vector
+    weight: float
+    metrics: Mapping[str, Sums] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the answers of one round are laid out and added up.
+
+    Args:
+        size: coordinates of the model; 0 for a round that only evaluates.
+        metrics: what is pooled, in order.
+        terms: most answers that may be summed; fixes the headroom of the ring.
+        bound: largest magnitude of one coordinate of a model change.
+        weight_cap: largest weight of one node.
+    """
+
+    size: int
+    metrics: tuple[Metric, ...]
+    terms: int
+    bound: float = 8.0
+    weight_cap: float = LIMIT - 1
+
+    @cached_property
+    def format(self) -> FixedPoint:
+        """The fixed point format of the model coordinates."""
+        return FixedPoint.for_sum(self.terms, self.bound)
+
+    @cached_property
+    def length(self) -> int:
+        """Words of one answer."""
+        return self.size + LIMBS * (1 + sum(m.width for m in self.metrics))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one answer on the wire."""
+        return self.length * WORD.itemsize
+
+    def encode(self, update: Update) -> Words:
+        """Lay an update out in the ring.
+
+        Raises:
+            UpdateRejected: wrong length or dtype, a value that is not finite or beyond its bound, or a bad weight.
+        """
+        if update.delta.dtype != np.float32 or update.delta.shape != (self.size,):
+            raise UpdateRejected(
+                f"a model change of shape {update.delta.shape} and dtype {update.delta.dtype} does not fit {self.size} float32 coordinates"
+            )
+        if not (math.isfinite(update.weight) and 0 < update.weight <= self.weight_cap):
+            raise UpdateRejected("the weight of an answer is not within its bounds", why=f"it must be above 0 and at most {self.weight_cap:g}")
+        words = np.empty(self.length, WORD)
+        # Dividing by the cap keeps a weighted coordinate within the bound of an unweighted one.
+        self.format.encode(update.delta * np.float32(update.weight / self.weight_cap), words[: self.size])
+        numbers = [np.array([update.weight])]
+        for metric in self.metrics:
+            sums = np.asarray(update.metrics.get(metric.name, ()), np.float64)
+            if sums.shape != (metric.width,):
+                raise UpdateRejected(f"metric '{metric.name}' has {sums.size} values, the plan asks for {metric.width}")
+            numbers.append(sums)
+        to_limbs(np.concatenate(numbers), words[self.size :])
+        return words
+
+    def tail(self, words: Words) -> tuple[float, dict[str, Sums]]:
+        """Weight and metric sums of an answer or of a sum of answers."""
+        numbers = from_limbs(words[self.size :])
+        sums: dict[str, Sums] = {}
+        at = 1
+        for metric in self.metrics:
+            sums[metric.name] = numbers[at : at + metric.width]
+            at += metric.width
+        return float(numbers[0]), sums
+
+    def mean(self, words: Words, weight: float) -> Vector:
+        """Weighted mean of the model changes behind a sum whose weights add up to ``weight``."""
+        return self.format.decode(words[: self.size], weight / self.weight_cap)
+
+    def check(self, words: Words) -> None:
+        """Refuse an answer, seen in the clear, that no honest node could have sent.
+
+        Raises:
+            UpdateRejected: wrong length or dtype, weight or counts out of bounds, a coordinate beyond its bound.
+        """
+        if words.dtype != WORD or words.shape != (self.length,):
+            raise UpdateRejected(f"an answer of {words.size} words of {words.dtype}", why=f"the round asks for {self.length} words of {WORD}")
+        if (words[self.size :] >> np.uint32(12)).any():
+            raise UpdateRejected("the weight or a metric of an answer is malformed", why="one answer has limbs of 12 bits")
+        weight, sums = self.tail(words)
+        if not 0 < weight <= self.weight_cap:
+            raise UpdateRejected("the weight of an answer is not within its bounds", why=f"it must be above 0 and at most {self.weight_cap:g}")
+        for metric in self.metrics:
+            counts = sums[metric.name]
+            if metric.width > 1 and (counts.min() < 0 or counts.sum() > weight * (1 + 1e-6) + 1):
+                raise UpdateRejected(f"metric '{metric.name}' counts more examples than the answer's weight, or fewer than none")
+        at = self.format.beyond(words[: self.size], self.bound * weight / self.weight_cap) if self.size else None
+        if at is not None:
+            raise UpdateRejected("a value is beyond the agreed range", where=f"coordinate {at}")

@@ -1,0 +1,147 @@
+"""A model as one flat float32 array and the layout that names its parts.
+
+Inside the core nothing knows layers: clipping is one norm, aggregation one addition, transfer one buffer. Names and
+shapes matter only at the learner and in checkpoints, through ``Schema.pack`` and ``Schema.unpack``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedscale.errors import ProtocolError, UpdateRejected
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
+
+FLOATS = ("float16", "float32", "float64", "bfloat16")
+MAX_TENSORS = 65_536
+MAX_COORDINATES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One named part of a model: its name, shape and the dtype the learner holds it in."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The ordered parts of a model and where each lies in the flat vector."""
+
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> Schema:
+        """The layout of named arrays, in their order; each must be of a floating-point dtype."""
+        for name, array in arrays.items():
+            if str(array.dtype) not in FLOATS:
+                raise UpdateRejected(
+                    f"tensor '{name}' is of dtype {array.dtype}",
+                    why="only floating-point tensors can be averaged",
+                    hint="leave integer buffers out of the answer",
+                )
+        return cls(tuple(Tensor(name, tuple(a.shape), str(a.dtype)) for name, a in arrays.items()))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of coordinates of the flat vector."""
+        return sum(t.size for t in self.tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON form, in hex: two models fit together when their digests are equal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def zeros(self) -> Vector:
+        """A vector of zeros, shape ``(size,)``."""
+        return np.zeros(self.size, np.float32)
+
+    def pack(self, arrays: Arrays) -> Vector:
+        """Copy named arrays into one flat vector.
+
+        Raises:
+            UpdateRejected: a tensor is missing, unknown or of another shape; nothing is ever broadcast.
+        """
+        names = [t.name for t in self.tensors]
+        if missing := [n for n in names if n not in arrays]:
+            raise UpdateRejected(f"tensor '{missing[0]}' is missing from the answer", hint="return every tensor of the model")
+        if unknown := [n for n in arrays if n not in set(names)]:
+            raise UpdateRejected(f"tensor '{unknown[0]}' is not part of the model", hint="return only the model's tensors")
+        flat = np.empty(self.size, np.float32)
+        at = 0
+        for tensor in self.tensors:
+            array = arrays[tensor.name]
+            if tuple(array.shape) != tensor.shape:
+                raise UpdateRejected(f"tensor '{tensor.name}' has shape {tuple(array.shape)}, the model has {tensor.shape}")
+            if str(array.dtype) not in FLOATS:
+                raise UpdateRejected(f"tensor '{tensor.name}' is of dtype {array.dtype}, the model has {tensor.dtype}")
+            flat[at : at + tensor.size] = np.ravel(array)
+            at += tensor.size
+        return flat
+
+    def unpack(self, vector: Vector) -> dict[str, Vector]:
+        """Named views into ``vector``, each of its tensor's shape; no copy.
+
+        Raises:
+            UpdateRejected: the vector has another length than the schema.
+        """
+        if vector.shape != (self.size,):
+            raise UpdateRejected(f"vector of shape {vector.shape} does not fit a model of {self.size} coordinates")
+        views: dict[str, Vector] = {}
+        at = 0
+        for tensor in self.tensors:
+            views[tensor.name] = vector[at : at + tensor.size].reshape(tensor.shape)
+            at += tensor.size
+        return views
+
+    def locate(self, coordinate: int) -> str:
+        """The name of the tensor that holds a flat coordinate, for messages people read."""
+        for tensor in self.tensors:
+            if coordinate < tensor.size:
+                return tensor.name
+            coordinate -= tensor.size
+        return "?"
+
+    def to_json(self) -> str:
+        """Canonical JSON: ``[[name, [shape], dtype], ...]`` without spaces."""
+        return json.dumps([[t.name, list(t.shape), t.dtype] for t in self.tensors], separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Schema:
+        """Read the canonical form back, trusting nothing.
+
+        Raises:
+            ProtocolError: not the canonical form, or beyond the limits.
+        """
+        try:
+            rows = json.loads(text)
+            tensors = tuple(Tensor(str(name), tuple(int(n) for n in shape), str(dtype)) for name, shape, dtype in rows)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ProtocolError("a model schema is malformed", why=type(error).__name__) from None
+        names = {t.name for t in tensors}
+        sound = all(n >= 0 for t in tensors for n in t.shape) and all(t.dtype in FLOATS for t in tensors)
+        if len(tensors) > MAX_TENSORS or len(names) != len(tensors) or not sound:
+            raise ProtocolError(
+                "a model schema is malformed", why="too many or repeated names, a negative size or a dtype that is not floating point"
+            )
+        schema = cls(tensors)
+        if schema.size > MAX_COORDINATES:
+            raise ProtocolError(f"a model schema asks for {schema.size} coordinates", why=f"the limit is {MAX_COORDINATES}")
+        return schema

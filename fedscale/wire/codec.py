@@ -1,0 +1,89 @@
+"""Bulk data as frames of raw bytes: cut without a copy, hashed on the way, length-checked before anything is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from fedscale.errors import ProtocolError
+from fedscale.ring import WORD, Words
+from fedscale.vector import Vector
+from fedscale.wire.limits import FRAME
+
+FETCH = "/fedscale.v1.Bulk/Fetch"
+SUBMIT = "/fedscale.v1.Bulk/Submit"
+PUT = "/fedscale.v1.Bulk/Put"
+TASK_KEY, DIGEST_KEY, SIZE_KEY, SCHEMA_KEY = "fedscale-task", "fedscale-digest", "fedscale-size", "fedscale-schema-bin"
+
+
+def frames(data: bytes | memoryview, offset: int = 0) -> Iterator[bytes]:
+    """Cut data into frames of at most ``FRAME`` bytes, from ``offset`` on."""
+    view = memoryview(data)
+    for start in range(offset, len(view), FRAME):
+        yield bytes(view[start : start + FRAME])
+
+
+def digest_of(data: bytes | bytearray | memoryview) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Intake:
+    """Receives the frames of one blob of a size and digest known beforehand into a file.
+
+    Args:
+        file: where the bytes go, opened for writing.
+        size: exact number of bytes.
+        digest: SHA-256 in hex of the whole.
+    """
+
+    def __init__(self, file: BinaryIO, size: int, digest: str) -> None:
+        self._file, self._left, self._digest, self._hash = file, size, digest, hashlib.sha256()
+
+    def take(self, frame: bytes) -> None:
+        """Write one frame.
+
+        Raises:
+            ProtocolError: more bytes than announced.
+        """
+        self._left -= len(frame)
+        if self._left < 0:
+            raise ProtocolError("a stream is longer than it announced")
+        self._hash.update(frame)
+        self._file.write(frame)
+
+    def done(self) -> None:
+        """Check that all is there and is what was announced.
+
+        Raises:
+            ProtocolError: too short, or another content.
+        """
+        if self._left:
+            raise ProtocolError(f"a stream ended {self._left} bytes too early")
+        if self._hash.hexdigest() != self._digest:
+            raise ProtocolError("a stream does not have the content it announced", why="its SHA-256 differs")
+
+
+def model_from(data: bytes | memoryview, size: int) -> Vector:
+    """A model from its bytes, read-only, without a copy.
+
+    Raises:
+        ProtocolError: not ``4 * size`` bytes.
+    """
+    if len(data) != 4 * size:
+        raise ProtocolError(f"a model of {len(data)} bytes", why=f"the schema has {size} coordinates of 4 bytes")
+    return np.frombuffer(data, "<f4")
+
+
+def words_from(data: bytes | memoryview, length: int) -> Words:
+    """An answer from its bytes, read-only, without a copy.
+
+    Raises:
+        ProtocolError: not ``4 * length`` bytes.
+    """
+    if len(data) != WORD.itemsize * length:
+        raise ProtocolError(f"an answer of {len(data)} bytes", why=f"the round asks for {WORD.itemsize * length}")
+    return np.frombuffer(data, WORD)

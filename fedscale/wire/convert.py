@@ -1,0 +1,90 @@
+"""Between the core's values and protobuf messages: every field is checked here, nothing is trusted beyond."""
+
+from __future__ import annotations
+
+from fedscale.errors import Cause, Failure, ProtocolError
+from fedscale.learner import Phase
+from fedscale.plan import Plan
+from fedscale.proto.v1 import node_pb2 as pb
+from fedscale.task import Task, layout_for
+from fedscale.vector import Schema
+
+Key = tuple[str, Phase, int]
+LONGEST = 4000
+
+
+def key_text(key: Key) -> str:
+    """A task's key as metadata: ``run/phase/number``."""
+    return "/".join((key[0], str(key[1]), str(key[2])))
+
+
+def key_from_text(text: str) -> Key:
+    """Read ``run/phase/number``.
+
+    Raises:
+        ProtocolError: anything else.
+    """
+    parts = text.split("/")
+    if len(parts) != 3 or not parts[2].isdecimal() or parts[1] not in set(Phase):
+        raise ProtocolError("a task key is malformed")
+    return parts[0], Phase(parts[1]), int(parts[2])
+
+
+def key_to_proto(key: Key) -> pb.TaskKey:
+    """A task's key as a message."""
+    return pb.TaskKey(run=key[0], phase=str(key[1]), number=key[2])
+
+
+def key_from_proto(message: pb.TaskKey) -> Key:
+    """Read a task's key.
+
+    Raises:
+        ProtocolError: an unknown phase.
+    """
+    if message.phase not in set(Phase):
+        raise ProtocolError("a task key names an unknown phase")
+    return message.run, Phase(message.phase), message.number
+
+
+def assignment_to_proto(run: str, task: Task, plan_toml: str, bundle: str, deadline: float) -> pb.Assignment:
+    """A task as the server sends it; the layout travels as plan and ``terms`` and is rebuilt at the node."""
+    return pb.Assignment(
+        key=key_to_proto((run, task.phase, task.number)),
+        plan=plan_toml,
+        bundle=bundle,
+        schema=task.schema.to_json() if task.schema else "",
+        model=task.model,
+        terms=task.layout.terms,
+        deadline_seconds=deadline,
+    )
+
+
+def assignment_from_proto(message: pb.Assignment, node: str) -> tuple[str, Plan, Task]:
+    """Run, plan and task behind an assignment, everything recomputed from the plan.
+
+    Raises:
+        ProtocolError: fields that contradict each other.
+        PlanError: the plan is not valid.
+    """
+    run, phase, number = key_from_proto(message.key)
+    plan = Plan.from_toml(message.plan, file=f"plan of run {run}")
+    if (phase is Phase.INIT) != (not message.schema) or (phase is Phase.INIT) != (not message.model):
+        raise ProtocolError("an assignment lacks the model, or carries one where the first is asked for", where=f"run {run}")
+    schema = Schema.from_json(message.schema) if message.schema else None
+    layout = layout_for(plan, phase, schema.size if schema else 0, message.terms)
+    return run, plan, Task(node, phase, number, layout, schema, message.model)
+
+
+def failure_to_proto(key: Key, failure: Failure) -> pb.Failed:
+    """A failure as a node reports it."""
+    return pb.Failed(
+        key=key_to_proto(key), cause=failure.cause, what=failure.what, where=failure.where, hint=failure.hint, traceback=failure.traceback
+    )
+
+
+def failure_from_proto(message: pb.Failed) -> Failure:
+    """A reported failure, texts cut to ``LONGEST`` characters; an unknown cause becomes ``worker``."""
+    cause = Cause(message.cause) if message.cause in set(Cause) else Cause.WORKER
+    texts = (message.what, message.where, message.hint, message.traceback)
+    what, where, hint, traceback = (t[:LONGEST] for t in texts)
+    return Failure(cause, what, where, hint, traceback)

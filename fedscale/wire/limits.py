@@ -1,0 +1,23 @@
+"""Limits and options of every gRPC channel and server: what a peer may send at all."""
+
+from __future__ import annotations
+
+FRAME = 1 << 20
+MESSAGE = 4 << 20
+BLOB = 1 << 40
+BUNDLE = 64 << 20
+HEARTBEAT_SECONDS = 1.0
+SILENCE_SECONDS = 4.0
+
+# Bandwidth probing lets a slow reader pile up megabytes per connection; a fixed window does not.
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.max_receive_message_length", MESSAGE),
+    ("grpc.max_send_message_length", MESSAGE),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+SERVER_OPTIONS = (*OPTIONS, ("grpc.so_reuseport", 0), ("grpc.http2.min_ping_interval_without_data_ms", 10_000))
+CHANNEL_OPTIONS = (*OPTIONS, ("grpc.max_reconnect_backoff_ms", 5_000), ("grpc.initial_reconnect_backoff_ms", 100))

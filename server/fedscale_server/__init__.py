@@ -1,0 +1,1 @@
+"""fedscale: the server room."""

@@ -1,0 +1,134 @@
+"""The only wiring of the server: settings and a home in, a running coordinator out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import structlog
+
+from fedscale.clock import Clock, SystemClock
+from fedscale.errors import ConfigError
+from fedscale.proto.v1 import control_pb2_grpc, node_pb2_grpc
+from fedscale.wire.limits import SERVER_OPTIONS
+from fedscale_server.engine import Engine
+from fedscale_server.home import Home
+from fedscale_server.registry import Registry
+from fedscale_server.services.bulk import BulkService
+from fedscale_server.services.control import ControlService
+from fedscale_server.services.enrolment import EnrolmentService
+from fedscale_server.services.guard import Guard
+from fedscale_server.services.node import NodeService
+from fedscale_server.sessions import Sessions
+from fedscale_server.settings import Settings
+from fedscale_server.store.blobs import Blobs
+from fedscale_server.store.store import Store
+
+log = structlog.get_logger()
+GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a started server listens."""
+
+    address: str
+    enrolment: str
+
+
+async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None], clock: Clock | None = None) -> None:
+    """Run a coordinator until it is told to stop by SIGTERM, SIGINT or cancellation.
+
+    Every port speaks TLS; there is no way to open one without.
+
+    Args:
+        path: the server's home.
+        settings: what ``server.toml`` says.
+        on_ready: called once when all ports are open.
+        clock: for tests.
+
+    Raises:
+        ConfigError: a port is taken, or the home cannot be used.
+    """
+    clock = clock or SystemClock()
+    home = Home.load(path)
+    home.refresh(settings, clock.now())
+    store = await asyncio.to_thread(Store.open, settings.url(path))
+    try:
+        engine = Engine(store, Blobs(path / "bundles"), path / "runs", Sessions(), clock)
+        registry = Registry(store, home.authority, clock)
+        main = grpc.aio.server(interceptors=[Guard(registry)], options=SERVER_OPTIONS)
+        doors = grpc.aio.server(interceptors=[Guard(None)], options=SERVER_OPTIONS)
+        settings = _open_ports(main, doors, home, settings)
+        # A port of 0 was the system's choice; from here on it is a fact that the operator's profile must know.
+        home.refresh(settings, clock.now())
+        _add_services(main, doors, engine, registry, settings)
+        await engine.start()
+        await asyncio.gather(main.start(), doors.start())
+        on_ready(Ready(settings.address, _enrolment(settings)))
+        log.info("server ready", address=settings.address, enrolment=_enrolment(settings))
+        await _told_to_stop()
+        engine.stop()
+        await asyncio.gather(main.stop(GRACE_SECONDS), doors.stop(GRACE_SECONDS))
+    finally:
+        store.close()
+
+
+def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, home: Home, settings: Settings) -> Settings:
+    """Open both ports; returns the settings with the ports that were taken."""
+    pair = [(home.server_key, home.server_chain)]
+    mutual = grpc.ssl_server_credentials(pair, root_certificates=home.ca_pem, require_client_auth=True)
+    port = _bind(main, settings.host, settings.port, mutual)
+    enrolment_port = _bind(doors, settings.host, settings.enrolment_port, grpc.ssl_server_credentials(pair))
+    return settings.model_copy(update={"port": port, "enrolment_port": enrolment_port})
+
+
+def _add_services(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine, registry: Registry, settings: Settings) -> None:
+    """Members' services on the mTLS port, enrolment on its own."""
+    control = ControlService(engine, registry, settings.federation, settings.address, _enrolment(settings))
+    node_pb2_grpc.add_NodeServicer_to_server(NodeService(engine, registry), main)
+    control_pb2_grpc.add_ControlServicer_to_server(control, main)
+    main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once).handler(),))
+    node_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentService(registry, settings.address), doors)
+
+
+def _enrolment(settings: Settings) -> str:
+    """``host:port`` that tickets point to."""
+    return f"{settings.public_host}:{settings.enrolment_port}"
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:
+    """Open a port; returns its number."""
+    shown = f"[{host}]" if _is_ipv6(host) else host
+    try:
+        taken = server.add_secure_port(f"{shown}:{port}", credentials)
+    except RuntimeError:
+        taken = 0
+    if not taken:
+        raise ConfigError(
+            f"cannot listen on {shown}:{port}", why="the port is taken or the address is not this machine's", hint="choose another with --port"
+        )
+    return int(taken)
+
+
+def _is_ipv6(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).version == 6
+    return False
+
+
+async def _told_to_stop() -> None:
+    """Wait for a signal to stop."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Only the main thread may set handlers; elsewhere, as in tests, cancellation ends the server.
+        with contextlib.suppress(ValueError, RuntimeError):
+            loop.add_signal_handler(number, told.set)
+    await told.wait()

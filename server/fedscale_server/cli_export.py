@@ -1,0 +1,51 @@
+"""``fedscale run export``: a run's model in a file that every framework reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from safetensors.numpy import save
+
+from fedscale import console
+from fedscale.cli.options import Json
+from fedscale.errors import Conflict
+from fedscale.report.units import data_size
+from fedscale.vector import Schema
+from fedscale.wire.codec import model_from
+from fedscale_server.options import ProfileFolder, RunId, connect
+from fedscale_server.parcels import fetch
+
+
+def export(
+    run: RunId,
+    *,
+    out: Annotated[Path | None, typer.Option(help="The file; RUN.safetensors by default.")] = None,
+    json: Json = False,
+    profile: ProfileFolder = None,
+) -> None:
+    """Write a run's newest model as safetensors."""
+    with connect(profile) as control:
+        detail = control.run(run)
+        if not detail.model:
+            raise Conflict(f"run {detail.info.run} has no model yet", hint=f"follow it: fedscale run watch {detail.info.run}")
+        schema = Schema.from_json(detail.schema)
+        content = fetch(control, detail.model, 4 * schema.size)
+    path = out or Path(f"{detail.info.run}.safetensors")
+    arrays = {name: values.copy() for name, values in schema.unpack(model_from(content, schema.size)).items()}
+    _write(path, save(arrays, {"run": detail.info.run, "digest": detail.model, "format": "pt"}))
+    data = {"path": str(path), "digest": detail.model, "tensors": len(arrays), "bytes": len(content)}
+    console.emit(data, str(path), as_json=json)
+    console.note(f"{len(arrays)} tensors, {data_size(len(content))}, SHA-256 {detail.model}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

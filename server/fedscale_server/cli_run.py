@@ -1,0 +1,108 @@
+"""``fedscale run``: what happens to runs, and what they left."""
+
+from __future__ import annotations
+
+import json as json_
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Group
+
+from fedscale import console
+from fedscale.cli.options import DryRun, Json
+from fedscale.errors import Conflict
+from fedscale.record import RoundRecord, RunRecord
+from fedscale.report import write
+from fedscale.report.units import number
+from fedscale_server.follow import follow, shown
+from fedscale_server.options import ProfileFolder, RunId, connect, moment
+
+OVER = ("completed", "failed", "stopped")
+
+
+def list_(
+    *, project: Annotated[str, typer.Option(help="Only the runs of this project.")] = "", json: Json = False, profile: ProfileFolder = None
+) -> None:
+    """List the runs, newest first."""
+    with connect(profile) as control:
+        found = control.runs(project)
+    rows = [(r.run, r.project, r.status, f"{r.number}/{r.rounds}" if r.number else "", moment(r.created), r.reason) for r in found]
+    table = console.table(("run", "project", "status", ">round", "begun", "reason"), rows)
+    console.emit([asdict(run) for run in found], table if found else "no runs yet; submit one: fedscale run submit job.toml", as_json=json)
+
+
+def show(run: RunId, *, json: Json = False, profile: ProfileFolder = None) -> None:
+    """Show where a run stands and what each site contributed."""
+    with connect(profile) as control:
+        detail = control.run(run)
+    record = RunRecord.from_json(detail.record)
+    parts = [console.table(("round", "phase", ">nodes", ">failures", "metrics"), [_round(row) for row in record.rounds]), shown(detail)]
+    data = {"run": asdict(detail.info), "record": json_.loads(detail.record), "model": detail.model}
+    console.emit(data, Group(*parts, *([detail.info.reason] if detail.info.reason else [])), as_json=json)
+
+
+def _round(row: RoundRecord) -> Sequence[object]:
+    values = ", ".join(f"{name} {number(value)}" for name, value in row.metrics.items())
+    return row.number, row.phase, len(row.answered), len(row.failures) or "", values
+
+
+def watch(
+    run: RunId,
+    *,
+    after: Annotated[int, typer.Option(min=0, help="Begin behind the event of this number.")] = 0,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="Print every event as a line of JSON.")] = False,
+    json: Json = False,
+    profile: ProfileFolder = None,
+) -> None:
+    """Follow a run until it ends; exit code 1 when it failed."""
+    with connect(profile) as control:
+        raise typer.Exit(follow(control, run, as_json=json, as_lines=jsonl, after=after))
+
+
+def stop(
+    run: RunId,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    dry_run: DryRun = False,
+    json: Json = False,
+    profile: ProfileFolder = None,
+) -> None:
+    """End a run now; its last model is kept."""
+    _steer(run, "stop", reason, dry_run=dry_run, as_json=json, profile=profile)
+
+
+def pause(run: RunId, *, dry_run: DryRun = False, json: Json = False, profile: ProfileFolder = None) -> None:
+    """Begin no further round until the run is resumed."""
+    _steer(run, "pause", "", dry_run=dry_run, as_json=json, profile=profile)
+
+
+def resume(run: RunId, *, dry_run: DryRun = False, json: Json = False, profile: ProfileFolder = None) -> None:
+    """Go on with a paused run."""
+    _steer(run, "resume", "", dry_run=dry_run, as_json=json, profile=profile)
+
+
+def _steer(run: str, action: str, reason: str, *, dry_run: bool, as_json: bool, profile: Path | None) -> None:
+    """Ask for an action on a run and say how it stands then."""
+    with connect(profile) as control:
+        info = control.run(run).info if dry_run else control.steer(run, action, reason)
+    if dry_run and info.status in OVER:
+        raise Conflict(f"run {info.run} is {info.status} already")
+    text = f"would {action} run {info.run}, which is {info.status}" if dry_run else f"run {info.run} is {info.status}"
+    console.emit(asdict(info) | {"dry_run": dry_run}, text, as_json=as_json)
+
+
+def report(
+    run: RunId,
+    *,
+    out: Annotated[Path | None, typer.Option(help="The folder; runs/RUN by default.")] = None,
+    json: Json = False,
+    profile: ProfileFolder = None,
+) -> None:
+    """Write a run's report, metrics and summary into a folder."""
+    with connect(profile) as control:
+        detail = control.run(run)
+    files = write(RunRecord.from_json(detail.record), out or Path("runs", detail.info.run))
+    console.emit({name: str(path) for name, path in files.items()}, "\n".join(str(path) for path in files.values()), as_json=json)

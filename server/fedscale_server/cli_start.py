@@ -1,0 +1,72 @@
+"""``fedscale server init`` and ``start``: a coordinator's home and its process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedscale import console
+from fedscale.cli.lazy import later
+from fedscale.cli.logs import LogFormat, configure
+from fedscale.cli.options import DryRun, Json
+from fedscale.errors import Conflict
+from fedscale_server.home import Home
+from fedscale_server.options import ServerHome
+from fedscale_server.settings import load
+
+if TYPE_CHECKING:
+    from fedscale_server.app import Ready
+
+
+def init(
+    *,
+    home: ServerHome = Path("fedscale-server"),
+    federation: Annotated[str | None, typer.Option(help="Name of the federation; cannot change later.")] = None,
+    hosts: Annotated[list[str] | None, typer.Option("--hosts", help="Name or address that sites reach it by; may be repeated.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; 127.0.0.1 by default.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for members.")] = None,
+    enrolment_port: Annotated[int | None, typer.Option(help="Port for those who have only a ticket.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Make a coordinator's home: authority, certificates, settings."""
+    given = {"federation": federation, "hosts": hosts or None, "host": host, "port": port, "enrolment_port": enrolment_port}
+    settings = load(home, given)
+    profile = home / "admin"
+    if dry_run and (home / "ca").exists():
+        raise Conflict("there is a server here already", where=str(home))
+    if not dry_run:
+        profile = Home.create(home, settings, datetime.now(UTC)).profile
+    data = {"home": str(home), "profile": str(profile), "federation": settings.federation, "address": settings.address}
+    data |= {"enrolment": settings.enrolment_address}
+    console.emit(data | {"dry_run": dry_run}, f"would make a coordinator in {home}" if dry_run else f"made a coordinator in {home}", as_json=json)
+    if not dry_run:
+        console.note(f"start it: fedscale server start --home {home}; whoever has {home / 'ca'} can name anybody, so back it up and guard it")
+
+
+def start(
+    *,
+    home: ServerHome = Path("fedscale-server"),
+    host: Annotated[str | None, typer.Option(help="Address to listen at, in place of the one in server.toml.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port for members.")] = None,
+    enrolment_port: Annotated[int | None, typer.Option(help="Port for those who have only a ticket.")] = None,
+    database: Annotated[str | None, typer.Option(envvar="FEDSCALE_DATABASE", help="URL of the database; better in the environment.")] = None,
+    log: LogFormat = "text",
+    json: Json = False,
+) -> None:
+    """Serve until told to stop."""
+    configure(log)
+    settings = load(home, {"host": host, "port": port, "enrolment_port": enrolment_port, "database": database})
+
+    def ready(where: Ready) -> None:
+        data = asdict(where) | {"home": str(home), "pid": os.getpid()}
+        console.emit(data, f"coordinator ready: sites and people at {where.address}, tickets at {where.enrolment}; Ctrl-C stops it", as_json=json)
+
+    asyncio.run(later("fedscale_server.app:serve")(home, settings, ready))
+    console.note("the coordinator has stopped; runs go on where they are when it is started again")

@@ -1,0 +1,79 @@
+"""``fedscale run submit``: a job file and its folder become a run."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedscale import bundle, console
+from fedscale.cli.options import DryRun, Json, Settings
+from fedscale.errors import ConfigError
+from fedscale.plan import Plan
+from fedscale.report.units import data_size
+from fedscale_server.control import Control
+from fedscale_server.follow import follow
+from fedscale_server.options import ProfileFolder, connect
+from fedscale_server.packing import pack_job
+from fedscale_server.parcels import put
+
+
+def submit(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; its folder is the app that the sites run.")],
+    *,
+    project: Annotated[str, typer.Option(help="The project; may be left out where there is only one.")] = "",
+    settings: Settings = None,
+    key: Annotated[str, typer.Option(help="Idempotency key: the same key never starts a second run.")] = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run until it ends.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    profile: ProfileFolder = None,
+) -> None:
+    """Send a job to a project's sites."""
+    plan = Plan.load(job, settings or ())
+    packed = pack_job(job, plan)
+    with connect(profile) as control:
+        chosen = project or _only_project(control)
+        if dry_run:
+            data = _forecast(control, chosen, plan, packed)
+            console.emit(data, console.facts(data | {"bundle_bytes": data_size(len(packed))}), as_json=json)
+            return
+        info = control.submit(chosen, plan.to_toml(), put(control, packed), key or secrets.token_hex(16))
+        if watch:
+            console.note(f"submitted {info.run} to project {info.project}")
+            raise typer.Exit(follow(control, info.run, as_json=json, as_lines=False))
+    console.emit(asdict(info), info.run, as_json=json)
+    console.note(f"submitted to project {info.project}; follow it: fedscale run watch {info.run}")
+
+
+def _only_project(control: Control) -> str:
+    """The one project there is."""
+    names = [project.name for project in control.projects()]
+    if len(names) != 1:
+        hint = f"one of: {', '.join(names)}" if names else "make one: fedscale project create NAME"
+        raise ConfigError(f"there are {len(names)} projects, so the run's own must be named with --project", hint=hint)
+    return names[0]
+
+
+def _forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict[str, Any]:
+    """What a run would be."""
+    there = [site.name for site in control.nodes(project) if site.connected and plan.job.data in site.datasets]
+    needed = plan.clients.wait_for or plan.clients.min_per_round
+    return {
+        "project": project,
+        "job": plan.job.name,
+        "strategy": plan.strategy.name,
+        "rounds": plan.strategy.rounds,
+        "nodes": there,
+        "needed": needed,
+        "starts": "at once" if len(there) >= needed else f"when {needed - len(there)} more nodes with dataset '{plan.job.data}' are there",
+        "epsilon": None,
+        "plan_hash": plan.digest,
+        "bundle": bundle.digest(packed),
+        "bundle_bytes": len(packed),
+        "files": sorted(bundle.read(packed)),
+        "dry_run": True,
+    }

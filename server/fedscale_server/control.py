@@ -1,0 +1,223 @@
+"""The coordinator's and researcher's side of the Control service: plain values in and out, errors rebuilt as the server raised them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+import grpc
+
+from fedscale import errors
+from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
+from fedscale.proto.v1 import control_pb2 as pb
+from fedscale.proto.v1 import control_pb2_grpc
+from fedscale.wire.limits import CHANNEL_OPTIONS
+from fedscale_server.answers import Detail, Event, Invitation, Project, RunInfo, Site, Status
+from fedscale_server.profile import Profile
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+ERROR_KEY = "fedscale-error-bin"
+TIMEOUT, PATIENCE = 15.0, 60.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
+    grpc.StatusCode.UNAVAILABLE: Unreachable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
+    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
+    grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: Conflict,
+    grpc.StatusCode.FAILED_PRECONDITION: Conflict,
+    grpc.StatusCode.ABORTED: Conflict,
+    grpc.StatusCode.INVALID_ARGUMENT: ConfigError,
+}
+# What gRPC says about a connection that failed, in the words of the person who has to mend it.
+REASONS = {
+    "Connection refused": "nothing listens there",
+    "CERTIFICATE_VERIFY_FAILED": "it is not the coordinator this profile was made for",
+    "Peer name": "its certificate is for another host",
+    "resolution": "the host name is not known",
+    "unreachable": "there is no way to that network",
+}
+
+
+def _calls(method: Callable[P, T]) -> Callable[P, T]:
+    """Turn what gRPC raises in a method of ``Control`` into errors of ours."""
+
+    @functools.wraps(method)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except grpc.RpcError as error:
+            control: Any = args[0]
+            raise control.explain(error) from None
+
+    return called
+
+
+class Control:
+    """A connection to a coordinator; close it, or use it in a ``with`` statement.
+
+    Every method raises what the coordinator raised; ``Unreachable`` when there is no answer within ``timeout`` seconds.
+
+    Args:
+        profile: who calls and whom.
+        timeout: seconds that one call may take.
+    """
+
+    def __init__(self, profile: Profile, timeout: float = TIMEOUT) -> None:
+        self.profile, self._timeout = profile, timeout
+        credentials = grpc.ssl_channel_credentials(profile.authority, profile.key, profile.certificate)
+        self.channel = grpc.secure_channel(profile.address, credentials, CHANNEL_OPTIONS)
+        self._stub = control_pb2_grpc.ControlStub(self.channel)
+
+    def __enter__(self) -> Self:
+        """The connection itself; the first call opens it."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the connection."""
+        self.channel.close()
+
+    @_calls
+    def status(self) -> Status:
+        """The coordinator as it is."""
+        reply = self._stub.Status(pb.StatusRequest(), timeout=self._timeout)
+        return _read(Status, reply, nodes=tuple(map(_site, reply.nodes)), runs=tuple(_read(RunInfo, r) for r in reply.runs))
+
+    @_calls
+    def create_project(self, name: str) -> Project:
+        """A new project."""
+        return _read(Project, self._stub.CreateProject(pb.CreateProjectRequest(name=name), timeout=self._timeout))
+
+    @_calls
+    def projects(self) -> list[Project]:
+        """All projects."""
+        return [_read(Project, p) for p in self._stub.ListProjects(pb.ListProjectsRequest(), timeout=self._timeout).projects]
+
+    @_calls
+    def invite(self, project: str, name: str, ttl_seconds: float, role: str) -> Invitation:
+        """A ticket for one site, or for a colleague with another role."""
+        request = pb.InviteRequest(project=project, name=name, ttl_seconds=ttl_seconds, role=role)
+        return _read(Invitation, self._stub.Invite(request, timeout=self._timeout))
+
+    @_calls
+    def nodes(self, project: str) -> list[Site]:
+        """The sites of a project, connected or not."""
+        return [_site(n) for n in self._stub.ListNodes(pb.ListNodesRequest(project=project), timeout=self._timeout).nodes]
+
+    @_calls
+    def revoke(self, name: str) -> None:
+        """Shut a site out at once."""
+        self._stub.Revoke(pb.RevokeRequest(name=name), timeout=self._timeout)
+
+    @_calls
+    def submit(self, project: str, plan: str, bundle: str, key: str) -> RunInfo:
+        """Start a run of a stored bundle; the same key never starts a second one."""
+        request = pb.SubmitRunRequest(project=project, plan=plan, bundle=bundle, key=key)
+        return _read(RunInfo, self._stub.SubmitRun(request, timeout=self._timeout))
+
+    @_calls
+    def runs(self, project: str = "") -> list[RunInfo]:
+        """The runs of a project, or of all."""
+        return [_read(RunInfo, r) for r in self._stub.ListRuns(pb.ListRunsRequest(project=project), timeout=self._timeout).runs]
+
+    @_calls
+    def run(self, run: str) -> Detail:
+        """One run."""
+        reply = self._stub.GetRun(pb.GetRunRequest(run=run), timeout=self._timeout)
+        return _read(Detail, reply, info=_read(RunInfo, reply.info))
+
+    @_calls
+    def steer(self, run: str, action: str, reason: str = "") -> RunInfo:
+        """Stop, pause or resume a run."""
+        return _read(RunInfo, self._stub.SteerRun(pb.SteerRunRequest(run=run, action=action, reason=reason), timeout=self._timeout))
+
+    def watch(self, run: str, after: int = 0, *, patience: float = PATIENCE, wait: Callable[[float], None] = time.sleep) -> Iterator[Event]:
+        """What happens to a run, from the event behind ``after`` on until it ends; a broken connection is taken up again where it broke.
+
+        Args:
+            run: its id.
+            after: sequence number of the last event already seen.
+            patience: seconds to try again for before it counts as unreachable.
+            wait: sleeps.
+        """
+        pause, tried = FIRST_PAUSE, 0.0
+        while True:
+            try:
+                for message in self._stub.WatchRun(pb.WatchRunRequest(run=run, after=after)):
+                    pause, tried, after = FIRST_PAUSE, 0.0, max(after, message.sequence)
+                    yield _event(message)
+                return
+            except grpc.RpcError as error:
+                problem = self.explain(error)
+                if not isinstance(problem, Unreachable) or tried >= patience:
+                    raise problem from None
+            wait(pause)
+            pause, tried = min(2 * pause, LONGEST_PAUSE), tried + pause
+
+    def explain(self, error: grpc.RpcError) -> FedscaleError:
+        """What gRPC raised as an error of ours: the coordinator's own where it sent one."""
+        call: Any = error
+        sent = dict(call.trailing_metadata() or ()).get(ERROR_KEY)
+        if sent is not None:
+            return rebuilt(sent)
+        code, details = call.code(), call.details() or ""
+        kind = KINDS.get(code, ProtocolError)
+        if kind is not Unreachable:
+            return kind(f"the coordinator answered with {code.name}", where=self.profile.address, why=details)
+        until = _valid_until(self.profile.certificate)
+        if until < datetime.now(UTC):
+            why, hint = f"it was valid until {until:%Y-%m-%d}", "ask whoever runs the coordinator for a new profile"
+            return AccessDenied("this profile's certificate has expired", where=str(self.profile.folder), why=why, hint=hint)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unreachable("the coordinator does not answer in time", where=self.profile.address, hint="see its log, or try again")
+        why = next((reason for sign, reason in REASONS.items() if sign in details), details)
+        return Unreachable("the coordinator cannot be reached", where=self.profile.address, why=why, hint="is it running? fedscale server start")
+
+
+def rebuilt(sent: bytes | str) -> FedscaleError:
+    """The error that a server put into the metadata of its answer."""
+    try:
+        told = json.loads(sent)
+        kind = getattr(errors, str(told["type"]), None)
+        texts = {name: str(told.get(name, "")) for name in ("what", "where", "why", "hint")}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ProtocolError("the coordinator sent an error that cannot be read", hint="do both sides run the same release?")
+    if not (isinstance(kind, type) and issubclass(kind, FedscaleError)):
+        kind = ProtocolError
+    return kind(texts.pop("what"), **texts)
+
+
+def _valid_until(certificate: bytes) -> datetime:
+    """When a certificate ends; cryptography is loaded for this alone, where a call has failed already."""
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
+def _read(kind: Callable[P, T], message: Any, **given: Any) -> T:
+    """A message as the value whose fields have the same names; ``given`` are those that need more than a copy."""
+    names = inspect.signature(kind).parameters
+    return kind(**{name: given[name] if name in given else getattr(message, name) for name in names})  # type: ignore[call-arg]
+
+
+def _site(message: pb.NodeInfo) -> Site:
+    """A site with its datasets as a tuple."""
+    return _read(Site, message, datasets=tuple(message.datasets))
+
+
+def _event(message: pb.RunEvent) -> Event:
+    """An event with its detail decoded."""
+    try:
+        detail = json.loads(message.detail or "{}")
+    except ValueError:
+        raise ProtocolError("the coordinator sent an event that cannot be read", where=f"event {message.sequence}") from None
+    return _read(Event, message, detail=detail)

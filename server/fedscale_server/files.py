@@ -1,0 +1,48 @@
+"""Files that are either whole or not there, readable by their owner alone, and still there after a power cut."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can enter; one that is there already is closed to all others."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def write(path: Path, data: bytes | memoryview, draft: Path | None = None) -> None:
+    """Put ``data`` in the place of whatever ``path`` holds.
+
+    Args:
+        path: the file.
+        data: what it shall hold.
+        draft: where it is written first, in the same file system; beside ``path`` by default.
+    """
+    draft = draft or path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        move(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file whose content is durable, and make the new name durable too."""
+    source.replace(target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

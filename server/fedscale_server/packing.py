@@ -1,0 +1,53 @@
+"""What of a job's folder goes to the sites: its code, and nothing that a run or a node left beside it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from fedscale import bundle
+from fedscale.errors import BundleError, PlanError
+from fedscale.plan import Plan
+
+RESULTS, HOMES = "runs", ("fedscale-server", "fedscale-node")
+SECRET = (".pem", ".key")
+
+
+def pack_job(job: Path, plan: Plan) -> bytes:
+    """The bundle of the folder that a job file lies in, without the results of earlier runs.
+
+    Raises:
+        PlanError: the app that the plan names is not in the folder.
+        BundleError: the folder holds keys, is too large, or has names that are not portable.
+    """
+    folder = job.resolve().parent
+    module = plan.job.app.partition(":")[0].replace(".", "/")
+    if not any((folder / f"{module}{ending}").is_file() for ending in (".py", "/__init__.py")):
+        raise PlanError(f"there is no module for app '{plan.job.app}'", where=f"{job}: job.app", hint=f"write it into {folder / module}.py")
+    with tempfile.TemporaryDirectory(prefix="fedscale-") as scratch:
+        stage = Path(scratch, "job")
+        _copy(folder, stage)
+        return bundle.pack(stage)
+
+
+def _copy(folder: Path, stage: Path) -> None:
+    """Copy what belongs to the job, at most as much as a bundle may hold."""
+    room = bundle.MAX_BYTES
+
+    def leave_out(inside: str, names: list[str]) -> set[str]:
+        nonlocal room
+        for path in (Path(inside, name) for name in names if not name.startswith(".")):
+            if path.suffix in SECRET or path.name in HOMES:
+                where, hint = path.relative_to(folder), "keep job.toml and its code in a folder of their own"
+                raise BundleError("the job's folder holds what must not leave this machine", where=str(where), hint=hint)
+            room -= path.lstat().st_size if path.is_file() and not _result(path, folder) else 0
+        if room < 0:
+            raise BundleError(f"the job's folder holds more than {bundle.MAX_BYTES >> 20} MiB", where=str(folder), hint="keep data out of it")
+        return {name for name in names if name.startswith(".") or name == "__pycache__" or _result(Path(inside, name), folder)}
+
+    shutil.copytree(folder, stage, symlinks=True, ignore=leave_out)
+
+
+def _result(path: Path, folder: Path) -> bool:
+    return path == folder / RESULTS

@@ -1,0 +1,76 @@
+"""Bundles to a coordinator, models from it: raw frames over the connection of a ``Control``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import grpc
+
+from fedscale.errors import BundleError, ProtocolError
+from fedscale.proto.v1 import bulk_pb2 as pb
+from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SIZE_KEY, digest_of, frames
+from fedscale_server.control import Control
+
+BASE_SECONDS, SLOWEST = 30.0, 64 << 10
+
+
+def put(control: Control, bundle: bytes, progress: Callable[[float], None] = lambda _: None) -> str:
+    """Store a bundle at the coordinator, once for each content; returns its digest.
+
+    Args:
+        control: the connection.
+        bundle: what ``fedscale.bundle.pack`` gave.
+        progress: called with the fraction that was sent.
+
+    Raises:
+        BundleError: the coordinator does not accept it.
+    """
+    digest = digest_of(bundle)
+    metadata = ((DIGEST_KEY, digest), (SIZE_KEY, str(len(bundle))))
+    call = control.channel.stream_unary(PUT, request_serializer=None, response_deserializer=pb.Receipt.FromString)
+    try:
+        receipt = call(_told(frames(bundle), len(bundle), progress), timeout=_limit(len(bundle)), metadata=metadata)
+    except grpc.RpcError as error:
+        raise control.explain(error) from None
+    if receipt.verdict not in (pb.Receipt.ACCEPTED, pb.Receipt.DUPLICATE):
+        raise BundleError("the coordinator does not accept the bundle", why=receipt.reason)
+    return digest
+
+
+def fetch(control: Control, digest: str, size: int) -> bytes:
+    """A blob of the coordinator, checked against its name.
+
+    Args:
+        control: the connection.
+        digest: its SHA-256, in hex.
+        size: how many bytes it has.
+
+    Raises:
+        ProtocolError: another size or content.
+    """
+    call = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=None)
+    try:
+        received = bytearray()
+        for frame in call(pb.FetchRequest(digest=digest), timeout=_limit(size)):
+            received += frame
+            if len(received) > size:
+                break
+    except grpc.RpcError as error:
+        raise control.explain(error) from None
+    if len(received) != size or digest_of(received) != digest:
+        raise ProtocolError("the coordinator sent another content than asked for", where=f"blob {digest[:12]}")
+    return bytes(received)
+
+
+def _told(parts: Iterable[bytes], size: int, progress: Callable[[float], None]) -> Iterator[bytes]:
+    """The parts, telling how far they are."""
+    sent = 0
+    for part in parts:
+        yield part
+        sent += len(part)
+        progress(sent / size)
+
+
+def _limit(size: int) -> float:
+    """Seconds within which so many bytes must have passed, on the slowest line that still makes sense."""
+    return BASE_SECONDS + size / SLOWEST

@@ -1,0 +1,192 @@
+"""Registry: hands out tickets, turns them into certificates, and knows at every call who is in and who is out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from cryptography import x509
+
+from fedscale.clock import Clock
+from fedscale.errors import AccessDenied, ConfigError, NotFound
+from fedscale.identity import (
+    SKEW,
+    Authority,
+    Identity,
+    Role,
+    Ticket,
+    certificate_pem,
+    identity_of,
+    load_certificate,
+    new_ticket,
+    secret_hash,
+    serial_of,
+    spki_hash,
+    valid_name,
+)
+from fedscale_server.home import OPERATOR, OPERATOR_DAYS
+from fedscale_server.store import tables
+from fedscale_server.store.store import Store
+
+LONGEST_TICKET = timedelta(days=30)
+NODE_HOURS = 24  # a node renews by itself at half of it
+PERSON_HOURS = 30 * 24  # nobody renews a person's certificate while they are away
+
+
+class Registry:
+    """Members of one federation.
+
+    Args:
+        store: where tickets and members are kept.
+        authority: signs certificates.
+        clock: tells when something expires.
+    """
+
+    def __init__(self, store: Store, authority: Authority, clock: Clock) -> None:
+        self.authority = authority
+        self._store, self._clock = store, clock
+        self._federation = authority.federation
+        self._turn = threading.Lock()
+        if store.member(OPERATOR) is None:
+            born = authority.certificate.not_valid_before_utc
+            store.enrol(OPERATOR, "", Role.COORDINATOR, "", born + timedelta(days=OPERATOR_DAYS), born)
+        self._members = {member.name: member for member in store.members()}
+
+    # -------------------------------------------------------------------------------------------------------- enrolment
+
+    def invite(self, project: str, name: str | None, role: str, ttl: float, address: str) -> Ticket:
+        """A ticket for one new member, or for one that has lost its key.
+
+        Args:
+            project: what it joins.
+            name: whom the ticket is made out for; ``None`` lets the bearer choose.
+            role: what the bearer will be.
+            ttl: for how many seconds it can be used.
+            address: ``host:port`` of the enrolment port.
+
+        Raises:
+            NotFound: no such project.
+            ConfigError: the name, role or time is not valid.
+            TicketError: the address is not ``host:port``.
+        """
+        if role not in set(Role):
+            raise ConfigError(f"no role '{role}'", hint=f"use one of {', '.join(Role)}")
+        if not 0 < ttl <= LONGEST_TICKET.total_seconds():
+            raise ConfigError("a ticket cannot be valid for that long", why=f"it must expire, within {LONGEST_TICKET.days} days")
+        ticket = new_ticket(address, spki_hash(self.authority.key.public_key()))
+        until = self._clock.now() + timedelta(seconds=ttl)
+        made_out = valid_name(name) if name else None
+        row = tables.Ticket(id=ticket.id, secret_hash=secret_hash(ticket.secret), project=project, role=role, name=made_out, expires_at=until)
+        self._store.add_ticket(row)
+        return ticket
+
+    def join(self, ticket_id: str, secret: str, name: str, csr_pem: bytes) -> tuple[bytes, tables.Member]:
+        """Trade a ticket for a certificate. Nothing is used up unless all of it succeeds.
+
+        Args:
+            ticket_id: which ticket.
+            secret: its secret.
+            name: the wanted name; may be empty when the ticket is made out for one.
+            csr_pem: certificate request, signed by the new member's key.
+
+        Returns:
+            The certificate in PEM and the member.
+
+        Raises:
+            TicketError: unknown, wrong secret, used, expired, or made out for another name.
+            ConfigError: the name is not valid.
+            ProtocolError: the request is malformed.
+            Conflict: the name is taken.
+        """
+        now, digest = self._clock.now(), secret_hash(secret)
+        ticket = self._store.ticket(ticket_id, digest, now)
+        name = valid_name(name or ticket.name or "")
+        certificate = self._issue(Identity(self._federation, Role(ticket.role), name), csr_pem, now)
+        member = self._store.redeem(ticket_id, digest, name, serial_of(certificate), certificate.not_valid_after_utc, now)
+        self._refresh(name)
+        return certificate_pem(certificate), member
+
+    def renew(self, identity: Identity, csr_pem: bytes) -> bytes:
+        """A fresh certificate for a member, in PEM.
+
+        Raises:
+            AccessDenied: not a member, or revoked.
+            ProtocolError: the request is malformed.
+        """
+        self.check(identity)
+        certificate = self._issue(identity, csr_pem, self._clock.now())
+        self._store.renewed(identity.name, serial_of(certificate), certificate.not_valid_after_utc)
+        return certificate_pem(certificate)
+
+    def _issue(self, identity: Identity, csr_pem: bytes, now: datetime) -> x509.Certificate:
+        """A certificate as long-lived as the role allows."""
+        hours = NODE_HOURS if identity.role is Role.NODE else PERSON_HOURS
+        return self.authority.issue(csr_pem, identity, now, hours)
+
+    # --------------------------------------------------------------------------------------------------------- who is in
+
+    def admit(self, cert_pem: bytes) -> Identity:
+        """Whom a certificate names, if it still speaks for them: one from before its member joined again does not.
+
+        TLS has checked already that the federation's authority issued it.
+
+        Raises:
+            AccessDenied: malformed, replaced, or as ``check``.
+        """
+        identity = identity_of(cert_pem)
+        member = self.check(identity)
+        issued = load_certificate(cert_pem, AccessDenied).not_valid_before_utc + SKEW
+        if issued < member.joined_at.replace(microsecond=0):
+            raise AccessDenied(f"this certificate of '{identity.name}' was replaced", why="its member has joined again since")
+        return identity
+
+    def check(self, identity: Identity) -> tables.Member:
+        """The member behind an identity; from memory, so it may be asked at every call.
+
+        Raises:
+            AccessDenied: not a member of this federation in this role, or revoked.
+        """
+        member = self._members.get(identity.name) or self._refresh(identity.name)
+        if member is None or (identity.federation, identity.role) != (self._federation, member.role):
+            raise AccessDenied(f"'{identity.uri}' is not a member", hint="join with a ticket from the coordinator")
+        if member.revoked_at is not None:
+            raise AccessDenied(f"'{identity.name}' was revoked", why=f"at {member.revoked_at:%Y-%m-%d %H:%M} UTC", hint="ask the coordinator")
+        return member
+
+    def member(self, name: str) -> tables.Member:
+        """A member as the database has it now, revoked or not.
+
+        Raises:
+            NotFound: there is none.
+        """
+        member = self._refresh(name)
+        if member is None:
+            raise NotFound(f"no member '{name}'")
+        return member
+
+    def seen(self, name: str, datasets: Iterable[str], version: str) -> tables.Member:
+        """Note that a node has connected and what it offers.
+
+        Raises:
+            NotFound: no such member.
+        """
+        self._store.seen(name, datasets, version, self._clock.now())
+        return self.member(name)
+
+    def revoke(self, name: str) -> None:
+        """Shut a member out, from the next call on; streams that are open are the caller's to close.
+
+        Raises:
+            NotFound: no such member.
+        """
+        self._store.revoke(name, self._clock.now())
+        self._refresh(name)
+
+    def _refresh(self, name: str) -> tables.Member | None:
+        """Read one member again; under a lock, so that an older answer never takes the place of a newer one."""
+        with self._turn:
+            member = self._store.member(name)
+            if member is not None:
+                self._members[name] = member
+            return member

@@ -1,0 +1,130 @@
+"""Bulk transfer: raw frames in and out, named by content, checked before they are believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from fedscale.errors import ProtocolError
+from fedscale.identity import Role
+from fedscale.proto.v1 import bulk_pb2 as pb
+from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, Intake
+from fedscale.wire.convert import Key, key_from_text
+from fedscale.wire.limits import BUNDLE, FRAME
+from fedscale_server.driver import Driver
+from fedscale_server.engine import Engine
+from fedscale_server.registry import Registry
+from fedscale_server.services.guard import Context, caller
+
+
+class BulkService:
+    """Fetch, Submit and Put.
+
+    Args:
+        engine: the runs.
+        registry: who belongs to which project.
+        uploads: how many uploads are read at the same time; the others wait in the senders' windows, so memory does not
+            grow with the number of nodes.
+    """
+
+    def __init__(self, engine: Engine, registry: Registry, uploads: int) -> None:
+        self._engine, self._registry = engine, registry
+        self._slots = asyncio.Semaphore(uploads)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The three methods with identity serialisers for the raw sides."""
+        methods = {
+            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, pb.FetchRequest.FromString, None),
+            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, None, pb.Receipt.SerializeToString),
+            PUT: grpc.stream_unary_rpc_method_handler(self.put, None, pb.Receipt.SerializeToString),
+        }
+        return grpc.method_handlers_generic_handler("fedscale.v1.Bulk", {name.rpartition("/")[2]: method for name, method in methods.items()})
+
+    async def fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002 - gRPC's shape
+        """A blob's bytes from an offset on."""
+        identity = caller()
+        project = (await asyncio.to_thread(self._registry.member, identity.name)).project if identity.role is Role.NODE else None
+        path = await asyncio.to_thread(self._engine.locate, request.digest, project)
+        drivers = [d for d in self._engine.drivers() if request.digest in (d.book.row.bundle, d.book.run.digest)]
+        with path.open("rb") as file:
+            file.seek(request.offset)
+            while frame := await asyncio.to_thread(file.read, FRAME):
+                for driver in drivers[:1]:
+                    driver.book.traffic.down += len(frame)
+                yield frame
+
+    async def submit(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
+        """A node's answer to a task."""
+        node, facts = caller().name, _facts(context)
+        key = key_from_text(facts.get(TASK_KEY, ""))
+        driver = self._engine.driver(key[0])
+        if driver is None:
+            return pb.Receipt(verdict=pb.Receipt.CLOSED, reason="the run is over")
+        async with self._slots:
+            if not driver.owes(key, node):
+                return driver.receipt(key, node, facts.get(DIGEST_KEY, ""))
+            return await self._receive(driver, key, frames, facts)
+
+    async def _receive(self, driver: Driver, key: Key, frames: AsyncIterator[bytes], facts: dict[str, str]) -> pb.Receipt:
+        """Read exactly the announced bytes of exactly the agreed size, then let the run judge them."""
+        node, schema = caller().name, facts.get(SCHEMA_KEY, "")
+        digest, size = _announced(facts, driver.expected(key, schema))
+        staged = driver.book.spool.blobs.staging()
+        try:
+            await _receive_into(staged, frames, size, digest)
+            driver.book.traffic.up += size
+            return await driver.answered(key, node, staged, digest, schema)
+        finally:
+            staged.unlink(missing_ok=True)
+
+    async def put(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
+        """A bundle from a coordinator."""
+        digest, size = _announced(_facts(context), None)
+        if await asyncio.to_thread(self._engine.bundles.has, digest):
+            return pb.Receipt(verdict=pb.Receipt.DUPLICATE)
+        staged = self._engine.bundles.staging()
+        try:
+            await _receive_into(staged, frames, size, digest)
+            await asyncio.to_thread(self._engine.bundles.adopt, staged, digest)
+        finally:
+            staged.unlink(missing_ok=True)
+        return pb.Receipt(verdict=pb.Receipt.ACCEPTED)
+
+
+def _facts(context: Context) -> dict[str, str]:
+    """The call's metadata as text."""
+    pairs: Any = context.invocation_metadata() or ()
+    return {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in pairs}
+
+
+def _announced(facts: dict[str, str], expected: int | None) -> tuple[str, int]:
+    """Digest and size a sender announces.
+
+    Raises:
+        ProtocolError: missing, malformed, or not the size the round asks for.
+    """
+    digest, size = facts.get(DIGEST_KEY, ""), facts.get(SIZE_KEY, "")
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef") or not size.isdecimal():
+        raise ProtocolError("a transfer does not announce its digest and size")
+    if expected is None and int(size) > BUNDLE:
+        raise ProtocolError(f"a bundle of {size} bytes", why=f"the limit is {BUNDLE}")
+    if expected is not None and int(size) != expected:
+        raise ProtocolError(f"an answer of {size} bytes", why=f"the round asks for {expected}")
+    return digest, int(size)
+
+
+async def _receive_into(staged: Path, frames: AsyncIterator[bytes], size: int, digest: str) -> None:
+    """Write a stream to a file and check it.
+
+    Raises:
+        ProtocolError: too long, too short or another content.
+    """
+    with staged.open("wb") as file:
+        intake = Intake(file, size, digest)
+        async for frame in frames:
+            await asyncio.to_thread(intake.take, frame)
+        intake.done()

@@ -1,0 +1,130 @@
+"""The guard: who may call what, from the client certificate alone, and how errors leave the server.
+
+``RIGHTS`` is the whole authorisation table. A method that is not in it is refused, so a new RPC is closed until somebody
+opens it here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from fedscale import errors
+from fedscale.errors import AccessDenied, FedscaleError
+from fedscale.identity import Identity, Role
+from fedscale_server.registry import Registry
+
+log = structlog.get_logger()
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+ERROR_KEY = "fedscale-error-bin"
+OPERATORS = frozenset({Role.COORDINATOR, Role.RESEARCHER})
+READERS = OPERATORS | {Role.AUDITOR}
+COORDINATOR = frozenset({Role.COORDINATOR})
+NODE = frozenset({Role.NODE})
+
+RIGHTS: dict[str, frozenset[Role]] = {
+    "/fedscale.v1.Node/Connect": NODE,
+    "/fedscale.v1.Node/Renew": READERS | NODE,
+    "/fedscale.v1.Bulk/Fetch": OPERATORS | NODE,
+    "/fedscale.v1.Bulk/Submit": NODE,
+    "/fedscale.v1.Bulk/Put": OPERATORS,
+    "/fedscale.v1.Control/Status": READERS,
+    "/fedscale.v1.Control/CreateProject": COORDINATOR,
+    "/fedscale.v1.Control/ListProjects": READERS,
+    "/fedscale.v1.Control/Invite": COORDINATOR,
+    "/fedscale.v1.Control/ListNodes": READERS,
+    "/fedscale.v1.Control/Revoke": COORDINATOR,
+    "/fedscale.v1.Control/SubmitRun": OPERATORS,
+    "/fedscale.v1.Control/ListRuns": READERS,
+    "/fedscale.v1.Control/GetRun": READERS,
+    "/fedscale.v1.Control/WatchRun": READERS,
+    "/fedscale.v1.Control/SteerRun": OPERATORS,
+}
+
+STATUS: dict[type[FedscaleError], grpc.StatusCode] = {
+    errors.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.TicketError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
+    errors.PolicyRefusal: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Unreachable: grpc.StatusCode.UNAVAILABLE,
+}
+
+_caller: ContextVar[Identity] = ContextVar("caller")
+
+
+def caller() -> Identity:
+    """Who makes the current call."""
+    return _caller.get()
+
+
+async def abort(context: Context, error: FedscaleError) -> None:
+    """End a call with an error whose class and words arrive at the other side."""
+    body = {"type": type(error).__name__, "what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
+    code = STATUS.get(type(error), grpc.StatusCode.INVALID_ARGUMENT)
+    await context.abort(code, str(error), ((ERROR_KEY, json.dumps(body).encode()),))
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Checks every call of an mTLS port before its body is read, and turns errors into statuses.
+
+    Args:
+        registry: knows who is revoked; ``None`` on the enrolment port, where nobody has a certificate yet.
+    """
+
+    def __init__(self, registry: Registry | None) -> None:
+        self._registry = registry
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
+        """Wrap the method's handler, whatever its arity."""
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        kind = ("stream" if handler.request_streaming else "unary") + "_" + ("stream" if handler.response_streaming else "unary")
+        inner = getattr(handler, kind)
+        wrapped = self._streaming(details.method, inner) if handler.response_streaming else self._single(details.method, inner)
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        return make(wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
+
+    def _admit(self, method: str, context: Context) -> None:
+        """Find out who calls and whether they may.
+
+        Raises:
+            AccessDenied: no certificate, not known, revoked, or not for this role.
+        """
+        if self._registry is None:
+            return
+        pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
+        if pem is None:
+            raise AccessDenied("a client certificate is needed", hint="join first: fedscale node join TICKET")
+        identity = self._registry.admit(pem)
+        if identity.role not in RIGHTS.get(method, frozenset()):
+            raise AccessDenied(f"role '{identity.role}' may not call {method.rpartition('/')[2]}")
+        _caller.set(identity)
+
+    def _single(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def call(request: Any, context: Context) -> Any:
+            try:
+                self._admit(method, context)
+                return await inner(request, context)
+            except FedscaleError as error:
+                await abort(context, error)
+
+        return call
+
+    def _streaming(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                self._admit(method, context)
+                async for message in inner(request, context):
+                    yield message
+            except FedscaleError as error:
+                await abort(context, error)
+
+        return call

@@ -1,0 +1,92 @@
+"""The node service: one control stream per node, pushed to by the server, read for progress and failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+import fedscale
+from fedscale.errors import ProtocolError
+from fedscale.proto.v1 import node_pb2 as pb
+from fedscale.proto.v1 import node_pb2_grpc
+from fedscale.wire.convert import failure_from_proto, key_from_proto
+from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
+from fedscale_server.engine import Engine
+from fedscale_server.registry import Registry
+from fedscale_server.services.guard import Context, caller
+from fedscale_server.sessions import Session
+
+log = structlog.get_logger()
+MAX_DATASETS = 256
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """Control streams and certificate renewal."""
+
+    def __init__(self, engine: Engine, registry: Registry) -> None:
+        self._engine, self._registry = engine, registry
+
+    async def Connect(self, request_iterator: AsyncIterator[pb.NodeMessage], context: Context) -> AsyncIterator[pb.ServerMessage]:  # noqa: ARG002, N802 - gRPC's names
+        """The life of a connected node."""
+        name = caller().name
+        first = await _next(request_iterator)
+        if first is None or first.WhichOneof("message") != "hello":
+            raise ProtocolError("a control stream must begin with Hello", where=f"node {name}")
+        member = await asyncio.to_thread(self._registry.seen, name, list(first.hello.datasets)[:MAX_DATASETS], first.hello.version[:64])
+        session = Session(name, member.project, frozenset(member.datasets), member.version)
+        reader = asyncio.create_task(self._listen(request_iterator, session))
+        log.info("node connected", node=name, datasets=len(session.datasets))
+        try:
+            yield pb.ServerMessage(welcome=pb.Welcome(version=fedscale.__version__, heartbeat_seconds=HEARTBEAT_SECONDS))
+            await self._engine.connected(session)
+            while not reader.done():
+                message = await _within(session.outbox)
+                if message is None:
+                    break
+                yield message
+            if reader.done():
+                reader.result()
+        finally:
+            reader.cancel()
+            log.info("node disconnected", node=name)
+            await asyncio.shield(self._engine.disconnected(session))
+
+    async def _listen(self, messages: AsyncIterator[pb.NodeMessage], session: Session) -> None:
+        """Read what the node says until it falls silent or leaves."""
+        while (message := await _next(messages)) is not None:
+            kind = message.WhichOneof("message")
+            if kind == "failed":
+                key = key_from_proto(message.failed.key)
+                driver = self._engine.driver(key[0])
+                if driver is not None:
+                    await driver.failed(key, session.node, failure_from_proto(message.failed))
+            elif kind in ("progress", "accepted"):
+                body = message.progress if kind == "progress" else message.accepted
+                key = key_from_proto(body.key)
+                driver = self._engine.driver(key[0])
+                if driver is not None:
+                    detail = {"fraction": round(min(max(message.progress.fraction, 0.0), 1.0), 4)} if kind == "progress" else {}
+                    driver.passing(kind, key, session.node, detail)
+        session.close()
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: ARG002, N802 - gRPC's names
+        """A fresh certificate for the same identity."""
+        return pb.RenewReply(certificate=await asyncio.to_thread(self._registry.renew, caller(), request.request))
+
+
+async def _next(messages: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage | None:
+    """The next message, or ``None`` when the node left or was silent for too long."""
+    try:
+        return await asyncio.wait_for(anext(messages), SILENCE_SECONDS)
+    except (StopAsyncIteration, TimeoutError):
+        return None
+
+
+async def _within(outbox: asyncio.Queue[pb.ServerMessage | None]) -> pb.ServerMessage | None:
+    """The next message to send; a heartbeat when there is none for a while."""
+    try:
+        return await asyncio.wait_for(outbox.get(), HEARTBEAT_SECONDS)
+    except TimeoutError:
+        return pb.ServerMessage(heartbeat=pb.Heartbeat())

@@ -1,0 +1,83 @@
+"""Who is connected: one session per node, each with a bounded queue of messages to it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import structlog
+
+from fedscale.proto.v1 import node_pb2 as pb
+
+log = structlog.get_logger()
+QUEUE = 256
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """The open control stream of one node; ``None`` in the queue ends it."""
+
+    node: str
+    project: str
+    datasets: frozenset[str]
+    version: str
+    outbox: asyncio.Queue[pb.ServerMessage | None] = field(default_factory=lambda: asyncio.Queue(QUEUE))
+
+    def send(self, message: pb.ServerMessage) -> bool:
+        """Queue a message; a node that does not read is closed instead of being waited for."""
+        try:
+            self.outbox.put_nowait(message)
+        except asyncio.QueueFull:
+            log.warning("node does not read its messages", node=self.node)
+            self.close()
+            return False
+        return True
+
+    def close(self) -> None:
+        """End the stream, dropping what was not sent."""
+        while not self.outbox.empty():
+            self.outbox.get_nowait()
+        self.outbox.put_nowait(None)
+
+
+class Sessions:
+    """All open sessions by node."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Session] = {}
+
+    def add(self, session: Session) -> None:
+        """Take a new session; an older one of the same node is closed, for a node has one life."""
+        if older := self._open.get(session.node):
+            older.close()
+        self._open[session.node] = session
+
+    def remove(self, session: Session) -> bool:
+        """Forget a session; ``False`` when a newer one has taken its place."""
+        if self._open.get(session.node) is not session:
+            return False
+        del self._open[session.node]
+        return True
+
+    def close(self, node: str) -> None:
+        """End a node's session, if it has one."""
+        if session := self._open.get(node):
+            session.close()
+
+    def close_all(self) -> None:
+        """End every session."""
+        for session in self._open.values():
+            session.close()
+
+    def send(self, node: str, message: pb.ServerMessage) -> bool:
+        """Send to a node; ``False`` when it is not connected."""
+        session = self._open.get(node)
+        return session.send(message) if session else False
+
+    def get(self, node: str) -> Session | None:
+        """The session of a node."""
+        return self._open.get(node)
+
+    def eligible(self, project: str, dataset: str) -> tuple[str, ...]:
+        """Connected nodes of a project that offer a dataset, sorted."""
+        return tuple(sorted(s.node for s in self._open.values() if s.project == project and dataset in s.datasets))

@@ -1,0 +1,109 @@
+"""Blobs: a folder of files, each named by the SHA-256 of what it holds.
+
+A blob is complete from the moment its name exists, and never changes. What is still being written lies in ``staging/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from pathlib import Path
+
+from fedscale.errors import NotFound, ProtocolError
+from fedscale_server import files
+
+PROCESS = secrets.token_hex(8)  # staging files of any other process were left by one that died
+
+
+class Blobs:
+    """The blobs in one folder, which is made when missing.
+
+    Args:
+        folder: its own folder; one process writes to it at a time, with any number of threads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._staging = folder / "staging"
+        if not self._staging.is_dir():
+            files.private_folder(folder)
+            files.private_folder(self._staging)
+
+    def put(self, data: bytes | memoryview) -> str:
+        """Store ``data`` durably; returns its digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        files.write(self._named(digest), data, self.staging())
+        return digest
+
+    def adopt(self, path: Path, digest: str) -> None:
+        """Take in a file from ``staging``, durably. The digest is believed: whoever wrote the file has computed it.
+
+        Raises:
+            ProtocolError: the digest is malformed.
+        """
+        target = self._named(digest)
+        path.chmod(0o600)
+        files.sync(path)
+        files.move(path, target)
+
+    def names(self) -> list[str]:
+        """The digests of all blobs, in order."""
+        return sorted(path.name for path in self.folder.iterdir() if _is_digest(path.name))
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is here."""
+        return _is_digest(digest) and self._named(digest).is_file()
+
+    def path(self, digest: str) -> Path:
+        """The blob's file, to be read only.
+
+        Raises:
+            NotFound: no such blob.
+            ProtocolError: the digest is malformed.
+        """
+        path = self._named(digest)
+        if not path.is_file():
+            raise NotFound("no such blob", where=digest[:12])
+        return path
+
+    def read(self, digest: str) -> bytes:
+        """The blob's bytes, checked.
+
+        Raises:
+            NotFound: no such blob, or its file was damaged.
+            ProtocolError: the digest is malformed.
+        """
+        data = self.path(digest).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise NotFound("a blob is damaged", where=digest[:12], why="its bytes have another digest", hint="check the disk and restore it")
+        return data
+
+    def delete(self, digest: str) -> None:
+        """Remove the blob, if it is here.
+
+        Raises:
+            ProtocolError: the digest is malformed.
+        """
+        self._named(digest).unlink(missing_ok=True)
+
+    def staging(self) -> Path:
+        """A path that nobody else uses, for a file to be adopted."""
+        return self._staging / f"{PROCESS}-{secrets.token_hex(8)}"
+
+    def clean(self) -> None:
+        """Remove what earlier processes left half-written."""
+        for path in self._staging.iterdir():
+            if not path.name.startswith(PROCESS):
+                path.unlink(missing_ok=True)
+
+    def _named(self, digest: str) -> Path:
+        """Where the blob lies; nothing but a digest ever becomes part of a path."""
+        if not _is_digest(digest):
+            raise ProtocolError("a blob is named by 64 hexadecimal digits")
+        return self.folder / digest
+
+
+def _is_digest(text: str) -> bool:
+    """Whether it is a SHA-256 as this project writes it."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None

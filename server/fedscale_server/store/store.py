@@ -1,0 +1,355 @@
+"""Store: projects, tickets, members and runs with their journals and checkpoints, in SQLite or PostgreSQL.
+
+Every method blocks, may be called from any thread, and is one transaction that is durable when it returns. Rows come
+back detached. One process writes to a database at a time; its writers take turns under a lock.
+"""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, String, bindparam, func, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlmodel import Session, col, select
+
+from fedscale.errors import Conflict, FedscaleError, NotFound
+from fedscale.identity import Role
+from fedscale_server.store import admission, database
+from fedscale_server.store.tables import Checkpoint, Journal, Json, Member, Project, Prose, RunRow, Ticket, Utc
+
+RUNNING = "running"
+SHORTEST_PREFIX = 4
+
+# The hottest statement: sequence number, uniqueness and line in one, with no way to come between.
+APPEND = text(
+    """
+    INSERT INTO journal (run, seq, kind, payload, at, unique_key)
+    SELECT :run, COALESCE(MAX(seq), 0) + 1, :kind, :payload, :at, :unique_key FROM journal WHERE run = :run
+    ON CONFLICT (run, unique_key) DO NOTHING RETURNING seq
+    """
+).bindparams(
+    bindparam("run", type_=String),
+    bindparam("kind", type_=String),
+    bindparam("payload", type_=Json),
+    bindparam("at", type_=Utc),
+    bindparam("unique_key", type_=Prose),
+)
+
+
+class Store:
+    """The server's database; ``Store.open`` makes one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(**database.WRITE)
+        self._turn = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str) -> Store:
+        """Open a database, making or upgrading it as needed.
+
+        Raises:
+            ConfigError: the URL cannot be used, or the database is of a later release.
+            Unreachable: the database does not answer.
+        """
+        return cls(database.connect(url))
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _write(self) -> Iterator[Session]:
+        """A transaction that writes; it is durable once the block ends."""
+        with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _read(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            yield session
+
+    # -------------------------------------------------------------------------------------------------------- projects
+
+    def create_project(self, name: str, now: datetime) -> None:
+        """Begin a project.
+
+        Raises:
+            Conflict: there is one of that name.
+        """
+        with self._write() as session:
+            if session.get(Project, name) is not None:
+                raise Conflict(f"project '{name}' exists already")
+            session.add(Project(name=name, created=now))
+
+    def projects(self) -> list[tuple[str, int, int]]:
+        """Each project with the number of its nodes that are not revoked and of its runs, by name."""
+        active = (col(Member.role) == Role.NODE) & col(Member.revoked_at).is_(None)
+        nodes = select(func.count()).select_from(Member).where(col(Member.project) == col(Project.name), active).scalar_subquery()
+        runs = select(func.count()).select_from(RunRow).where(col(RunRow.project) == col(Project.name)).scalar_subquery()
+        with self._read() as session:
+            return [(name, of_nodes, of_runs) for name, of_nodes, of_runs in session.exec(select(Project.name, nodes, runs).order_by(Project.name))]
+
+    def has_project(self, name: str) -> bool:
+        """Whether there is such a project."""
+        with self._read() as session:
+            return session.get(Project, name) is not None
+
+    # --------------------------------------------------------------------------------------------- tickets and members
+
+    def add_ticket(self, ticket: Ticket) -> None:
+        """Remember an invitation.
+
+        Raises:
+            NotFound: no such project.
+        """
+        with self._write() as session:
+            _need_project(session, ticket.project)
+            session.add(ticket)
+
+    def ticket(self, ticket_id: str, secret_hash: str, now: datetime) -> Ticket:
+        """A ticket that can still be used by whoever knows its secret.
+
+        Raises:
+            TicketError: unknown, another secret, used or expired.
+        """
+        with self._read() as session:
+            return admission.open_ticket(session, ticket_id, secret_hash, now)
+
+    def claim_ticket(self, ticket_id: str, secret_hash: str, name: str, now: datetime) -> Ticket:
+        """Use a ticket up; of any number of callers exactly one gets it.
+
+        Raises:
+            TicketError: unknown, another secret, used, expired, or made out for another name.
+        """
+        with self._write() as session:
+            return admission.claim(session, ticket_id, secret_hash, name, now)
+
+    def enrol(self, name: str, project: str, role: str, serial: str, expires_at: datetime, now: datetime, *, again: bool = False) -> Member:
+        """Enter a member; ``again`` lets it take the place of one of the same name, role and project.
+
+        Raises:
+            Conflict: the name is taken by somebody who is not revoked.
+            NotFound: no such project; an empty one is allowed.
+        """
+        with self._write() as session:
+            if project:
+                _need_project(session, project)
+            row = Member(name=name, project=project, role=role, serial=serial, expires_at=expires_at, joined_at=now)
+            return admission.enrol(session, row, again=again)
+
+    def redeem(self, ticket_id: str, secret_hash: str, name: str, serial: str, expires_at: datetime, now: datetime) -> Member:
+        """Use a ticket up and enter its bearer in one transaction: a crash or a taken name leaves the ticket as it was.
+
+        Raises:
+            TicketError: as ``claim_ticket``.
+            Conflict: as ``enrol``; a ticket made out for the name lets its member join again.
+        """
+        with self._write() as session:
+            ticket = admission.claim(session, ticket_id, secret_hash, name, now)
+            row = Member(name=name, project=ticket.project, role=ticket.role, serial=serial, expires_at=expires_at, joined_at=now)
+            return admission.enrol(session, row, again=ticket.name == name)
+
+    def member(self, name: str) -> Member | None:
+        """A member, revoked ones too."""
+        with self._read() as session:
+            return session.get(Member, name)
+
+    def members(self, project: str | None = None) -> list[Member]:
+        """All members, or those of a project, by name; revoked ones too."""
+        wanted = select(Member).order_by(Member.name)
+        with self._read() as session:
+            return list(session.exec(wanted if project is None else wanted.where(col(Member.project) == project)))
+
+    def seen(self, name: str, datasets: Iterable[str], version: str, now: datetime) -> None:
+        """A node has connected and said what it offers.
+
+        Raises:
+            NotFound: no such member.
+        """
+        self._change_member(name, last_seen=now, datasets=list(datasets), version=version)
+
+    def renewed(self, name: str, serial: str, expires_at: datetime) -> None:
+        """A member has a new certificate.
+
+        Raises:
+            NotFound: no such member.
+        """
+        self._change_member(name, serial=serial, expires_at=expires_at)
+
+    def revoke(self, name: str, now: datetime) -> None:
+        """Shut a member out; the first time counts.
+
+        Raises:
+            NotFound: no such member.
+        """
+        self._change_member(name, revoked_at=func.coalesce(Member.revoked_at, now))
+
+    def _change_member(self, name: str, **values: object) -> None:
+        with self._write() as session:
+            if session.exec(update(Member).where(col(Member.name) == name).values(**values)).rowcount == 0:
+                raise _unknown("member", name, session.exec(select(Member.name)))
+
+    def revoked(self) -> frozenset[str]:
+        """Names of the members that are shut out."""
+        with self._read() as session:
+            return frozenset(session.exec(select(Member.name).where(col(Member.revoked_at).is_not(None))))
+
+    # ------------------------------------------------------------------------------------------------------------ runs
+
+    def create_run(self, run: str, project: str, name: str, plan: str, plan_hash: str, bundle: str, key: str, now: datetime) -> RunRow:
+        """Begin a run, or find the one that the same ``key`` began before; an empty key is never found again.
+
+        Raises:
+            NotFound: no such project.
+            Conflict: the key began another plan, bundle or project, or the id is taken.
+        """
+        row = RunRow(id=run, project=project, name=name, plan=plan, plan_hash=plan_hash, bundle=bundle, key=key or None, status=RUNNING, created=now)
+        with self._write() as session:
+            before = session.exec(select(RunRow).where(col(RunRow.key) == row.key)).first() if key else None
+            if before is not None:
+                if (before.project, before.plan_hash, before.bundle) != (project, plan_hash, bundle):
+                    raise Conflict("the key was used for another submission", where=f"run {before.id}", hint="choose a new key")
+                return before
+            _need_project(session, project)
+            if session.get(RunRow, run) is not None:
+                raise Conflict(f"run '{run}' exists already")
+            session.add(row)
+        return row
+
+    def run(self, run: str) -> RunRow:
+        """A run by its id, or by the beginning of it when no other run begins so.
+
+        Raises:
+            NotFound: no such run, or several.
+        """
+        with self._read() as session:
+            row = session.get(RunRow, run)
+            if row is not None:
+                return row
+            ids = sorted(session.exec(select(RunRow.id)))
+            begin_so = [known for known in ids if known.startswith(run)] if len(run) >= SHORTEST_PREFIX else []
+            if len(begin_so) > 1:
+                raise NotFound(f"several runs begin with '{run}'", why=", ".join(begin_so[:5]), hint="give more of the id")
+            if not begin_so:
+                raise _unknown("run", run, ids)
+            return session.get_one(RunRow, begin_so[0])
+
+    def runs(self, project: str | None = None) -> list[RunRow]:
+        """All runs, or those of a project, the newest first."""
+        wanted = select(RunRow).order_by(col(RunRow.created).desc(), col(RunRow.id))
+        with self._read() as session:
+            return list(session.exec(wanted if project is None else wanted.where(col(RunRow.project) == project)))
+
+    def unfinished(self) -> list[RunRow]:
+        """Runs that are not over, the oldest first."""
+        with self._read() as session:
+            return list(session.exec(select(RunRow).where(col(RunRow.finished).is_(None)).order_by(col(RunRow.created), col(RunRow.id))))
+
+    def set_status(self, run: str, status: str, reason: str = "") -> None:
+        """Note how a run stands; a finished one stays as it ended.
+
+        Raises:
+            NotFound: no such run.
+        """
+        self._change_run(run, status=status, reason=reason)
+
+    def finish(self, run: str, status: str, reason: str, record: dict[str, Any], at: datetime) -> None:
+        """Note how a run ended; the first time counts, so a repetition after a crash changes nothing.
+
+        Raises:
+            NotFound: no such run.
+        """
+        self._change_run(run, status=status, reason=reason, record=record, finished=at)
+
+    def _change_run(self, run: str, **values: object) -> None:
+        unfinished: ColumnElement[bool] = col(RunRow.finished).is_(None)
+        with self._write() as session:
+            changed = session.exec(update(RunRow).where(col(RunRow.id) == run, unfinished).values(**values)).rowcount
+            if changed == 0 and session.get(RunRow, run) is None:
+                raise _unknown("run", run, session.exec(select(RunRow.id)))
+
+    # ------------------------------------------------------------------------------------------ journal and checkpoints
+
+    def append(self, run: str, kind: str, payload: dict[str, Any], at: datetime, unique: str | None = None) -> int | None:
+        """Add a line to a run's journal.
+
+        Args:
+            run: its id.
+            kind: what happened.
+            payload: the facts, as JSON.
+            at: when.
+            unique: a name that only one line of the run may have.
+
+        Returns:
+            The line's number, counted from 1 without gaps, or ``None`` when ``unique`` is taken.
+
+        Raises:
+            NotFound: no such run.
+        """
+        line = {"run": run, "kind": kind, "payload": payload, "at": at, "unique_key": unique}
+        try:
+            with self._turn, self._writer.begin() as connection:
+                number: int | None = connection.execute(APPEND, line).scalar()
+        except IntegrityError:
+            raise NotFound(f"no run '{run}' to write a journal for") from None
+        return number
+
+    def journal(self, run: str, after: int = 0, limit: int | None = None) -> list[Journal]:
+        """The lines of a run's journal whose number is greater than ``after``, at most ``limit``, in order."""
+        wanted = select(Journal).where(col(Journal.run) == run, col(Journal.seq) > after).order_by(col(Journal.seq)).limit(limit)
+        with self._read() as session:
+            return list(session.exec(wanted))
+
+    def checkpoint(  # noqa: PLR0913, PLR0917 - the columns of one row
+        self,
+        run: str,
+        seq: int,
+        number: int,
+        phase: str,
+        facts: dict[str, Any],
+        model: str,
+        slots: dict[str, str],
+        outcome: dict[str, Any] | None,
+        at: datetime,
+    ) -> None:
+        """Store a run between two rounds; the same ``seq`` again takes the place of the first.
+
+        Raises:
+            NotFound: no such run.
+        """
+        row = Checkpoint(run=run, seq=seq, number=number, phase=phase, facts=facts, model=model, slots=slots, outcome=outcome, at=at)
+        try:
+            with self._write() as session:
+                session.merge(row)
+        except IntegrityError:
+            raise NotFound(f"no run '{run}' to write a checkpoint for") from None
+
+    def last_checkpoint(self, run: str) -> Checkpoint | None:
+        """The newest checkpoint of a run."""
+        with self._read() as session:
+            return session.exec(select(Checkpoint).where(col(Checkpoint.run) == run).order_by(col(Checkpoint.seq).desc()).limit(1)).first()
+
+    def outcomes(self, run: str) -> list[dict[str, Any]]:
+        """The outcomes of a run's closed rounds, in order."""
+        closed = select(Checkpoint.outcome).where(col(Checkpoint.run) == run, col(Checkpoint.outcome).is_not(None)).order_by(col(Checkpoint.seq))
+        with self._read() as session:
+            return [dict(outcome) for outcome in session.exec(closed) if outcome is not None]
+
+
+def _need_project(session: Session, name: str) -> None:
+    """Refuse to go on without the project."""
+    if session.get(Project, name) is None:
+        raise _unknown("project", name, session.exec(select(Project.name)))
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> FedscaleError:
+    """That there is no such thing, with what was probably meant."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return NotFound(f"no {kind} '{name}'", hint=f"did you mean '{close[0]}'?" if close else "")

@@ -1,0 +1,59 @@
+"""A simulation between two rounds as one file: vectors as safetensors, everything else as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from fedscale.errors import ConfigError, NotFound
+from fedscale.plan import Plan
+from fedscale.record import RunRecord
+from fedscale.run import Run
+from fedscale.strategy import Strategy
+from fedscale_simulations.files import replace_file
+
+FILE = "checkpoint.safetensors"
+
+
+def save(folder: Path, run: Run, record: RunRecord) -> None:
+    """Write the run as it stands, between two rounds, and what is on record so far.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    facts, vectors = run.snapshot()
+    replace_file(folder / FILE, safetensors.numpy.save(vectors, {"facts": json.dumps(facts), "record": record.to_json()}))
+
+
+def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...]) -> tuple[Run, RunRecord]:
+    """The run that ``save`` saw, and its record.
+
+    Raises:
+        NotFound: there is no checkpoint in the folder.
+        ConfigError: it is damaged, or belongs to another plan or other clients.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise NotFound("there is no checkpoint to resume from", where=str(path), hint="give the folder of an interrupted simulation")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata()
+            vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        facts, record = json.loads(header["facts"]), RunRecord.from_json(header["record"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("a checkpoint is damaged", where=str(path), why=type(error).__name__) from None
+    _require_same(path, plan, names, record)
+    return Run.restore(plan, strategy, facts, vectors), record
+
+
+def _require_same(path: Path, plan: Plan, names: tuple[str, ...], record: RunRecord) -> None:
+    """Refuse to go on with another plan, which would give a model that no plan describes."""
+    ours = plan.to_toml().splitlines()
+    other = next((line for line in record.plan_toml.splitlines() if line and line not in ours), "")
+    if record.plan_hash != plan.digest:
+        raise ConfigError("the checkpoint belongs to another plan", where=str(path), why=f"it has {other}" if other else "", hint="resume with the same plan")
+    if record.nodes != names:
+        raise ConfigError("the checkpoint belongs to other clients", where=str(path), hint="resume with the same data")

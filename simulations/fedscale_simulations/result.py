@@ -1,0 +1,120 @@
+"""What a simulation shows while it runs and leaves behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import save
+
+from fedscale import report
+from fedscale.errors import RunFailed
+from fedscale.record import RoundRecord, RunRecord, finals
+from fedscale.report.units import data_size, duration, number
+from fedscale.vector import Schema, Vector
+from fedscale_simulations.files import replace_file
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a simulation is; handed to ``on_progress`` after every client and every closed round.
+
+    Args:
+        number: the round under way, from 1; 0 while the first model is made.
+        rounds: how many the plan has.
+        phase: ``init``, ``train`` or ``evaluate``.
+        done: clients that have answered or failed in this phase.
+        asked: clients that were asked.
+        closed: the record of the phase that has just ended, or ``None``.
+    """
+
+    number: int
+    rounds: int
+    phase: str
+    done: int
+    asked: int
+    closed: RoundRecord | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """A simulated run that has ended.
+
+    Args:
+        record: what every run leaves.
+        schema: the parts of the model; ``None`` when there never was one.
+        vector: the final model, flat.
+    """
+
+    record: RunRecord
+    schema: Schema | None
+    vector: Vector | None
+
+    @property
+    def status(self) -> str:
+        """``completed`` or ``failed``."""
+        return self.record.status
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the final model's bytes: equal digests are equal models."""
+        return self.record.model_digest
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last pooled value of each metric by ``phase.metric``."""
+        return {f"{phase}.{name}": value for (phase, name), value in finals(self.record).items()}
+
+    @property
+    def model(self) -> Mapping[str, Vector]:
+        """The final model by tensor name; torch reads it with ``load_state_dict(..., strict=False)``.
+
+        Raises:
+            RunFailed: the run ended before there was a model.
+        """
+        if self.schema is None or self.vector is None:
+            raise RunFailed("the run ended before there was a model", why=self.record.reason)
+        return self.schema.unpack(self.vector)
+
+    def summary(self) -> str:
+        """A few lines for people: how it ended, the last metrics, failures and traffic."""
+        record = self.record
+        rounds = len({row.number for row in record.rounds})
+        ended = f"{record.status} after {rounds} rounds with {len(record.nodes)} clients in {duration(record.seconds)}"
+        lines = [f"{record.name}: {ended}" + (f": {record.reason}" if record.reason else "")]
+        for phase in ("evaluate", "train"):
+            values = [f"{name} {number(value)}" for (of, name), value in finals(record).items() if of == phase]
+            lines += [f"{phase:<10}{', '.join(values)}"] if values else []
+        causes = Counter(str(failure.cause) for row in record.rounds for failure in row.failures.values())
+        lines += [f"{'failures':<10}{', '.join(f'{count} {cause}' for cause, count in sorted(causes.items()))}"] if causes else []
+        lines.append(f"{'traffic':<10}{data_size(record.bytes_up)} up, {data_size(record.bytes_down)} down")
+        return "\n".join([*lines, *([f"{'model':<10}sha256 {record.model_digest}"] if record.model_digest else [])])
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report, one self-contained HTML page, and return its path.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        target = Path(path)
+        replace_file(target, report.html(self.record).encode("utf-8", "replace"))
+        return target
+
+    def save(self, folder: str | Path) -> dict[str, Path]:
+        """Write summary, metrics, report and model into a folder.
+
+        Returns:
+            The name of each file and where it lies.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        files = report.write(self.record, Path(folder))
+        if self.schema is not None and self.vector is not None:
+            files[MODEL_FILE] = Path(folder, MODEL_FILE)
+            replace_file(files[MODEL_FILE], save(dict(self.model)))
+        return files

@@ -1,0 +1,88 @@
+"""What every test may ask for: components that not every machine has, and the folder of optional data.
+
+``@pytest.mark.requires("postgresql")`` skips a test where a component is missing. Under CI nothing may be missing: there every
+skip is a failure, except for data that is no part of the repository.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONAL_DATA = "optional data"
+
+
+def postgres_bin() -> Path | None:
+    """The folder that holds initdb, on PATH or where Debian puts it."""
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).resolve().parent
+    folders = Path("/usr/lib/postgresql").glob("*/bin")
+    return max((folder for folder in folders if (folder / "initdb").exists()), key=lambda folder: float(folder.parent.name), default=None)
+
+
+def shared_data() -> Path | None:
+    """Data sets that lie beside the repository on some machines and are never part of it."""
+    folder = ROOT.parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+def module(name: str) -> Callable[[], bool]:
+    """A probe for a Python package, without importing it."""
+    return lambda: importlib.util.find_spec(name) is not None
+
+
+COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
+    "postgresql": (postgres_bin, "install the package postgresql-15"),
+    "torch": (module("torch"), "pip install 'fedscale-fl[torch]'"),
+    "flower": (module("flwr"), "pip install 'fedscale-fl[flower]'"),
+    "sklearn": (module("sklearn"), "pip install 'fedscale-fl[demo]'"),
+    "pandas": (module("pandas"), "pip install 'fedscale-fl[dev]'"),
+    "shared-data": (shared_data, OPTIONAL_DATA),
+}
+
+
+def requires(*components: str) -> None:
+    """Skip the running test, with a reason, unless all ``components`` are here; also the marker of the same name."""
+    for component in components:
+        probe, remedy = COMPONENTS[component]
+        if not probe():
+            pytest.skip(f"{component} is missing: {remedy}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("requires"):
+        requires(*marker.args)
+
+
+def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure under CI; expected failures and absent optional data stay as they are."""
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail") and OPTIONAL_DATA not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    forbid_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    forbid_skip(report)
+    return report
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the repository."""
+    return ROOT
