@@ -1,1 +1,84 @@
-"""fedscale: federated learning where one plan simulates and deploys."""
+"""fedscale: federated learning where one plan simulates and deploys.
+
+``import fedscale`` loads nothing but this file; every name below is imported from its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedscale import data
+    from fedscale.data import Dataset, Population
+    from fedscale.errors import FedscaleError
+    from fedscale.learner import App, Learner, LocalOptimizer, Phase, Result, Training, Work
+    from fedscale.metrics import Metric
+    from fedscale.plan import Aggregate, Clients, Evaluate, Plan
+    from fedscale.strategy import Strategy, fed_adagrad, fed_adam, fed_avg, fed_avgm, fed_prox, fed_yogi
+    from fedscale.vector import Schema
+    from fedscale_simulations.simulator import simulate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aggregate",
+    "App",
+    "Clients",
+    "Dataset",
+    "Evaluate",
+    "FedscaleError",
+    "Learner",
+    "LocalOptimizer",
+    "Metric",
+    "Phase",
+    "Plan",
+    "Population",
+    "Result",
+    "Schema",
+    "Strategy",
+    "Training",
+    "Work",
+    "data",
+    "fed_adagrad",
+    "fed_adam",
+    "fed_avg",
+    "fed_avgm",
+    "fed_prox",
+    "fed_yogi",
+    "simulate",
+]
+
+_HOMES = {
+    "fedscale.data": ("Dataset", "Population"),
+    "fedscale.errors": ("FedscaleError",),
+    "fedscale.learner": ("App", "Learner", "LocalOptimizer", "Phase", "Result", "Training", "Work"),
+    "fedscale.metrics": ("Metric",),
+    "fedscale.plan": ("Aggregate", "Clients", "Evaluate", "Plan"),
+    "fedscale.strategy": ("Strategy", "fed_adagrad", "fed_adam", "fed_avg", "fed_avgm", "fed_prox", "fed_yogi"),
+    "fedscale.vector": ("Schema",),
+    "fedscale_simulations.simulator": ("simulate",),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def _load(name: str) -> object:
+    """Import a public name when it is first used (PEP 562)."""
+    if name == "data":
+        return import_module("fedscale.data")
+    if name not in _HOME:
+        raise AttributeError(f"module 'fedscale' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
+    value: object = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+# Type checkers know every name from the imports above, and shall complain of all others.
+if not TYPE_CHECKING:
+    __getattr__ = _load
+
+
+def __dir__() -> list[str]:
+    """The public names, whether loaded or not."""
+    return sorted({*globals(), *__all__})

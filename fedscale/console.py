@@ -56,9 +56,9 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names) or 'none'}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table for a person; a column whose name begins with ``>`` is aligned to the right."""
-    drawn = Table(box=SIMPLE, pad_edge=False, title=title or None, title_justify="left", title_style="bold")
+    drawn = Table(box=SIMPLE, pad_edge=False)
     for name in columns:
         drawn.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     for row in rows:

@@ -25,6 +25,13 @@ from fedscale.ring import FixedPoint
 from fedscale.strategy import STRATEGIES, Strategy
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+APP = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+FORMS = {
+    NAME: "a name is 1 to 63 letters, digits, '.', '_' and '-', a letter or digit first",
+    APP: "write module:attribute, as in 'app:app'",
+    "model_type": "this is a table, with settings of its own",
+    "tuple_type": 'this is a list, as in ["accuracy"]',
+}
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BUILT_IN_METRICS = ("loss", "accuracy", "auc", "brier")
 
@@ -39,8 +46,21 @@ def seconds(value: object) -> object:
     return float(match[1]) * UNITS[match[2]]
 
 
+def selection(value: object) -> object:
+    """Check a choice of nodes: ``"all"``, a number or a fraction of them."""
+    number = not isinstance(value, bool) and isinstance(value, int) and value >= 1
+    if value == "all" or number or (isinstance(value, float) and 0 < value < 1):
+        return value
+    raise ValueError("write 'all', a number of nodes from 1 up, or a fraction between 0 and 1")
+
+
+def share(nodes: int, factor: float) -> int:
+    """That many times the nodes, rounded up, but not because 0.07 * 100 is a little more than 7 in floating point."""
+    return math.ceil(round(nodes * factor, 6))
+
+
 Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=30 * 86400)]
-Select = Literal["all"] | Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)]
+Select = Annotated[Literal["all"] | int | float, BeforeValidator(selection)]
 
 
 class _Section(BaseModel):
@@ -53,7 +73,7 @@ class Job(_Section):
     """What is trained: ``app`` is ``module:attribute`` in the bundle, ``data`` the dataset name every site has declared."""
 
     name: str = Field(pattern=NAME)
-    app: str = Field("app:app", pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    app: str = Field("app:app", pattern=APP)
     data: str = Field("default", pattern=NAME)
     seed: int = Field(0, ge=0, lt=2**63)
 
@@ -71,6 +91,11 @@ class StrategyTable(BaseModel):
         if self.name != "custom":
             self.build()
         return self
+
+    @property
+    def weighting(self) -> str:
+        """Whether a node counts by its examples or all count the same."""
+        return str((self.model_extra or {}).get("weighting", "examples"))
 
     def build(self) -> Strategy:
         """The strategy value.
@@ -100,9 +125,9 @@ class Clients(_Section):
 
     def asked(self, eligible: int) -> tuple[int, int]:
         """``(asked, target)`` of so many eligible nodes: how many are asked and how many answers close the round."""
-        wanted = eligible if self.select == "all" else self.select if isinstance(self.select, int) else math.ceil(self.select * eligible)
+        wanted = eligible if self.select == "all" else self.select if isinstance(self.select, int) else share(eligible, self.select)
         target = min(eligible, max(wanted, self.min_per_round))
-        return min(eligible, math.ceil(target * self.over_select)), target
+        return min(eligible, share(target, self.over_select)), target
 
 
 class Aggregate(_Section):
@@ -141,7 +166,7 @@ class Evaluate(_Section):
     @model_validator(mode="after")
     def _monitored(self) -> Evaluate:
         if self.monitor not in self.pooled:
-            raise ValueError(f"monitor '{self.monitor}' is not among the metrics {', '.join(self.pooled)}")
+            raise PlanError(f"evaluate.monitor: '{self.monitor}' is not among the metrics {', '.join(self.pooled)}", where="evaluate.monitor")
         return self
 
     @property
@@ -167,7 +192,7 @@ class Plan(_Section):
             raise PlanError(
                 f"clients.select asks {clients.select} nodes but clients.min_per_round needs {clients.min_per_round}", where="clients.select"
             )
-        terms = math.ceil(clients.select * clients.over_select) if isinstance(clients.select, int) else clients.min_per_round
+        terms = share(clients.select, clients.over_select) if isinstance(clients.select, int) else clients.min_per_round
         FixedPoint.for_sum(terms, self.aggregate.bound)
         return self
 
@@ -274,8 +299,11 @@ def _explained(error: ValidationError, file: str, lines: dict[tuple[str, ...], s
     first = problems[0]
     path = tuple(str(part) for part in first["loc"] if str(part).isidentifier())
     hint = ""
+    problem = first.get("ctx", {}).get("pattern", first["type"])
     what = f"{'.'.join(path)}: {first['msg'][0].lower()}{first['msg'][1:]}".replace("value error, ", "")
-    if first["type"] == "extra_forbidden":
+    if problem in FORMS:
+        what = f"{'.'.join(path)}: {FORMS[problem]}"
+    elif first["type"] == "extra_forbidden":
         what = f"'{'.'.join(path)}' is not a setting"
         hint = _suggest(path[-1], _fields(path[:-1]))
     elif first["type"] == "missing":

@@ -8,7 +8,7 @@ Two encodings share the ring:
 
 * ``FixedPoint``: one word a coordinate, for the model. The scale is a power of two chosen so that a sum of ``terms``
   values, each within ``bound``, stays below 2^30 in magnitude: the headroom is proved, never hoped for.
-* ``to_limbs``: four words a number, for weights and metric sums, exact to 2^-20 up to 2^27, for up to 2^19 terms.
+* ``to_limbs``: five words a number, for weights and metric sums, exact to 2^-20, for sums up to 2^38 of up to 2^19 terms.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ Words: TypeAlias = npt.NDArray[np.uint32]
 WORD = np.dtype("<u4")
 HEADROOM_BITS = 30
 LEAST_BITS = 12
-LIMBS = 4
+LIMBS = 5
 LIMB_BITS = 12
 FRACTION_BITS = 20
-LIMIT = float(1 << 27)
+LIMIT = float(1 << 38)
 MOST_TERMS = 1 << 19
 BLOCK = 1 << 18
+BEYOND = "lower the learning rate or raise aggregate.bound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class FixedPoint:
         if not (1 <= terms <= MOST_TERMS and math.isfinite(bound) and bound > 0):
             raise PlanError(
                 f"no ring format for {terms} terms within {bound}",
-                where="aggregate.bound",
+                where="clients.select",
                 why=f"terms must be 1 to {MOST_TERMS}, the bound positive and finite",
             )
         exponent = math.floor(HEADROOM_BITS - math.log2(terms) - math.log2(bound))
@@ -63,7 +64,7 @@ class FixedPoint:
         if bound * 2.0**exponent < 2.0**LEAST_BITS:
             raise PlanError(
                 f"the ring is too short for {terms} nodes",
-                where="aggregate.bound",
+                where="clients.select",
                 why=f"less than {LEAST_BITS} bits a value are left",
                 hint="lower clients.select",
             )
@@ -79,12 +80,13 @@ class FixedPoint:
         # Multiplying float32 by a power of two is exact, so the only rounding is rint's.
         scale, limit = np.float32(2.0**self.exponent), np.float32(self.bound * 2.0**self.exponent)
         for start in range(0, len(values), BLOCK):
-            block = values[start : start + BLOCK] * scale
+            with np.errstate(over="ignore", invalid="ignore"):
+                block = values[start : start + BLOCK] * scale
             # Written so that NaN fails as well: every comparison with NaN is false.
             if not (-limit <= block.min() and block.max() <= limit):
                 at = start + int(np.flatnonzero(~(np.abs(block) <= limit))[0])
                 kind = "beyond the agreed range" if np.isfinite(values[at]) else "not finite"
-                raise UpdateRejected(f"a value is {kind}", where=f"coordinate {at}", hint="lower the learning rate or raise aggregate.bound")
+                raise UpdateRejected(f"a value is {kind}", where=f"coordinate {at}", hint=BEYOND)
             np.rint(block, out=block)
             out[start : start + BLOCK].view(np.int32)[:] = block
 
@@ -97,8 +99,8 @@ class FixedPoint:
         return values
 
     def beyond(self, words: Words, bound: float) -> int | None:
-        """The first coordinate whose value is larger than ``bound`` in magnitude, or ``None``."""
-        limit = math.ceil(bound * 2.0**self.exponent)
+        """The first coordinate whose value is larger than ``bound`` in magnitude, or ``None``; float32 rounding is forgiven."""
+        limit = math.ceil(bound * 2.0**self.exponent * (1 + 2.0**-22))
         for start in range(0, len(words), BLOCK):
             block = words[start : start + BLOCK].view(np.int32)
             if block.max() > limit or block.min() < -limit:
@@ -106,27 +108,27 @@ class FixedPoint:
         return None
 
 
-def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words) -> None:
-    """Write each number as four words of 12 bits, least first; ``out`` has shape ``(4 * n,)``.
+def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, terms: int = 1) -> None:
+    """Write each number as five words of 12 bits, least first; ``out`` has shape ``(5 * n,)``.
 
     Raises:
-        UpdateRejected: a number is not finite or 2^27 or more in magnitude.
+        UpdateRejected: a number is not finite, or so large that ``terms`` of them may pass the limit.
     """
     values = np.asarray(numbers, np.float64)
-    if not np.all(np.abs(values) < LIMIT):
-        raise UpdateRejected("a weight or metric is not finite or too large", why=f"the limit is {LIMIT:.0f}")
+    if not np.all(np.abs(values) <= LIMIT / terms):
+        raise UpdateRejected("a weight or metric is not finite or too large", why=f"the limit is {LIMIT / terms:.0f}")
     integers = np.rint(values * 2.0**FRACTION_BITS).astype(np.int64)
     shifts = np.arange(LIMBS) * LIMB_BITS
     out[:] = ((integers[:, None] >> shifts) & ((1 << LIMB_BITS) - 1)).astype(np.uint32).ravel()
 
 
 def from_limbs(words: Words) -> npt.NDArray[np.float64]:
-    """The sums behind summed limbs: float64 of shape ``(n,)`` from words of shape ``(4 * n,)``."""
-    limbs = words.reshape(-1, LIMBS).astype(np.int64)
-    total = (limbs << (np.arange(LIMBS) * LIMB_BITS)).sum(axis=1)
-    # Negative numbers were written in two's complement of 48 bits; bring the sum back to the signed range.
-    span = 1 << (LIMBS * LIMB_BITS)
-    signed: npt.NDArray[np.int64] = (total + span // 2) % span - span // 2
+    """The sums behind summed limbs: float64 of shape ``(n,)`` from words of shape ``(5 * n,)``."""
+    limbs = words.reshape(-1, LIMBS).astype(np.uint64)
+    total = (limbs << (np.arange(LIMBS, dtype=np.uint64) * np.uint64(LIMB_BITS))).sum(axis=1)
+    # Negative numbers were written in two's complement of 60 bits; bring the sum back to the signed range.
+    spare = 64 - LIMBS * LIMB_BITS
+    signed: npt.NDArray[np.int64] = (total << np.uint64(spare)).view(np.int64) >> spare
     return signed.astype(np.float64) / 2.0**FRACTION_BITS
 
 

@@ -143,6 +143,8 @@ class Round:
         if isinstance(event, Fired):
             prefix, _, node = event.timer.rpartition("/rejoin/")
             return (node, "fired") if prefix == f"{self.terms.phase}/{self.terms.number}" else ("", "")
+        if isinstance(event, Answered) and event.words is None:
+            return "", ""
         if isinstance(event, Answered | Failed | Lost | Returned):
             return event.node, type(event).__name__.lower()
         return "", ""

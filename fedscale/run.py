@@ -102,7 +102,7 @@ class Run:
             return self._in_init(event)
         if isinstance(event, Roster):
             return self._open(event.nodes)
-        if isinstance(event, Fired) and event.timer == self._gathering():
+        if isinstance(event, Fired) and event.timer == self._gathering() and not self.paused:
             return self._finish("failed", f"fewer than {self._needed()} nodes were there within {self.plan.clients.deadline:g} s")
         return []
 
@@ -195,7 +195,9 @@ class Run:
         aggregate, outcome = current.result()
         if self.phase is Phase.TRAIN and self.model is not None:
             delta = transform.decode(self.strategy.transforms, aggregate).delta
-            self.model, self.slots = self.strategy.optimizer.update(delta, self.model, self.slots, self.number)
+            # What overflows here is found not to be finite below.
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.model, self.slots = self.strategy.optimizer.update(delta, self.model, self.slots, self.number)
             self.digest = model_digest(self.model)
         self.history.append(outcome)
         return [*effects, *self._advance(outcome)]
@@ -204,7 +206,7 @@ class Run:
         """Choose the next step: evaluate, train or finish."""
         plan = self.plan
         every = plan.evaluate.every
-        if self.model is not None and not np.isfinite(np.dot(self.model, self.model)):
+        if self.model is not None and not np.isfinite(self.model).all():
             return [Commit(outcome), *self._finish("failed", f"the model diverged in round {self.number}; lower the learning rates")]
         if self.phase is Phase.TRAIN and every and (self.number % every == 0 or self.number == plan.strategy.rounds):
             self.phase = Phase.EVALUATE

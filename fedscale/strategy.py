@@ -62,6 +62,9 @@ def _strategy(make: Callable[P, Strategy]) -> Callable[P, Strategy]:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "unexpected_keyword_argument":
+                known = ", ".join(inspect.signature(make).parameters)
+                raise PlanError(f"{name} has no setting '{place}'", where=f"strategy.{place}", hint=f"known: {known}") from None
             raise PlanError(f"{name}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}", where=f"strategy.{place}") from None
         bound = inspect.signature(make).bind(*args, **kwargs)
         return replace(value, name=name, params=dict(bound.arguments))

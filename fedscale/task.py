@@ -58,7 +58,9 @@ def layout_for(plan: Plan, phase: Phase, size: int, terms: int) -> Layout:
     """The layout of a round's answers, computed alike by server, node and simulator."""
     if phase is Phase.EVALUATE:
         return Layout(0, tuple(Metric.named(m) for m in plan.evaluate.pooled), terms)
-    return Layout(size, (Metric("loss"),), terms, plan.aggregate.bound, plan.aggregate.weight_cap)
+    # Where all count the same, a cap of one lets each use the whole width of the ring.
+    cap = 1.0 if plan.strategy.weighting == "equal" else plan.aggregate.weight_cap
+    return Layout(size, (Metric("loss"),), terms, plan.aggregate.bound, cap)
 
 
 def portion(plan: Plan, phase: Phase, data: Any) -> Any:

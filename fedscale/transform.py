@@ -6,6 +6,7 @@ postprocessor pair of Granqvist et al. 2024 (pfl-research).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -39,9 +40,11 @@ class ClipNorm:
             raise PlanError(f"a clip norm of {self.limit} is not positive")
 
     def encode(self, update: Update) -> Update:
-        """Scale by ``min(1, limit / norm)``; a zero update stays zero."""
-        norm = float(np.sqrt(np.dot(update.delta, update.delta)))
-        return update if norm <= self.limit else replace(update, delta=update.delta * np.float32(self.limit / norm))
+        """Scale by ``min(1, limit / norm)``; a zero update stays zero, one that is not finite stays for the ring to refuse."""
+        # In float64, where no finite float32 overflows when squared.
+        norm = float(np.linalg.norm(update.delta.astype(np.float64)))
+        small = norm <= self.limit or not math.isfinite(norm)
+        return update if small else replace(update, delta=update.delta * np.float32(self.limit / norm))
 
     def decode(self, aggregate: Aggregate) -> Aggregate:
         """Nothing to undo."""

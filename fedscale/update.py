@@ -16,7 +16,7 @@ import numpy as np
 
 from fedscale.errors import UpdateRejected
 from fedscale.metrics import Metric, Sums
-from fedscale.ring import LIMBS, LIMIT, WORD, FixedPoint, Words, from_limbs, to_limbs
+from fedscale.ring import BEYOND, LIMBS, LIMIT, WORD, FixedPoint, Words, from_limbs, to_limbs
 from fedscale.vector import Vector
 
 
@@ -51,7 +51,7 @@ class Layout:
     metrics: tuple[Metric, ...]
     terms: int
     bound: float = 8.0
-    weight_cap: float = LIMIT - 1
+    weight_cap: float = LIMIT
 
     @cached_property
     def format(self) -> FixedPoint:
@@ -83,14 +83,21 @@ class Layout:
         words = np.empty(self.length, WORD)
         # Dividing by the cap keeps a weighted coordinate within the bound of an unweighted one.
         self.format.encode(update.delta * np.float32(update.weight / self.weight_cap), words[: self.size])
+        self._bounded(words, update.weight)
         numbers = [np.array([update.weight])]
         for metric in self.metrics:
             sums = np.asarray(update.metrics.get(metric.name, ()), np.float64)
             if sums.shape != (metric.width,):
                 raise UpdateRejected(f"metric '{metric.name}' has {sums.size} values, the plan asks for {metric.width}")
             numbers.append(sums)
-        to_limbs(np.concatenate(numbers), words[self.size :])
+        to_limbs(np.concatenate(numbers), words[self.size :], self.terms)
         return words
+
+    def _bounded(self, words: Words, weight: float) -> None:
+        """Refuse an answer of that weight with a coordinate beyond the bound: the cap leaves room that a small weight must not use."""
+        at = self.format.beyond(words[: self.size], self.bound * weight / self.weight_cap)
+        if at is not None:
+            raise UpdateRejected("a value is beyond the agreed range", where=f"coordinate {at}", hint=BEYOND)
 
     def tail(self, words: Words) -> tuple[float, dict[str, Sums]]:
         """Weight and metric sums of an answer or of a sum of answers."""
@@ -121,8 +128,8 @@ class Layout:
             raise UpdateRejected("the weight of an answer is not within its bounds", why=f"it must be above 0 and at most {self.weight_cap:g}")
         for metric in self.metrics:
             counts = sums[metric.name]
+            if np.abs(counts).max() > LIMIT / self.terms:
+                raise UpdateRejected(f"metric '{metric.name}' is too large", why=f"the limit is {LIMIT / self.terms:.0f}")
             if metric.width > 1 and (counts.min() < 0 or counts.sum() > weight * (1 + 1e-6) + 1):
                 raise UpdateRejected(f"metric '{metric.name}' counts more examples than the answer's weight, or fewer than none")
-        at = self.format.beyond(words[: self.size], self.bound * weight / self.weight_cap) if self.size else None
-        if at is not None:
-            raise UpdateRejected("a value is beyond the agreed range", where=f"coordinate {at}")
+        self._bounded(words, weight)

@@ -133,7 +133,7 @@ class Schema:
         try:
             rows = json.loads(text)
             tensors = tuple(Tensor(str(name), tuple(int(n) for n in shape), str(dtype)) for name, shape, dtype in rows)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ProtocolError("a model schema is malformed", why=type(error).__name__) from None
         names = {t.name for t in tensors}
         sound = all(n >= 0 for t in tensors for n in t.shape) and all(t.dtype in FLOATS for t in tensors)
@@ -142,6 +142,8 @@ class Schema:
                 "a model schema is malformed", why="too many or repeated names, a negative size or a dtype that is not floating point"
             )
         schema = cls(tensors)
+        if schema.to_json() != text:
+            raise ProtocolError("a model schema is malformed", why="not in canonical form")
         if schema.size > MAX_COORDINATES:
             raise ProtocolError(f"a model schema asks for {schema.size} coordinates", why=f"the limit is {MAX_COORDINATES}")
         return schema

@@ -37,7 +37,7 @@ class Part:
     def __init__(self, path: Path, digest: str, most: int) -> None:
         self._path, self._digest, self._most = path, digest, most
         self._hash, self.size = hashlib.sha256(), 0
-        self._file = path.open("a+b")
+        self._file = path.open("a+b", buffering=0)  # a buffer that a full disk refuses could never be closed
         self._file.seek(0)
         while block := self._file.read(BLOCK):
             self._hash.update(block)
@@ -55,8 +55,9 @@ class Part:
             self._drop()
             raise ProtocolError("a transfer is longer than it may be", where=self._digest[:12], why=f"the limit is {self._most} bytes")
         try:
-            self._file.write(frame)
-            self._file.flush()
+            view = memoryview(frame)
+            while view:
+                view = view[self._file.write(view) :]
         except OSError:
             self._drop()
             raise
@@ -76,8 +77,7 @@ class Part:
 
     def close(self) -> None:
         """Stop for now; what has arrived stays."""
-        with suppress(OSError):
-            self._file.close()
+        self._file.close()
 
     def _drop(self) -> None:
         self._path.unlink(missing_ok=True)

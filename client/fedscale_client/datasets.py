@@ -198,7 +198,7 @@ def _npz(path: Path, declaration: Declaration) -> Dataset:
         with archive:
             if missing := [name for name in names if name not in archive]:
                 raise DataError(f"there is no array '{missing[0]}'", where=str(path), hint=f"known: {', '.join(archive)}")
-            arrays = [archive[name] for name in names]
+            arrays: list[Any] = [archive[name] for name in names]
     except UNREADABLE as error:
         raise DataError("the archive cannot be read", where=str(path), why=type(error).__name__) from None
     return data.from_arrays(*arrays)

@@ -8,6 +8,7 @@ carry no values, but only if our own code raised them.
 
 from __future__ import annotations
 
+import dis
 import errno
 import os
 import re
@@ -42,7 +43,7 @@ LONGEST_CHAIN = 4
 LONGEST_LINE = 160
 LONGEST = 3_600
 FULL = f"disk full or over quota ({os.strerror(errno.ENOSPC).lower()})"
-OURS = tuple(Path(folder).resolve() for folder in fedscale.__path__) + (Path(__file__).resolve().parent,)
+OURS = (*(Path(folder).resolve() for folder in fedscale.__path__), Path(__file__).resolve().parent)
 LIBRARIES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib", "platstdlib")))
 
 CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
@@ -156,9 +157,11 @@ def _foreign(error: BaseException, cause: Cause, context: Context) -> str:
 
 
 def _imported(error: ModuleNotFoundError) -> bool:
-    """Whether the import system itself raised it: then the name is one that an import statement asks for."""
-    codes = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
-    return codes[-1].co_filename.startswith("<frozen importlib") and bool(re.fullmatch(r"[A-Za-z_][\w.]{0,79}", error.name or ""))
+    """Whether an import statement raised it: then the name stands in the code and comes from no data."""
+    last = error.__traceback__
+    while last and last.tb_next:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["IMPORT_NAME"]
 
 
 def _kind(error: BaseException) -> str:

@@ -81,7 +81,7 @@ class Credentials:
             raise ConfigError("the node's key does not belong to its certificate", hint=JOIN)
         if certificate.not_valid_after_utc <= now:
             ended = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-            raise AccessDenied("the node's certificate has expired", why=f"it ended on {ended}", hint=f"ask the coordinator for a new ticket and {JOIN}")
+            raise AccessDenied("the node's certificate has expired", why=f"it ended on {ended}", hint=f"ask for a new ticket and {JOIN}")
 
 
 @dataclass(frozen=True, slots=True)

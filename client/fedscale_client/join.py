@@ -25,7 +25,7 @@ from typing import TypeVar
 import grpc
 from cryptography import x509
 
-from fedscale.errors import AccessDenied, Conflict, FedscaleError, TicketError, Unreachable
+from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, TicketError, Unreachable
 from fedscale.identity import (
     CLIENT_AUTH,
     PrivateKey,
@@ -68,6 +68,7 @@ def join(ticket_text: str, home: Path, name: str | None = None, timeout: float =
     ticket, folder = Ticket.parse(ticket_text), NodeHome(home)
     wish = valid_name(name) if name else ""
     kept = _former(folder)
+    _prepare(folder)
     ends = time.monotonic() + timeout
     leaf = _leaf(ticket, timeout)
     override = _other_name(leaf, ticket.endpoint[0])
@@ -88,6 +89,18 @@ def join(ticket_text: str, home: Path, name: str | None = None, timeout: float =
     return folder
 
 
+def _prepare(home: NodeHome) -> None:
+    """Make the folder before the ticket is spent.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        make_private(home.path)
+    except OSError as error:
+        raise ConfigError("the node's home cannot be made", where=str(home.path), why=error.strerror or "", hint="choose another --home") from None
+
+
 def _former(home: NodeHome) -> dict[str, object]:
     """The settings of a home whose certificate is of no use any more; nothing for a new one.
 
@@ -101,7 +114,7 @@ def _former(home: NodeHome) -> dict[str, object]:
         home.credentials().check(datetime.now(UTC))
     except FedscaleError:
         return settings.model_dump()
-    raise Conflict(f"node '{settings.name}' has joined already", where=str(home.path), hint="start it with: fedscale node start, or choose another --home")
+    raise Conflict(f"node '{settings.name}' has joined already", where=str(home.path), hint="start it: fedscale node start, or use another --home")
 
 
 def _leaf(ticket: Ticket, timeout: float) -> bytes:
@@ -121,7 +134,7 @@ def _leaf(ticket: Ticket, timeout: float) -> bytes:
 def _shown(host: str, port: int, timeout: float) -> bytes:
     """The certificate a server shows to a caller who trusts nobody, through the proxy that gRPC would take, if any."""
     proxy = next((os.environ[name] for name in PROXIES if os.environ.get(name)), "")
-    if not proxy or any(urllib.request.proxy_bypass_environment(host, {"no": os.environ.get(name, "")}) for name in NO_PROXIES):
+    if not proxy or any(urllib.request.proxy_bypass(host, {"no": os.environ.get(name, "")}) for name in NO_PROXIES):
         return ssl.get_server_certificate((host, port), timeout=timeout).encode()
     at = urllib.parse.urlsplit(proxy)
     tunnel = http.client.HTTPConnection(at.hostname or "", at.port or 80, timeout=timeout)
@@ -150,15 +163,16 @@ def _other_name(leaf: bytes, host: str) -> str:
     """
     try:
         names = load_certificate(leaf, TicketError).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        known = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
     except (x509.ExtensionNotFound, ValueError):
-        raise TicketError("the server's certificate names no host", hint="check that the address is that of a coordinator") from None
-    dns = names.get_values_for_type(x509.DNSName)
-    known = [*dns, *map(str, names.get_values_for_type(x509.IPAddress))]
+        known = []
+    if not known:
+        raise TicketError("the server's certificate names no host", hint="check that the address is that of a coordinator")
     try:
         host = str(ipaddress.ip_address(host))
     except ValueError:
         host = host.lower()
-    return "" if host in known or not known else known[0]
+    return "" if host in known else known[0]
 
 
 def _left(ends: float) -> float:
@@ -192,7 +206,6 @@ def _settings(kept: dict[str, object], reply: pb.JoinReply, federation: str, lea
 
 def _write(home: NodeHome, credentials: Credentials, settings: NodeSettings) -> None:
     """Make the home; ``node.toml`` comes last, so that a crash leaves a home that has not joined."""
-    make_private(home.path)
     home.settings_file.unlink(missing_ok=True)
     write_private(home.key_file, credentials.key)
     write_private(home.certificate_file, credentials.certificate)

@@ -48,10 +48,11 @@ REASONS = {
     "refused": "nothing listens there",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not the federation's",
     "handshake": "the TLS handshake failed",
-    "Peer name": "the server's certificate is for another host",
+    "Hostname Verification": "the server's certificate is for another host",
     "name resolution": "the host name is not known",
     "Domain name": "the host name is not known",
     "DNS": "the host name is not known",
+    "Socket closed": "the server closed the connection",
     "unreachable": "there is no way to that network",
     "Deadline": "no answer in time",
     "Timeout": "no answer in time",
@@ -106,4 +107,5 @@ def _raised(error: grpc.RpcError) -> FedscaleError | None:
 
 def _metadata(error: grpc.RpcError) -> dict[str, Any]:
     """The trailing metadata of a failed call."""
-    return dict(error.trailing_metadata() or ())
+    pairs: Any = error.trailing_metadata() or ()
+    return dict(pairs)

@@ -30,6 +30,7 @@ from fedscale_client.rpc import error_of, is_passing, open_channel, pause
 # A server that reads other nodes' answers first lets ours wait in its window; keepalive notices sooner when it is gone.
 STALL_SECONDS = 600.0
 CORRUPT_ATTEMPTS = 3
+VERDICTS = {number: name.lower() for name, number in pb.Receipt.Verdict.items() if number != pb.Receipt.UNKNOWN}
 T = TypeVar("T")
 
 
@@ -106,14 +107,17 @@ class Transfer:
                 await self._fetch(digest, BUNDLE)
             return await asyncio.to_thread(self._cache.unpack, digest)
 
-    async def submit(self, key: Key, answer: Answer) -> pb.Receipt:
-        """Deliver an answer, however often the connection breaks.
+    async def submit(self, key: Key, answer: Answer) -> tuple[str, str]:
+        """Deliver an answer, however often the connection breaks; verdict and reason of the server's receipt.
 
         Raises:
             FedscaleError: the server refuses to hear it.
             OSError: the answer cannot be read any more.
         """
-        return await self._patiently(partial(self._deliver, key, answer))
+        receipt = await self._patiently(partial(self._deliver, key, answer))
+        if receipt.verdict not in VERDICTS:
+            raise ProtocolError("the server did not say what became of an answer", where=key_text(key))
+        return VERDICTS[receipt.verdict], receipt.reason
 
     def _turn(self, digest: str) -> asyncio.Lock:
         """Two tasks that want the same blob fetch it once."""
@@ -133,9 +137,9 @@ class Transfer:
     async def _receive(self, digest: str, part: Part) -> None:
         """One attempt: everything from where the part ends."""
         async with self._channel() as channel:
-            fetch = channel.unary_stream(FETCH, pb.FetchRequest.SerializeToString)
+            fetch: grpc.aio.UnaryStreamMultiCallable[pb.FetchRequest, bytes] = channel.unary_stream(FETCH, pb.FetchRequest.SerializeToString)
             call = fetch(pb.FetchRequest(digest=digest, offset=part.size))
-            while (frame := await _soon(call.read())) is not grpc.aio.EOF:
+            while isinstance(frame := await _soon(call.read()), bytes):
                 await asyncio.to_thread(part.take, frame)
 
     async def _deliver(self, key: Key, answer: Answer) -> pb.Receipt:
@@ -144,14 +148,13 @@ class Transfer:
         if answer.schema:
             metadata.append((SCHEMA_KEY, answer.schema.encode()))
         async with self._channel() as channel:
-            submit = channel.stream_unary(SUBMIT, None, pb.Receipt.FromString)
+            submit: grpc.aio.StreamUnaryMultiCallable[bytes, pb.Receipt] = channel.stream_unary(SUBMIT, None, pb.Receipt.FromString)
             call = submit(metadata=metadata)
-            with answer.path.open("rb") as file:
-                # The server may answer before it has read everything: the round is closed, or it knows the answer already.
-                with suppress(asyncio.InvalidStateError):
-                    while frame := file.read(FRAME):
-                        await _soon(call.write(frame))
-                    await _soon(call.done_writing())
+            # The server may answer before it has read everything: the round is closed, or it knows the answer already.
+            with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError):
+                while frame := file.read(FRAME):
+                    await _soon(call.write(frame))
+                await _soon(call.done_writing())
             return await _soon(call)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:

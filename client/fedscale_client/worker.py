@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 
 from fedscale.errors import AppError
-from fedscale.learner import Learner, Phase
+from fedscale.learner import App, Learner, Phase
 from fedscale.plan import Plan
 from fedscale.task import FirstModel, Task, layout_for, perform, portion
-from fedscale.torch_learner import as_learner
 from fedscale.vector import Schema, Vector
 from fedscale.wire.codec import digest_of, model_from
 from fedscale_client import datasets, failures, pipe
@@ -50,8 +49,7 @@ class Bench:
     def __init__(self, seat: Message) -> None:
         self.bundle, self._home = Path(seat["bundle"]), Path(seat["home"])
         self._declaration = Declaration(**seat["declaration"])
-        paths = (*map(str, self._declaration.files(self._home)), self._declaration.path)
-        self.context = Context(self.bundle, seat["dataset"], paths)
+        self.context = Context(self.bundle, seat["dataset"], tuple(map(str, self._declaration.files(self._home))))
         self._data: Any = None
         self._loaded = False
         self._app: tuple[str, Learner] | None = None
@@ -64,21 +62,23 @@ class Bench:
         plan = self._read(request["plan"])
         learner = self._learner(plan.job.app)
         phase, schema = Phase(request["phase"]), Schema.from_json(request["schema"]) if request["schema"] else None
-        self.context = Context(self.bundle, self.context.dataset, self.context.paths, schema=schema)
+        self.context = replace(self.context, schema=schema)
         layout = layout_for(plan, phase, schema.size if schema else 0, request["terms"])
         task = Task(request["node"], phase, request["number"], layout, schema, "")
         if phase not in self._portions:
             self._portions[phase] = portion(plan, phase, data)
         result = perform(task, plan, plan.strategy.build(), learner, self._portions[phase], _model(request["model"], schema), progress)
-        first = isinstance(result, FirstModel)
-        return {**_write(Path(request["answer"]), result.model if first else result), "schema": result.schema.to_json() if first else ""}
+        path = Path(request["answer"])
+        if isinstance(result, FirstModel):
+            return {**_write(path, result.model), "schema": result.schema.to_json()}
+        return {**_write(path, result), "schema": ""}
 
     def _dataset(self) -> Any:
         """The site's dataset. It is read before the bundle is importable, so no app can pose as the site's loader."""
         if not self._loaded:
-            self.context = Context(self.bundle, self.context.dataset, self.context.paths, loading=True)
+            self.context = replace(self.context, loading=True)
             self._data, self._loaded = datasets.read(self._declaration, self._home), True
-            self.context = Context(self.bundle, self.context.dataset, self.context.paths)
+            self.context = replace(self.context, loading=False)
             sys.path.insert(0, str(self.bundle))
         return self._data
 
@@ -104,8 +104,16 @@ class Bench:
                 raise AppError(f"module '{name}' is taken by a package of this node", where="job.app", hint="give the app's module another name")
             if not hasattr(module, attribute):
                 raise AppError(f"module '{name}' has no '{attribute}'", where="job.app")
-            self._app = (app, as_learner(getattr(module, attribute)))
+            self._app = (app, _as_learner(getattr(module, attribute)))
         return self._app[1]
+
+
+def _as_learner(app: object) -> Learner:
+    """The app as a learner; torch, which takes seconds to load and may be missing, only for what needs it."""
+    if isinstance(app, Learner) and not isinstance(app, type | App):
+        return app
+    learner: Learner = importlib.import_module("fedscale.torch_learner").as_learner(app)
+    return learner
 
 
 def _model(path: str, schema: Schema | None) -> Vector | None:
@@ -118,7 +126,7 @@ def _model(path: str, schema: Schema | None) -> Vector | None:
 
 def _write(path: Path, values: np.ndarray[Any, Any]) -> Message:
     """Write an answer; its digest and size."""
-    body = memoryview(np.ascontiguousarray(values, values.dtype.newbyteorder("<"))).cast("B")
+    body = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data.cast("B")
     with path.open("wb") as file:
         file.write(body)
     return {"digest": digest_of(body), "size": len(body)}

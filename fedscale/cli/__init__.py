@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a run failed, 2 usage or configuration, 3 unreachable, 4 a
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Annotated
 import click
 import typer
 
+import fedscale
 from fedscale import console
 from fedscale.cli.lazy import Entry, Lazy, group
 from fedscale.errors import ConfigError, FedscaleError
@@ -22,10 +22,10 @@ from fedscale.errors import ConfigError, FedscaleError
 NOUNS = {
     "init": Entry("fedscale.cli.init:init", "Write a runnable job into a folder."),
     "simulate": Entry("fedscale_simulations.cli:simulate", "Run a job with virtual clients on this machine."),
-    "demo": Entry("fedscale_simulations.cli:demo", "Train on real medical data with a coordinator and four hospital nodes on this machine."),
+    "demo": Entry("fedscale_simulations.demo:demo", "Train on real medical data with a coordinator and four hospital nodes on this machine."),
     "server": Entry("fedscale_server.nouns:server", "Run a coordinator."),
     "project": Entry("fedscale_server.nouns:project", "Group sites and runs, invite sites."),
-    "node": Entry("fedscale_client.cli:app", "Run a site: join a federation, declare data, train."),
+    "node": Entry("fedscale_client.nouns:node", "Run a site: join a federation, declare data, train."),
     "run": Entry("fedscale_server.nouns:run", "Submit, watch and steer runs, fetch their results."),
     "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
 }
@@ -46,7 +46,7 @@ class Root(Lazy):
 def version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with the option's value
     """Print the version and stop."""
     if asked:
-        console.screen().print(f"fedscale {importlib.metadata.version('fedscale-fl')}")
+        console.screen().print(f"fedscale {fedscale.__version__}")
         raise typer.Exit
 
 

@@ -32,10 +32,7 @@ from fedscale.report.markup import Markup, pairs, table, tag
 from fedscale.report.units import data_size, duration, number, ranges
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-TONES = {
-    "good": ("finished", "completed", "complete", "succeeded", "success", "done", "ok"),
-    "bad": ("failed", "refused", "rejected", "aborted", "error", "diverged"),
-}
+TONES = {"good": ("completed", "finished"), "bad": ("failed", "refused")}
 SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{MULTIPLICATION X}", "neutral": "\N{BLACK CIRCLE}"}
 PLACED = ("comparison", "privacy", "seed", "seeds", "versions", "hashes")
 TILES, TABLE_ROWS, LISTED_NODES = 6, 200, 8

@@ -15,7 +15,6 @@ from fedscale.errors import AppError, DataError
 from fedscale.torch_learner.resident import tensor_of
 
 
-
 @dataclass(frozen=True, slots=True)
 class Examples:
     """Rows as tensors on the host, in the dtypes torch computes with: float32, and int64 for whole numbers.
@@ -89,5 +88,5 @@ def aligned(outputs: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Ten
             why="equal shapes are expected, or whole-number labels and one more dimension of outputs",
         )
     if targets.ndim == 1 and classes > outputs.shape[1]:
-        raise AppError(f"a label lies beyond the model's {outputs.shape[1]} outputs", hint="number classes from 0 and give each an output")
+        raise AppError(f"a label is too large for the model's {outputs.shape[1]} outputs", hint="number classes from 0 and give each an output")
     return outputs, targets

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from fedscale.data import Dataset
-from fedscale.errors import AppError, ConfigError, DataError, UpdateRejected
-from fedscale.learner import App, Learner, LocalOptimizer, Phase, Result, Work
+from fedscale.errors import AppError, DataError, PlanError, UpdateRejected
+from fedscale.learner import App, Learner, Phase, Result, Work
 from fedscale.metrics import Sums
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.measures import MEASURES, total
 from fedscale.torch_learner.resident import Resident, arrays_of, shared_state
+from fedscale.torch_learner.steps import Steps
 
 KEEP = 2
 EVALUATION_FACTOR = 4
@@ -71,8 +72,8 @@ class TorchLearner:
 
         Raises:
             AppError: the model, the loss or a metric does not return what it should.
-            ConfigError: the plan asks for a device that this machine does not have.
             DataError: the data is not a dataset or has no rows.
+            PlanError: the plan asks for a device that this machine does not have.
             UpdateRejected: the loss is not finite: training diverged.
         """
         device = _device(work.training.device)
@@ -111,9 +112,8 @@ class TorchLearner:
     def _train(self, work: Work, device: torch.device) -> Result:
         """Train from the global model on."""
         examples, resident, training = self._examples_of(work.data), self._loaded(work, device), work.training
-        optimizer = _optimizer(resident.trained, training.optimizer)
+        optimizer = Steps(resident.trained, training.optimizer, work.proximal)
         scaler = torch.amp.GradScaler(device.type, enabled=training.amp and device.type == "cuda")
-        anchor = [parameter.detach().clone() for parameter in resident.trained] if work.proximal else []
         sizes = _batch_sizes(len(examples), training.batch_size, pairs=resident.normalized)
         steps = min(training.epochs * len(sizes), training.max_steps or math.inf)
         loss_sum, seen = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -121,12 +121,9 @@ class TorchLearner:
         for step, rows in enumerate(islice(_batches(len(examples), sizes, work.seed), int(steps)), 1):
             outputs, targets = self._forward(resident, examples, rows, amp=training.amp)
             loss = self._loss(outputs, targets)
-            optimizer.zero_grad()
+            optimizer.clear()
             torch.autograd.backward(scaler.scale(loss))
-            if work.proximal:
-                scaler.unscale_(optimizer)
-                _pull(resident.trained, anchor, work.proximal)
-            scaler.step(optimizer)
+            scaler.step(cast("torch.optim.Optimizer", optimizer))
             scaler.update()
             loss_sum += loss.detach() * len(rows)
             seen += len(rows)
@@ -220,7 +217,7 @@ def _device(wanted: str) -> torch.device:
     """The device a plan asks for."""
     present = torch.cuda.is_available()
     if wanted == "cuda" and not present:
-        raise ConfigError("the plan asks for CUDA, which this machine does not have", where="train.device", hint='use device = "auto"')
+        raise PlanError("the plan asks for CUDA, which this machine does not have", where="train.device", hint='use device = "auto"')
     return torch.device("cuda", torch.cuda.current_device()) if present and wanted != "cpu" else torch.device("cpu")
 
 
@@ -255,27 +252,11 @@ def _batches(rows: int, sizes: list[int], seed: int) -> Iterator[Tensor]:
         yield from torch.split(torch.from_numpy(np.argsort(bits.random_raw(rows), kind="stable")), sizes)
 
 
-def _optimizer(parameters: list[nn.Parameter], wanted: LocalOptimizer) -> torch.optim.Optimizer:
-    """A fresh local optimiser by torch's names and defaults."""
-    if wanted.name == "sgd":
-        return torch.optim.SGD(parameters, wanted.lr, wanted.momentum, weight_decay=wanted.weight_decay)
-    kind = torch.optim.Adam if wanted.name == "adam" else torch.optim.AdamW
-    return kind(parameters, wanted.lr, weight_decay=wanted.weight_decay)
-
-
-def _pull(parameters: list[nn.Parameter], anchor: list[Tensor], strength: float) -> None:
-    """Add the gradient of ``strength / 2 * |w - w0|^2`` (Li et al. 2020)."""
-    pulled = [(parameter, parameter.grad, first) for parameter, first in zip(parameters, anchor, strict=True) if parameter.grad is not None]
-    now, gradients, before = zip(*pulled, strict=True)
-    with torch.no_grad():
-        torch._foreach_add_(gradients, torch._foreach_sub(now, before), alpha=strength)  # noqa: SLF001
-
-
 def _require_finite(loss: Tensor) -> Sums:
     """A summed loss, shape ``(1,)``, unless training diverged."""
     sums = total(loss)
     if not np.isfinite(sums).all():
-        raise UpdateRejected("training diverged", why="the loss is not finite", hint="lower train.optimizer.lr")
+        raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
     return sums
 
 

@@ -21,7 +21,7 @@ TASK_KEY, DIGEST_KEY, SIZE_KEY, SCHEMA_KEY = "fedscale-task", "fedscale-digest",
 
 def frames(data: bytes | memoryview, offset: int = 0) -> Iterator[bytes]:
     """Cut data into frames of at most ``FRAME`` bytes, from ``offset`` on."""
-    view = memoryview(data)
+    view = memoryview(data).cast("B")
     for start in range(offset, len(view), FRAME):
         yield bytes(view[start : start + FRAME])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fedscale.errors import Cause, Failure, ProtocolError
 from fedscale.learner import Phase
 from fedscale.plan import Plan
@@ -25,7 +27,7 @@ def key_from_text(text: str) -> Key:
         ProtocolError: anything else.
     """
     parts = text.split("/")
-    if len(parts) != 3 or not parts[2].isdecimal() or parts[1] not in set(Phase):
+    if len(parts) != 3 or not re.fullmatch(r"[0-9]{1,10}", parts[2]) or parts[1] not in set(Phase):
         raise ProtocolError("a task key is malformed")
     return parts[0], Phase(parts[1]), int(parts[2])
 

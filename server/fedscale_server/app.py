@@ -15,6 +15,7 @@ import structlog
 
 from fedscale.clock import Clock, SystemClock
 from fedscale.errors import ConfigError
+from fedscale.identity import certificate_pem
 from fedscale.proto.v1 import control_pb2_grpc, node_pb2_grpc
 from fedscale.wire.limits import SERVER_OPTIONS
 from fedscale_server.engine import Engine
@@ -71,8 +72,8 @@ async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None
         _add_services(main, doors, engine, registry, settings)
         await engine.start()
         await asyncio.gather(main.start(), doors.start())
-        on_ready(Ready(settings.address, _enrolment(settings)))
-        log.info("server ready", address=settings.address, enrolment=_enrolment(settings))
+        on_ready(Ready(settings.address, settings.enrolment_address))
+        log.info("server ready", address=settings.address, enrolment=settings.enrolment_address)
         await _told_to_stop()
         engine.stop()
         await asyncio.gather(main.stop(GRACE_SECONDS), doors.stop(GRACE_SECONDS))
@@ -82,8 +83,8 @@ async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None
 
 def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, home: Home, settings: Settings) -> Settings:
     """Open both ports; returns the settings with the ports that were taken."""
-    pair = [(home.server_key, home.server_chain)]
-    mutual = grpc.ssl_server_credentials(pair, root_certificates=home.ca_pem, require_client_auth=True)
+    pair = [home.server_pems()]
+    mutual = grpc.ssl_server_credentials(pair, root_certificates=certificate_pem(home.authority.certificate), require_client_auth=True)
     port = _bind(main, settings.host, settings.port, mutual)
     enrolment_port = _bind(doors, settings.host, settings.enrolment_port, grpc.ssl_server_credentials(pair))
     return settings.model_copy(update={"port": port, "enrolment_port": enrolment_port})
@@ -91,16 +92,11 @@ def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, home: Home, setti
 
 def _add_services(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine, registry: Registry, settings: Settings) -> None:
     """Members' services on the mTLS port, enrolment on its own."""
-    control = ControlService(engine, registry, settings.federation, settings.address, _enrolment(settings))
+    control = ControlService(engine, registry, settings.federation, settings.address, settings.enrolment_address)
     node_pb2_grpc.add_NodeServicer_to_server(NodeService(engine, registry), main)
     control_pb2_grpc.add_ControlServicer_to_server(control, main)
     main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once).handler(),))
     node_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentService(registry, settings.address), doors)
-
-
-def _enrolment(settings: Settings) -> str:
-    """``host:port`` that tickets point to."""
-    return f"{settings.public_host}:{settings.enrolment_port}"
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:

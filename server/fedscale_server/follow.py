@@ -8,11 +8,12 @@ from dataclasses import asdict
 from rich.console import Group, RenderableType
 
 from fedscale import console
+from fedscale.cli.rounds import results, totals
 from fedscale.errors import FedscaleError, RunFailed
 from fedscale.record import RunRecord
 from fedscale_server.answers import Detail
 from fedscale_server.control import Control
-from fedscale_server.view import View, results, totals
+from fedscale_server.view import View
 
 
 def follow(control: Control, run: str, *, as_json: bool, as_lines: bool, after: int = 0) -> int:

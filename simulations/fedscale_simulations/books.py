@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 import numpy as np
 
+import fedscale
 from fedscale.clock import Clock
 from fedscale.events import Answered, Initialized, Outcome
 from fedscale.record import RoundRecord, RunRecord
@@ -94,7 +94,7 @@ class Books:
             bytes_down=self.down,
             model_digest=run.digest,
             extra={
-                "seed": run.plan.job.seed,
-                "versions": {"fedscale": version("fedscale-fl"), "python": platform.python_version(), "numpy": np.__version__},
+                "seeds": {"job": run.plan.job.seed},
+                "versions": {"fedscale": fedscale.__version__, "python": platform.python_version(), "numpy": np.__version__},
             },
         )

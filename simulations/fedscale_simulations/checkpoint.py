@@ -54,6 +54,8 @@ def _require_same(path: Path, plan: Plan, names: tuple[str, ...], record: RunRec
     ours = plan.to_toml().splitlines()
     other = next((line for line in record.plan_toml.splitlines() if line and line not in ours), "")
     if record.plan_hash != plan.digest:
-        raise ConfigError("the checkpoint belongs to another plan", where=str(path), why=f"it has {other}" if other else "", hint="resume with the same plan")
+        raise ConfigError(
+            "the checkpoint belongs to another plan", where=str(path), why=f"it has {other}" if other else "", hint="resume with the same plan"
+        )
     if record.nodes != names:
         raise ConfigError("the checkpoint belongs to other clients", where=str(path), hint="resume with the same data")

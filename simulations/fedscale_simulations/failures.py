@@ -8,45 +8,42 @@ import traceback
 from pathlib import Path
 
 from fedscale import errors
-from fedscale.errors import Cause, DataError, Failure, FedscaleError, PolicyRefusal, UpdateRejected
+from fedscale.errors import Cause, ConfigError, DataError, Failure, FedscaleError, PolicyRefusal, UpdateRejected
 
-LIBRARIES = tuple(Path(folder) for folder in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), Path(errors.__file__).parent, Path(__file__).parent))
-HINTS = {
-    Cause.MEMORY: "lower train.batch_size",
-    Cause.DISK: "free some disk space",
-}
-# One class of error says that an answer cannot be laid out; these words tell a diverged model from a wrong result.
-DIVERGED = ("not finite", "beyond the agreed range")
+OURS = (Path(errors.__file__).parent, Path(__file__).parent)
+LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+CAUSES = ((DataError, Cause.DATA), (ConfigError, Cause.DATA), (PolicyRefusal, Cause.POLICY), (UpdateRejected, Cause.REJECTED))
+HINTS = {Cause.MEMORY: "lower train.batch_size", Cause.DISK: "free some disk space"}
+# Errors of ours that are about values use these words; the same rule sorts the failures of real nodes.
+DIVERGED = ("not finite", "beyond")
 
 
 def failure_of(error: Exception) -> Failure:
     """The typed failure behind an exception of a client's work.
 
-    Unlike a real node's, the message of foreign code is kept: in a simulation the data are the reader's own.
+    Unlike a real node's, the message of foreign code is kept: the data of a simulation are the reader's own.
     """
     cause = _cause(error)
     if isinstance(error, FedscaleError):
         what = f"{error.what} ({error.why})" if error.why else error.what
-        return Failure(cause, what, where=error.where, hint=error.hint)
+        return Failure(cause, what, where=error.where or _place(error), hint=error.hint)
     return Failure(cause, f"{type(error).__name__}: {error}", where=_place(error), hint=HINTS.get(cause, ""))
 
 
 def _cause(error: Exception) -> Cause:
     """The typed reason behind an exception."""
+    if isinstance(error, FedscaleError):
+        if any(words in error.what for words in DIVERGED):
+            return Cause.DIVERGED
+        return next((cause for kind, cause in CAUSES if isinstance(error, kind)), Cause.CODE)
     # torch raises a RuntimeError of its own where memory is short: by this name on CUDA, with these words elsewhere.
-    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    cases = {
-        Cause.DATA: isinstance(error, DataError),
-        Cause.POLICY: isinstance(error, PolicyRefusal),
-        Cause.DIVERGED: isinstance(error, UpdateRejected) and any(words in str(error) for words in DIVERGED),
-        Cause.MEMORY: short,
-        Cause.DISK: isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT),
-    }
-    return next((cause for cause, holds in cases.items() if holds), Cause.CODE)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return Cause.MEMORY
+    return Cause.DISK if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) else Cause.CODE
 
 
 def _place(error: Exception) -> str:
-    """``file:line`` of the innermost frame that is the user's own, or else of the innermost one."""
+    """``file:line`` of the innermost frame of the user's own code; empty where there is none."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(library) for library in LIBRARIES)]
-    return next((f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(own or frames)), "")
+    own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(folder) for folder in (*OURS, *LIBRARIES))]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""

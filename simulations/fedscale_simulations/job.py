@@ -19,9 +19,42 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fedscale.data import Population, from_csv
-from fedscale.errors import AppError, DataError
+from fedscale.data import Dataset, Population, from_csv
+from fedscale.errors import AppError, DataError, PlanError
+from fedscale.learner import Learner
 from fedscale.plan import Plan
+from fedscale.strategy import Strategy
+from fedscale.torch_learner import TorchLearner, as_learner
+from fedscale_simulations.engines.sequential import KEEP
+
+FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a simulation needs.
+
+    Args:
+        plan: the configuration.
+        strategy: the strategy the plan names, or one composed in Python.
+        learner: does the clients' work.
+        data: what each client has, by name.
+
+    Raises:
+        DataError: ``data`` is no mapping of clients.
+        AppError: the learner cannot compute a metric of the plan.
+    """
+
+    plan: Plan
+    strategy: Strategy
+    learner: Learner
+    data: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Find faults before the first round that would, later, look like those of every client."""
+        _require_clients(self.data)
+        if isinstance(self.learner, TorchLearner):
+            self.learner.check(self.plan.evaluate.metrics)
 
 
 @dataclass(frozen=True)
@@ -53,10 +86,14 @@ class Table:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """Let Python find the modules of a folder first, those it has loaded from elsewhere under the same name aside."""
+    """Let Python find the modules of a folder first, and forget them afterwards.
+
+    Modules of the same names that were loaded from elsewhere step aside meanwhile.
+    """
     place = str(folder.resolve())
-    own = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or (entry / "__init__.py").exists()}
-    aside = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in own and not _lies_in(module, folder)}
+    own = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or (entry / "__init__.py").exists()} - sys.stdlib_module_names
+    fresh = {name for name in own if not _lies_in(sys.modules.get(name), folder)}
+    aside = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in fresh}
     for name in aside:
         del sys.modules[name]
     sys.path.insert(0, place)
@@ -65,46 +102,65 @@ def importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(place)
-        for name in [name for name, module in sys.modules.items() if _lies_in(module, folder)]:
+        for name in [name for name in sys.modules if name.partition(".")[0] in fresh]:
             del sys.modules[name]
         sys.modules.update(aside)
 
 
-def load(plan: Plan, folder: Path) -> tuple[object, ModuleType]:
-    """The app that a plan names, and its module; call it where the folder is ``importable``.
+def assemble(plan: Plan, folder: Path, clients: int | None, table: Table | None) -> Job:
+    """A plan with its app and data; call it where the plan's folder is ``importable``.
 
     Raises:
-        AppError: there is no such module or attribute, or its import fails.
+        PlanError: the plan's strategy exists only in Python.
+        AppError: the app cannot be imported or is none.
+        DataError: there are no data, or they cannot be spread.
     """
+    strategy = strategy_of(plan)
     name, _, attribute = plan.job.app.partition(":")
     try:
         module = importlib.import_module(name)
-    except (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError) as error:
+    except FAULTS as error:
         raise AppError(f"the app's module '{name}' cannot be imported", where=str(folder), why=f"{type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
-        raise AppError(f"the app's module '{name}' has no '{attribute}'", where=str(folder), hint="name the app in job.app as module:attribute")
-    return getattr(module, attribute), module
+        raise AppError(f"the app's module '{name}' has no '{attribute}'", where=str(folder), hint="set job.app to module:attribute")
+    learner = as_learner(getattr(module, attribute), KEEP)
+    data = table.population(clients, plan.job.seed) if table else _population(module, clients, plan.job.seed)
+    return Job(plan, strategy, learner, data)
 
 
-def population(module: ModuleType, clients: int | None, seed: int) -> Mapping[str, Any]:
-    """The virtual clients that an app's module defines.
+def strategy_of(plan: Plan, strategy: Strategy | None = None) -> Strategy:
+    """The strategy a plan names, or the given one where the plan says it was composed in Python.
 
     Raises:
-        DataError: it defines none.
+        PlanError: there is none, or one too many.
     """
+    if (plan.strategy.name == "custom") != (strategy is not None):
+        what = "the plan names a strategy and one is given" if strategy else "the plan's strategy was composed in Python"
+        raise PlanError(what, where="strategy.name", hint='a strategy is given where the plan says name = "custom"')
+    return strategy or plan.strategy.build()
+
+
+def _require_clients(data: object) -> None:
+    """Refuse what is no mapping of clients."""
+    if isinstance(data, Dataset):
+        raise DataError("the data are one dataset", why="a simulation needs clients", hint='spread it: data.partition("iid", clients=10)')
+    if not isinstance(data, Mapping) or not data or not all(isinstance(name, str) for name in data):
+        raise DataError(f"the data are of type {type(data).__name__}", why="a mapping from the names of clients to their data is expected")
+
+
+def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[str, Any]:
+    """What the app's module says about the virtual clients."""
     make = getattr(module, "population", None)
     if not callable(make):
         raise DataError(
             f"the module '{module.__name__}' says nothing about the data of a simulation",
             hint="give a CSV file and its label, or define population(clients, seed) beside the app",
         )
-    data = make(clients, seed)
-    if not isinstance(data, Mapping) or not data:
-        raise DataError(f"population() returned {type(data).__name__}", where=module.__name__, why="a Population with at least one client is expected")
+    data: Mapping[str, Any] = make(clients, seed)
     return data
 
 
-def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """Whether a module was loaded from a folder."""
+def _lies_in(module: ModuleType | None, folder: Path) -> bool:
+    """Whether a module is there and was loaded from a folder."""
     file = getattr(module, "__file__", None)
     return isinstance(file, str) and Path(file).resolve().is_relative_to(folder.resolve())

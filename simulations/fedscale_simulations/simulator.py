@@ -7,35 +7,31 @@ plan, seed, clients and learner give the same model, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 
-from fedscale.clock import Clock, SystemClock
-from fedscale.data import Dataset, Population
-from fedscale.errors import ConfigError, DataError, PlanError
+from fedscale.clock import SystemClock
+from fedscale.errors import PlanError
 from fedscale.events import Assign, Commit
 from fedscale.learner import App, Learner, Training
 from fedscale.plan import Aggregate, Clients, Evaluate, Plan
-from fedscale.record import RoundRecord
 from fedscale.run import RUNNING, Run
 from fedscale.strategy import Strategy, fed_avg
-from fedscale.torch_learner import TorchLearner, as_learner
-from fedscale_simulations import checkpoint, job
+from fedscale.torch_learner import as_learner, one_thread
+from fedscale_simulations import checkpoint
 from fedscale_simulations.books import Books
-from fedscale_simulations.engines.sequential import KEEP, Answer, Engine, Sequential
+from fedscale_simulations.engines.sequential import KEEP, Answer, Sequential
+from fedscale_simulations.job import Job, Table, assemble, importable, strategy_of
 from fedscale_simulations.result import Progress, Simulation
 from fedscale_simulations.world import World
 
 Section: TypeAlias = BaseModel | Mapping[str, Any] | None
 Watch: TypeAlias = Callable[[Progress], None]
 
-PARTS_OF_A_DATASET = 2
 
-
-def simulate(  # noqa: PLR0913 - one argument for each table of a plan
+def simulate(  # noqa: PLR0913 - every table of a plan is an argument
     app: App | Learner,
     data: Mapping[str, Any],
     *,
@@ -49,7 +45,7 @@ def simulate(  # noqa: PLR0913 - one argument for each table of a plan
     name: str = "simulation",
     plan: Plan | None = None,
     folder: str | Path | None = None,
-    resume: bool = False,
+    resume: str | Path | None = None,
     on_progress: Watch = lambda _: None,
 ) -> Simulation:
     """Simulate a federation in this process.
@@ -67,7 +63,7 @@ def simulate(  # noqa: PLR0913 - one argument for each table of a plan
         name: the job's name.
         plan: a whole plan instead of the arguments from ``rounds`` to ``name``; ``strategy`` only if the plan's is custom.
         folder: where checkpoints go after every phase, and in the end the summary, the report and the model.
-        resume: go on from the checkpoint in ``folder``; everything else must be as it was.
+        resume: go on from the checkpoint in this folder, and leave everything there; all else must be as it was.
         on_progress: called after every client and every closed round.
 
     Returns:
@@ -80,13 +76,17 @@ def simulate(  # noqa: PLR0913 - one argument for each table of a plan
         ConfigError: ``folder`` cannot be used.
         NotFound: there is no checkpoint to resume from.
     """
+    learner = as_learner(app, KEEP)
     tables: dict[str, Section] = {"clients": clients, "train": train, "aggregate": aggregate, "evaluate": evaluate}
     if plan is None:
         strategy = strategy or fed_avg()
-        plan = _plan(app, strategy, {"name": name, "seed": seed}, rounds, tables)
+        tables |= {"job": {"name": name, "seed": seed}, "strategy": {"name": strategy.name, "rounds": rounds, **strategy.params}}
+        plan = _plan(tables, tuple(app.metrics) if isinstance(app, App) else ())
     elif given := [table for table, value in tables.items() if value is not None]:
-        raise PlanError(f"both a plan and '{given[0]}' are given", hint="put everything into the plan")
-    return _simulate(Job(plan, _strategy(plan, strategy), app, data), None if folder is None else Path(folder), on_progress, resume=resume)
+        raise PlanError(f"a plan is given and '{given[0]}' as well", hint="put it into the plan")
+    else:
+        strategy = strategy_of(plan, strategy)
+    return _simulate(Job(plan, strategy, learner, data), folder, resume, on_progress)
 
 
 def simulate_file(
@@ -96,8 +96,8 @@ def simulate_file(
     folder: str | Path | None = None,
     on_progress: Watch = lambda _: None,
     *,
-    table: job.Table | None = None,
-    resume: bool = False,
+    table: Table | None = None,
+    resume: str | Path | None = None,
 ) -> Simulation:
     """Simulate a job file: the same plan and app that would be submitted to a coordinator.
 
@@ -116,9 +116,60 @@ def simulate_file(
         DataError: there are no data, or they cannot be spread.
         ConfigError, NotFound: as in ``simulate``.
     """
-    file = Path(path)
-    plan = Plan.load(file, overrides)
-    with job.importable(file.parent):
-        app, module = job.load(plan, file.parent)
-        data = table.population(clients, plan.job.seed) if table else job.population(module, clients, plan.job.seed)
-        return _simulate(Job(plan, _strategy(plan, None), app, data), None if folder is None else Path(folder), on_progress, resume=resume)
+    plan, home = Plan.load(Path(path), overrides), Path(path).parent
+    with importable(home):
+        return _simulate(assemble(plan, home, clients, table), folder, resume, on_progress)
+
+
+def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...]) -> Plan:
+    """The plan of these tables; an evaluation that names no metrics gets the app's."""
+    tree = {name: dict(value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value or {}) for name, value in tables.items()}
+    tree["evaluate"].setdefault("metrics", metrics)
+    try:
+        return Plan.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}", where=place.partition(".")[0]) from None
+
+
+def _simulate(job: Job, folder: str | Path | None, resume: str | Path | None, on_progress: Watch) -> Simulation:
+    """Simulate a job, from its beginning or from a checkpoint."""
+    names, clock = tuple(job.data), SystemClock()
+    target = None if folder is None and resume is None else Path(folder or resume or "")
+    run, books = Run(job.plan, job.strategy), Books(clock)
+    if resume is not None:
+        run, before = checkpoint.load(Path(resume), job.plan, job.strategy, names)
+        books = Books.after(before, clock)
+
+    def commit() -> None:
+        if target is not None:
+            checkpoint.save(target, run, books.record(run, names))
+
+    with one_thread():
+        _play(run, World(run, Sequential(job.plan, job.strategy, job.learner, job.data), names), books, commit, on_progress)
+    books.close(None)
+    result = Simulation(books.record(run, names), run.schema, run.model)
+    if target is not None:
+        result.save(target)
+    return result
+
+
+def _play(run: Run, world: World, books: Books, commit: Callable[[], None], on_progress: Watch) -> None:
+    """Drive a run to its end: effects to the world, events from it."""
+    effects = run.begin()
+    while True:
+        for effect in effects:
+            world.perform(effect)
+            if isinstance(effect, Assign):
+                books.sent(effect.task)
+            elif isinstance(effect, Commit):
+                on_progress(world.progress(books.close(effect.outcome)))
+                commit()
+        if run.status != RUNNING:
+            return
+        event = world.next()
+        effects = run.handle(event)
+        if isinstance(event, Answer):
+            books.received(event, world.asked[event.node])
+            on_progress(world.progress())

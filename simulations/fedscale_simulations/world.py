@@ -12,10 +12,12 @@ import numpy as np
 
 from fedscale.errors import RunFailed
 from fedscale.events import Arm, Assign, Effect, Event, Fired, Gather, Release, Roster
+from fedscale.record import RoundRecord
 from fedscale.run import Run
 from fedscale.sampling import derived_seed
 from fedscale.task import Task
 from fedscale_simulations.engines.sequential import Answer, Engine
+from fedscale_simulations.result import Progress
 
 
 class World:
@@ -35,13 +37,19 @@ class World:
         self._roster = False
         self._tasks: list[Task] = []
         self._answers: Iterator[Answer] = iter(())
+        self._done = 0
+
+    def progress(self, closed: RoundRecord | None = None) -> Progress:
+        """How far the run is."""
+        task = next(iter(self.asked.values()))
+        return Progress(task.number, self._run.plan.strategy.rounds, str(task.phase), self._done, len(self.asked), closed)
 
     def perform(self, effect: Effect) -> None:
         """Carry out what the run asks for."""
         match effect:
             case Gather(at_least):
                 # A new step begins: whatever the last one asked and armed is void.
-                self.asked, self._timers = {}, {}
+                self.asked, self._timers, self._done = {}, {}, 0
                 self._roster = len(self._names) >= at_least
             case Arm(timer, seconds):
                 self._timers[timer] = self._now + seconds
@@ -65,6 +73,7 @@ class World:
             self._answers = self._engine.work(_shuffled(tasks, self._run.plan.job.seed), self._run.model)
         answer = next(self._answers, None)
         if answer is not None:
+            self._done += 1
             return answer
         if not self._timers:
             raise RunFailed("the simulation waits for something that cannot happen")

@@ -67,12 +67,12 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from fields(field.annotation, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{field.alias or name}"
 
 
 def settings(root: Path, package: str) -> Iterator[str]:
-    """All settings of a room: the fields of its classes named ``...Settings``."""
-    found = {kind for kind in defined(root, package) if issubclass(kind, BaseModel) and kind.__name__.endswith("Settings")}
+    """All settings of a room: the fields of its models that refuse what they do not know, which are the files that people write."""
+    found = {kind for kind in defined(root, package) if issubclass(kind, BaseModel) and kind.model_config.get("extra") == "forbid"}
     nested = {field.annotation for model in found for field in model.model_fields.values()}
     for model in found - nested:
         yield from fields(model)

@@ -194,6 +194,12 @@ def test_a_round_with_a_wrong_value_is_refused_without_repeating_it(row: dict[st
     assert "0.5" not in str(caught.value)
 
 
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+def test_constants_that_json_does_not_know_are_refused(constant: str) -> None:
+    with pytest.raises(ConfigError, match="ValueError"):
+        RunRecord.from_json(run_of(round_of(1)).to_json().replace('"seconds":2.0', f'"seconds":{constant}'))
+
+
 def test_a_round_that_is_no_object_is_refused() -> None:
     written = strict(run_of(round_of(1)).to_json())
     with pytest.raises(ConfigError, match="rounds is missing or of another type"):

@@ -168,6 +168,15 @@ def test_write_replaces_what_lies_there(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "summary.json").read_text())["name"] == "second"
 
 
+def test_a_reader_keeps_the_whole_old_file(tmp_path: Path) -> None:
+    paths = write(full_run(), tmp_path)
+    before = paths["report.html"].read_text("utf-8")
+    with paths["report.html"].open(encoding="utf-8") as reader:
+        start = reader.read(100)
+        write(run_of(round_of(1), name="second"), tmp_path)
+        assert start + reader.read() == before
+
+
 def test_a_diverged_run_is_written_as_strict_json(tmp_path: Path) -> None:
     paths = write(VARIANTS["not finite"], tmp_path)
     assert "NaN" not in paths["summary.json"].read_text() + paths["metrics.json"].read_text()

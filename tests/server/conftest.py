@@ -1,4 +1,4 @@
-"""Databases for the tests of the server: SQLite and a real PostgreSQL, a fresh one for each test."""
+"""Databases for the tests of the server: SQLite and a real PostgreSQL, with nothing in them when a test begins."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import psycopg
 import pytest
 
 from fedscale_server.store.store import Store
+from fedscale_server.store.tables import Table
 from tests.conftest import postgres_bin, requires
 from tests.server.samples import NOW
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.requires("postgresql")))
-TEMPLATE = "fedscale_head"
+HEAD = "head"
 
 
 class Postgres:
@@ -44,14 +45,17 @@ class Postgres:
     def stop(self) -> None:
         self.command("pg_ctl", "-m", "immediate", "stop")
 
-    def create(self, name: str, template: str = "template0") -> str:
-        """A new database; returns its URL."""
+    def execute(self, statement: str) -> None:
         with psycopg.connect(host=str(self.folder), user="fedscale", dbname="postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
-        return self.url(name)
+            connection.execute(statement.encode())
 
-    def url(self, name: str) -> str:
-        return f"postgresql+psycopg://fedscale@/{name}?host={self.folder}"
+    def create(self, schema: str) -> str:
+        """A new schema, which is a database to whoever sees no other; returns its URL."""
+        self.execute(f"CREATE SCHEMA {schema}")
+        return self.url(schema)
+
+    def url(self, schema: str) -> str:
+        return f"postgresql+psycopg://fedscale@/postgres?host={self.folder}&options=-csearch_path%3D{schema}"
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +73,8 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def postgres_at_head(postgres: Postgres) -> Postgres:
-    """The server with a template database at the newest schema."""
-    Store.open(postgres.create(TEMPLATE)).close()
+    """The server with a database at the newest version, which tests use one after the other."""
+    Store.open(postgres.create(HEAD)).close()
     return postgres
 
 
@@ -99,12 +103,14 @@ def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> s
 
 @pytest.fixture
 def url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of a database with the newest schema and no rows."""
+    """URL of a database at the newest version and without rows; tests leave its tables as they are."""
     if backend == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_at_head"), tmp_path / "server.db")
         return f"sqlite:///{tmp_path / 'server.db'}"
     postgres: Postgres = request.getfixturevalue("postgres_at_head")
-    return postgres.create(f"head_{secrets.token_hex(6)}", TEMPLATE)
+    tables = ", ".join(f"{HEAD}.{table}" for table in Table.metadata.tables)
+    postgres.execute(f"SET lock_timeout = '20s'; TRUNCATE {tables}")
+    return postgres.url(HEAD)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -71,7 +71,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Invite(self, request: pb.InviteRequest, context: Context) -> pb.InviteReply:  # noqa: ARG002, N802 - gRPC's names
         """A one-time ticket."""
         ttl, role = request.ttl_seconds or DAY, request.role or Role.NODE
-        ticket = await asyncio.to_thread(self._registry.invite, request.project, request.name or None, role, timedelta(seconds=ttl), self._enrolment)
+        ticket = await asyncio.to_thread(self._registry.invite, request.project, request.name or None, role, ttl, self._enrolment)
         return pb.InviteReply(ticket=str(ticket), expires_at=self._engine.now().timestamp() + ttl)
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesReply:  # noqa: ARG002, N802 - gRPC's names

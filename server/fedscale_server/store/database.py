@@ -28,8 +28,9 @@ def connect(url: str) -> Engine:
         Unreachable: the database does not answer.
     """
     parsed = _parsed(url)
+    local = parsed.get_backend_name() == "sqlite"
     try:
-        engine = _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
+        engine = _sqlite(parsed) if local else _postgresql(parsed)
         try:
             _upgrade(engine)
         except BaseException:
@@ -38,7 +39,7 @@ def connect(url: str) -> Engine:
     except ModuleNotFoundError as error:
         raise ConfigError("the database needs a driver", why=str(error), hint="pip install 'fedscale-fl[postgres]'") from None
     except (OSError, DatabaseError) as error:
-        kind = Unreachable if isinstance(error, OperationalError) and parsed.host else ConfigError
+        kind = Unreachable if isinstance(error, OperationalError) and not local else ConfigError
         reason = str(error.orig if isinstance(error, DatabaseError) else error).splitlines()[0]
         raise kind("the database cannot be opened", where=parsed.render_as_string(hide_password=True), why=reason) from None
     return engine

@@ -268,9 +268,11 @@ def test_without_auc_the_last_fraction_is_drawn() -> None:
 
 
 def test_a_row_without_the_metric_has_no_dot() -> None:
-    made = compared([*ROWS, {"kind": "alone", "site": "late", "auc": None}, {"kind": "alone", "site": "nan", "auc": math.nan}])
+    made = compared(
+        [*ROWS, {"kind": "alone", "site": "late", "auc": None}, {"kind": "alone", "site": "nan", "auc": math.nan}, {"site": "odd", "auc": True}]
+    )
     assert len(made.all("circle", "dot")) == 4
-    assert cells(made)[4:] == [["late alone", "", "", ""], ["nan alone", "", "", "not finite"]]
+    assert cells(made)[4:] == [["late alone", "", "", ""], ["nan alone", "", "", "not finite"], ["odd", "", "", "yes"]]
 
 
 def test_rows_of_another_kind_are_shown_without_a_verdict() -> None:

@@ -72,6 +72,11 @@ def test_a_diverged_metric_says_so() -> None:
     assert tile.all("dd", "small")[-1].text == ""
 
 
+@pytest.mark.parametrize("epsilon", [None, True, "4", math.inf])
+def test_an_epsilon_that_is_no_number_is_not_made_big(epsilon: Any) -> None:
+    assert page_of(run_of(extra={"privacy": {"epsilon": epsilon}})).all("div", "tile") == []
+
+
 def test_only_the_first_metrics_are_big() -> None:
     many = round_of(1, metrics={f"m{at}": float(at) for at in range(20)}, sites={})
     assert [tile.one("dt").text for tile in page_of(run_of(many)).all("div", "tile")] == ["M0", "M1", "M2", "M3", "M4", "M5"]

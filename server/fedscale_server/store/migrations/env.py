@@ -10,7 +10,6 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Table.metadata,
     render_as_batch=True,  # SQLite cannot alter most things in place
-    transactional_ddl=True,  # on SQLite too, since transactions begin when we say so
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -1,0 +1,202 @@
+"""The control stream: opened from inside the site, held for ever, opened again whenever it breaks.
+
+Heartbeats go both ways; a server that is silent for too long is taken for gone. Only one answer ends it: that this node
+is not accepted any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import grpc.aio
+
+import fedscale
+from fedscale.clock import Clock
+from fedscale.errors import AccessDenied, Cause, Failure, FedscaleError, PlanError, ProtocolError, Unreachable
+from fedscale.plan import Plan
+from fedscale.proto.v1 import node_pb2 as pb
+from fedscale.proto.v1 import node_pb2_grpc
+from fedscale.task import Task
+from fedscale.wire.convert import Key, assignment_from_proto, failure_to_proto, key_from_proto, key_to_proto
+from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
+from fedscale_client.home import Credentials, NodeHome
+from fedscale_client.rpc import error_of, open_channel, pause
+
+OPENING_SECONDS = 20.0
+SETTLED_SECONDS = 5.0
+OUTBOX = 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A task as it arrived.
+
+    Args:
+        key: run, phase and round.
+        plan: the run's plan.
+        plan_toml: the same as it was sent.
+        task: what to do.
+        terms: most answers in the sum.
+        bundle: SHA-256 of the app's bundle.
+        seconds: how long the server will wait.
+    """
+
+    key: Key
+    plan: Plan
+    plan_toml: str
+    task: Task
+    terms: int
+    bundle: str
+    seconds: float
+
+
+class Receiver(Protocol):
+    """Who does what the server says."""
+
+    def offer(self) -> tuple[str, ...]:
+        """The datasets of this site."""
+
+    async def opened(self, credentials: Credentials) -> None:
+        """The server is there."""
+
+    def closed(self, error: FedscaleError, seconds: float) -> None:
+        """The server is gone; it is tried again after so many seconds."""
+
+    def assigned(self, assignment: Assignment) -> None:
+        """The server asks for a task."""
+
+    def released(self, key: Key) -> None:
+        """The server does not wait for a task any more."""
+
+
+class Connection:
+    """The control stream of one node.
+
+    Args:
+        home: who the node is.
+        receiver: who does what the server says.
+        clock: for the certificate's life.
+    """
+
+    def __init__(self, home: NodeHome, receiver: Receiver, clock: Clock) -> None:
+        self._home, self._receiver, self._clock = home, receiver, clock
+        self._settings = home.settings()
+        self._outbox: asyncio.Queue[pb.NodeMessage] | None = None
+
+    async def run(self) -> None:
+        """Hold the stream until cancelled.
+
+        Raises:
+            AccessDenied: the certificate has expired, or the server does not accept it.
+            ConfigError: the home cannot be read.
+        """
+        attempt = 0
+        while True:
+            credentials = self._home.credentials()
+            credentials.check(self._clock.now())
+            began = asyncio.get_running_loop().time()
+            error = await self._life(credentials)
+            if isinstance(error, AccessDenied):
+                hint = "ask the coordinator; a revoked node joins again with a new ticket: fedscale node join TICKET"
+                raise AccessDenied("the server does not accept this node", where=self._settings.address, why=error.what, hint=hint)
+            attempt = 0 if asyncio.get_running_loop().time() - began > SETTLED_SECONDS else attempt + 1
+            seconds = pause(attempt)
+            self._receiver.closed(error, seconds)
+            await asyncio.sleep(seconds)
+
+    def accept(self, key: Key) -> None:
+        """Say that a task is being worked on."""
+        self._say(pb.NodeMessage(accepted=pb.Accepted(key=key_to_proto(key))))
+
+    def progress(self, key: Key, fraction: float) -> None:
+        """Say how far a task is."""
+        self._say(pb.NodeMessage(progress=pb.Progress(key=key_to_proto(key), fraction=fraction)))
+
+    def fail(self, key: Key, failure: Failure) -> None:
+        """Say why a task will not be answered."""
+        self._say(pb.NodeMessage(failed=failure_to_proto(key, failure)))
+
+    def _say(self, message: pb.NodeMessage) -> None:
+        """Queue a message. Without a stream it is dropped: when there is one again, the server asks again."""
+        if self._outbox is not None and not self._outbox.full():
+            self._outbox.put_nowait(message)
+
+    async def _life(self, credentials: Credentials) -> FedscaleError:
+        """One stream from its opening to its end, and why it ended."""
+        try:
+            async with open_channel(self._settings, credentials, name="control") as channel:
+                return await self._stream(channel, credentials)
+        except (grpc.aio.AioRpcError, TimeoutError) as error:
+            return error_of(error, self._settings.address)
+        except FedscaleError as error:
+            return error
+        finally:
+            self._outbox = None
+
+    async def _stream(self, channel: grpc.aio.Channel, credentials: Credentials) -> FedscaleError:
+        """Greet, then read and write until one of both ends."""
+        stream = node_pb2_grpc.NodeStub(channel).Connect()
+        offered = self._receiver.offer()
+        await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=pb.Hello(version=fedscale.__version__, datasets=offered))))
+        welcome = await _within(OPENING_SECONDS, stream.read())
+        if not isinstance(welcome, pb.ServerMessage) or welcome.WhichOneof("message") != "welcome":
+            raise ProtocolError("the server did not greet", where=self._settings.address)
+        self._outbox = asyncio.Queue(OUTBOX)
+        await self._receiver.opened(credentials)
+        reading, writing = asyncio.create_task(self._read(stream)), asyncio.create_task(self._write(stream, self._outbox, offered))
+        try:
+            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            # Writing to a stream that has ended says nothing; reading from it says why it ended.
+            if reading.done() or isinstance(writing.exception(), grpc.aio.AioRpcError | asyncio.InvalidStateError):
+                return await reading
+            return writing.result()
+        finally:
+            for half in (reading, writing):
+                half.cancel()
+            await asyncio.gather(reading, writing, return_exceptions=True)
+            stream.cancel()
+
+    async def _read(self, stream: Any) -> FedscaleError:
+        """Hand on what the server says."""
+        while isinstance(message := await _within(SILENCE_SECONDS, stream.read()), pb.ServerMessage):
+            kind = message.WhichOneof("message")
+            if kind == "assignment":
+                self._assigned(message.assignment)
+            elif kind == "release":
+                self._receiver.released(key_from_proto(message.release.key))
+        return Unreachable("the server ended the connection", where=self._settings.address)
+
+    async def _write(self, stream: Any, outbox: asyncio.Queue[pb.NodeMessage], offered: tuple[str, ...]) -> FedscaleError:
+        """Send what is queued, and a heartbeat when nothing is; begin anew when the site offers other datasets."""
+        while self._receiver.offer() == offered:
+            try:
+                message = await _within(HEARTBEAT_SECONDS, outbox.get())
+            except TimeoutError:
+                message = pb.NodeMessage(heartbeat=pb.Heartbeat())
+            await _within(SILENCE_SECONDS, stream.write(message))
+        return Unreachable("the datasets of this site have changed", hint="the server is told at once")
+
+    def _assigned(self, message: pb.Assignment) -> None:
+        """Read an assignment; one that makes no sense is answered with a failure."""
+        key = key_from_proto(message.key)
+        try:
+            _, plan, task = assignment_from_proto(message, self._settings.name)
+        except (ProtocolError, PlanError) as error:
+            self.fail(key, Failure(Cause.REJECTED, str(error), hint="the coordinator and this node may run different releases"))
+            return
+        seconds = message.deadline_seconds if message.deadline_seconds > 0 else plan.clients.deadline
+        self._receiver.assigned(Assignment(key, plan, message.plan, task, message.terms, message.bundle, seconds))
+
+
+async def _within(seconds: float, step: Awaitable[T]) -> T:
+    """One step.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    async with asyncio.timeout(seconds):
+        return await step

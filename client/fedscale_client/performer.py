@@ -1,0 +1,101 @@
+"""One task at a site: what it needs is fetched, the dataset looked up, and a worker put to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
+from fedscale_client import datasets, failures
+from fedscale_client.cache import Cache
+from fedscale_client.connection import Assignment
+from fedscale_client.datasets import Declaration
+from fedscale_client.home import NodeHome
+from fedscale_client.pipe import Message
+from fedscale_client.transfer import Answer, Transfer
+from fedscale_client.workers import Done, Workers
+
+
+class Performer:
+    """Does tasks with what the site has.
+
+    Args:
+        home: what the site offers.
+        cache: where answers go.
+        transfer: gets models and bundles.
+        workers: do the work.
+    """
+
+    def __init__(self, home: NodeHome, cache: Cache, transfer: Transfer, workers: Workers) -> None:
+        self._home, self._cache, self._transfer, self._workers = home, cache, transfer, workers
+
+    async def perform(self, assignment: Assignment, deadline: float, progress: Callable[[float], None]) -> Answer | Failure:
+        """What a task comes to.
+
+        Args:
+            assignment: the task.
+            deadline: when to give up, in the event loop's time.
+            progress: called with fractions in [0, 1].
+        """
+        answer = self._cache.answer()
+        outcome: Done | Failure | None = None
+        try:
+            with self._cache.hold(assignment.bundle, assignment.task.model):
+                outcome = await self._outcome(assignment, answer, deadline, progress)
+        except (FedscaleError, OSError) as error:
+            outcome = failures.of_local(error)
+        finally:
+            if not isinstance(outcome, Done):
+                answer.unlink(missing_ok=True)
+        return outcome if isinstance(outcome, Failure) else Answer(answer, outcome.digest, outcome.size, outcome.schema)
+
+    async def _outcome(self, assignment: Assignment, answer: Path, deadline: float, progress: Callable[[float], None]) -> Done | Failure:
+        """What the worker says.
+
+        Raises:
+            PolicyRefusal: the site does not offer the dataset.
+            FedscaleError: the server does not give what it named.
+            OSError: the disk refuses.
+        """
+        declaration = self._offered(assignment.plan.job.data)
+        try:
+            async with asyncio.timeout_at(deadline):
+                bundle, model = await self._fetched(assignment)
+        except TimeoutError:
+            return Failure(Cause.NETWORK, "the app or the model did not arrive by the task's deadline", hint="raise clients.deadline")
+        name = assignment.plan.job.data
+        key = (assignment.key[0], assignment.bundle, name, datasets.fingerprint(declaration, self._home.path))
+        seat = {"bundle": str(bundle), "home": str(self._home.path), "dataset": name, "declaration": declaration.model_dump(mode="json")}
+        request = {**_request(assignment), "model": str(model or ""), "answer": str(answer)}
+        return await self._workers.perform(key, seat, request, deadline, progress)
+
+    def _offered(self, name: str) -> Declaration:
+        """The declaration of a dataset.
+
+        Raises:
+            PolicyRefusal: the site has declared no dataset of that name.
+        """
+        declaration = datasets.listed(self._home).get(name)
+        if declaration is None:
+            raise PolicyRefusal(f"this site does not offer the dataset '{name}'", hint=f"the site can declare it: fedscale node data add {name} ...")
+        return declaration
+
+    async def _fetched(self, assignment: Assignment) -> tuple[Path, Path | None]:
+        """Folder of the app and file of the model."""
+        bundle, task = await self._transfer.bundle(assignment.bundle), assignment.task
+        return bundle, await self._transfer.model(task.model, 4 * task.schema.size) if task.schema else None
+
+
+def _request(assignment: Assignment) -> Message:
+    """A task as the worker reads it."""
+    task = assignment.task
+    schema = task.schema.to_json() if task.schema else ""
+    return {
+        "plan": assignment.plan_toml,
+        "node": task.node,
+        "phase": str(task.phase),
+        "number": task.number,
+        "terms": assignment.terms,
+        "schema": schema,
+    }

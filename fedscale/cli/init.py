@@ -1,0 +1,55 @@
+"""``fedscale init``: a job that runs, to be changed into one's own."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedscale import console
+from fedscale.cli.options import DryRun, Json
+from fedscale.errors import ConfigError, Conflict
+
+PLACEHOLDER = "my-job"
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it; made when it is missing.")] = Path(),
+    *,
+    template: Annotated[Literal["tabular", "image", "hospitals"], typer.Option(help="What to begin with.")] = "tabular",
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Write a runnable job into a folder."""
+    texts = {folder / name: text for name, text in contents(template, job_name(folder)).items()}
+    if there := [path for path in texts if path.exists()]:
+        raise Conflict("there is a job here already", where=str(there[0]), hint="choose another folder: fedscale init DIR")
+    if not dry_run:
+        _write(texts)
+    job = folder / "job.toml"
+    data = {"template": template, "files": [str(path) for path in texts], "dry_run": dry_run}
+    console.emit(data, "\n".join(f"{'would write' if dry_run else 'wrote'} {path}" for path in texts), as_json=json)
+    console.note(f"try it: fedscale simulate {job}")
+
+
+def contents(template: str, name: str) -> dict[str, str]:
+    """The files of a template by name, made out for a job of this name."""
+    found = sorted(files("fedscale").joinpath("templates", template).iterdir(), key=lambda entry: entry.name)
+    return {entry.name.removesuffix(".txt"): entry.read_text("utf-8").replace(PLACEHOLDER, name) for entry in found}
+
+
+def job_name(folder: Path) -> str:
+    """A job's name after its folder."""
+    return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:40] or PLACEHOLDER
+
+
+def _write(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError("the job cannot be written", where=str(path), why=error.strerror or "") from None

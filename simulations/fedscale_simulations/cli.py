@@ -1,0 +1,108 @@
+"""``fedscale simulate``: a job file with virtual clients on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedscale import console
+from fedscale.cli.lazy import later
+from fedscale.cli.options import Json, Settings
+from fedscale.cli.rounds import failure, fraction, round_line
+from fedscale.errors import ConfigError, RunFailed
+from fedscale.record import RoundRecord, summary
+
+if TYPE_CHECKING:
+    from fedscale_simulations.job import Table
+    from fedscale_simulations.result import Progress, Simulation
+
+OPTIONS = {"dirichlet": "alpha", "quantity": "alpha", "shards": "per_client", "column": "column"}
+FAILURES_SHOWN = 5
+
+
+def simulate(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; the app is imported from its folder.")],
+    *,
+    clients: Annotated[int | None, typer.Option(min=1, help="How many virtual clients.")] = None,
+    settings: Settings = None,
+    data: Annotated[Path | None, typer.Option(help="A CSV file to spread over the clients, in place of the app's own population.")] = None,
+    label: Annotated[str, typer.Option(help="The column of the CSV file to predict.")] = "",
+    partition: Annotated[str, typer.Option(help="How to spread it: iid, dirichlet:0.5, shards:2, quantity:1 or column:NAME.")] = "iid",
+    out: Annotated[Path | None, typer.Option(help="Where checkpoints and results go; runs/JOB-NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in that folder.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a job with virtual clients on this machine."""
+    folder = out or Path("runs", later("fedscale.plan:Plan").load(job, settings or ()).job.name)
+    given = {"table": _table(data, label, partition), "resume": folder if resume else None}
+    with console.Bar("simulating") as bar:
+        show = Show(bar)
+        try:
+            ended: Simulation = later("fedscale_simulations.simulator:simulate_file")(job, clients, settings or (), folder, show, **given)
+        except KeyboardInterrupt:
+            command = f"fedscale simulate {job} --out {folder} --resume, with the same options"
+            raise KeyboardInterrupt(f"go on where it stopped: {command}" if show.rounds else "") from None
+    raise typer.Exit(_conclude(ended, folder, as_json=json))
+
+
+class Show:
+    """Shows the progress of a simulation.
+
+    Args:
+        bar: where.
+    """
+
+    def __init__(self, bar: console.Bar) -> None:
+        self._bar, self.rounds = bar, 0
+
+    def __call__(self, progress: Progress) -> None:
+        """Draw how far it is, and a line for each closed round."""
+        within = progress.done / max(progress.asked, 1)
+        if progress.closed is not None:
+            self.rounds += 1
+            self._tell(progress.closed, progress.rounds)
+        text = f"{progress.phase} {progress.number}/{progress.rounds}, {progress.done} of {progress.asked} clients"
+        self._bar.update(fraction(progress.number, progress.rounds, progress.phase, within), text, time.monotonic())
+
+    def _tell(self, closed: RoundRecord, rounds: int) -> None:
+        at, detail = f"{closed.phase} {closed.number}/{rounds}", asdict(closed)
+        for node, what in list(detail["failures"].items())[:FAILURES_SHOWN]:
+            self._bar.note(f"{at:<16}{node} failed: {failure(what)}", "red")
+        if len(closed.failures) > FAILURES_SHOWN:
+            self._bar.note(f"{at:<16}and {len(closed.failures) - FAILURES_SHOWN} more failed", "red")
+        self._bar.note(round_line(at, detail))
+
+
+def _table(data: Path | None, label: str, partition: str) -> Table | None:
+    """The CSV file to spread, where there is one."""
+    if data is None:
+        return None
+    if not label:
+        raise ConfigError("a CSV file needs the column to predict", where=str(data), hint="name it with --label")
+    kind, _, value = partition.partition(":")
+    options = {OPTIONS.get(kind, "option"): _number(value)} if value else {}
+    table: Table = later("fedscale_simulations.job:Table")(data, label, kind, options)
+    return table
+
+
+def _number(text: str) -> float | str:
+    """A number where the text is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() else value
+
+
+def _conclude(ended: Simulation, folder: Path, *, as_json: bool) -> int:
+    """Print the results; returns the exit code."""
+    data = summary(ended.record) | {"folder": str(folder), "report": str(folder / "report.html")}
+    if ended.status != "completed":
+        problem = RunFailed(f"the simulation {ended.status}", why=ended.record.reason, hint=f"see {folder / 'report.html'}")
+        return console.refuse(problem, as_json=as_json, data=data)
+    console.emit(data, f"{ended.summary()}\n{'report':<10}{folder / 'report.html'}", as_json=as_json)
+    return 0

@@ -1,0 +1,279 @@
+"""Joining with a ticket: what must be proved before the secret is sent, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fedscale import identity
+from fedscale.errors import ConfigError, Conflict, FedscaleError, TicketError, Unreachable
+from fedscale_client import datasets
+from fedscale_client.datasets import Declaration
+from fedscale_client.home import NodeHome, write_toml
+from fedscale_client.join import join
+from tests.client.conftest import Start, write_csv
+from tests.client.coordinator import FEDERATION, Coordinator
+
+
+async def joined(ticket: str, home: Path, name: str | None = None, timeout: float = 20.0) -> NodeHome:
+    return await asyncio.to_thread(join, ticket, home, name, timeout)
+
+
+async def refused(ticket: str, home: Path, kind: type[FedscaleError], words: str, timeout: float = 20.0) -> None:
+    with pytest.raises(kind, match=words):
+        await joined(ticket, home, timeout=timeout)
+    assert not NodeHome(home).settings_file.exists()
+    assert not NodeHome(home).key_file.exists()
+
+
+def mode(path: Path) -> str:
+    return oct(path.stat().st_mode & 0o777)
+
+
+async def test_a_ticket_becomes_a_home(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = await joined(coordinator.ticket("st-mary"), tmp_path / "new/node")
+    settings, credentials = home.settings(), home.credentials()
+    assert (settings.name, settings.project, settings.address) == ("st-mary", "p", coordinator.address)
+    assert (settings.federation, settings.server_name) == (FEDERATION, "")
+    assert identity.identity_of(credentials.certificate).uri == f"fedscale://{FEDERATION}/node/st-mary"
+    credentials.check(datetime.now(UTC))
+    assert mode(home.path) == "0o700"
+    assert {mode(path) for path in home.path.iterdir()} == {"0o600"}
+    assert sorted(path.name for path in home.path.iterdir()) == ["ca.pem", "cert.pem", "key.pem", "node.toml"]
+
+
+async def test_a_node_that_joined_can_start(coordinator: Coordinator, tmp_path: Path, start: Start) -> None:
+    home = await joined(coordinator.ticket(), tmp_path / "st-mary", "st-mary")
+    async with start(home):
+        assert (await coordinator.connected()).node == "st-mary"
+
+
+async def test_the_key_never_leaves(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = await joined(coordinator.ticket(), tmp_path / "node", "a")
+    key = identity.load_key(home.key_file.read_bytes())
+    assert key.public_key() == identity.load_certificate(home.certificate_file.read_bytes()).public_key()
+
+
+@pytest.mark.parametrize("forged", ["shown", "serving"])
+async def test_the_secret_is_not_sent_to_somebody_in_between(tmp_path: Path, forged: str) -> None:
+    """One shows an authority of its own; the other shows the true one but cannot have a certificate of it."""
+    coordinator = Coordinator()
+    other = identity.new_authority(FEDERATION, datetime.now(UTC))
+    setattr(coordinator, forged, other)
+    words = "not the one this ticket was made for" if forged == "shown" else "not signed by the authority"
+    async with coordinator:
+        await refused(coordinator.ticket(), tmp_path / "node", TicketError, words)
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
+
+
+async def test_a_members_certificate_cannot_serve(coordinator: Coordinator, tmp_path: Path) -> None:
+    """A node of the federation holds a certificate of the true authority, but not one to serve with."""
+    key = identity.new_key()
+    leaf = coordinator.issue(identity.new_request(key, "evil"), "evil", 24)
+    server = grpc.aio.server()
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(identity.key_pem(key), leaf)]))
+    await server.start()
+    await refused(coordinator.ticket(address=f"127.0.0.1:{port}"), tmp_path / "node", TicketError, "names no host")
+    await server.stop(0)
+
+
+async def test_a_ticket_works_once(coordinator: Coordinator, tmp_path: Path) -> None:
+    ticket = coordinator.ticket()
+    await joined(ticket, tmp_path / "one", "one")
+    await refused(ticket, tmp_path / "two", TicketError, "used already.*ask for another")
+
+
+async def test_a_wrong_secret(coordinator: Coordinator, tmp_path: Path) -> None:
+    true = identity.Ticket.parse(coordinator.ticket())
+    forged = identity.Ticket(true.address, true.id, "guessed", true.ca_hash)
+    await refused(str(forged), tmp_path / "node", TicketError, "unknown")
+    assert not coordinator.tickets[true.id].used
+
+
+@pytest.mark.parametrize(("text", "words"), [("hello", "not a ticket"), ("", "not a ticket"), ("fs9.abc", "version 9")])
+async def test_not_a_ticket(tmp_path: Path, text: str, words: str) -> None:
+    await refused(text, tmp_path / "node", TicketError, words)
+    assert not (tmp_path / "node").exists()
+
+
+async def test_a_cut_ticket(coordinator: Coordinator, tmp_path: Path) -> None:
+    await refused(coordinator.ticket()[:-3], tmp_path / "node", TicketError, "cut short")
+
+
+async def test_a_bad_name(coordinator: Coordinator, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a valid name"):
+        await joined(coordinator.ticket(), tmp_path / "node", "St. Mary's")
+
+
+async def test_a_second_join_is_refused(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = await joined(coordinator.ticket(), tmp_path / "node", "one")
+    key, ticket = home.key_file.read_bytes(), coordinator.ticket()
+    with pytest.raises(Conflict, match="node 'one' has joined already"):
+        await joined(ticket, tmp_path / "node", "two")
+    assert home.key_file.read_bytes() == key
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [True, False]
+
+
+async def test_an_expired_node_joins_again_and_keeps_what_is_its_own(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = coordinator.home(tmp_path / "node", "mercy", hours=1 / 36_000)
+    datasets.add(home, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "h.csv")), label="y"))
+    write_toml(home.settings_file, {**home.settings().model_dump(), "workers": 7})
+    ends = home.credentials().expires()
+    async with asyncio.timeout(10):
+        while datetime.now(UTC) < ends:
+            await asyncio.sleep(0.02)
+    again = await joined(coordinator.ticket("mercy"), home.path)
+    again.credentials().check(datetime.now(UTC))
+    assert again.settings().workers == 7
+    assert list(datasets.listed(again)) == ["heart"]
+
+
+async def test_a_home_whose_key_was_lost_joins_again(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = coordinator.home(tmp_path / "node")
+    home.key_file.unlink()
+    again = await joined(coordinator.ticket("mercy"), home.path)
+    again.credentials().check(datetime.now(UTC))
+
+
+async def test_a_home_that_cannot_be_made_costs_no_ticket(coordinator: Coordinator, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="home cannot be made"):
+        await joined(coordinator.ticket(), tmp_path / "file/node", "one")
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
+
+
+async def test_a_crash_while_writing_leaves_a_home_that_has_not_joined(coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(path: Path, tree: dict[str, object]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedscale_client.join.write_toml", crash)
+    with pytest.raises(OSError, match="No space"):
+        await joined(coordinator.ticket(), tmp_path / "node", "one")
+    with pytest.raises(ConfigError, match="has not joined"):
+        NodeHome(tmp_path / "node").settings()
+    monkeypatch.undo()
+    assert (await joined(coordinator.ticket(), tmp_path / "node", "one")).settings().name == "one"
+
+
+async def test_nothing_listens(coordinator: Coordinator, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, f"{address}.*refused.*check the address")
+
+
+async def test_something_silent_listens(coordinator: Coordinator, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        address = f"127.0.0.1:{deaf.getsockname()[1]}"
+        await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, "no answer in time|timed out", timeout=0.5)
+
+
+async def test_something_else_listens(coordinator: Coordinator, tmp_path: Path) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example ESMTP\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as other:
+        address = f"127.0.0.1:{other.sockets[0].getsockname()[1]}"
+        await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, "cannot be reached")
+
+
+async def test_an_unknown_host(coordinator: Coordinator, tmp_path: Path) -> None:
+    await refused(coordinator.ticket(address="no-such-host.invalid:8471"), tmp_path / "node", Unreachable, "host name is not known")
+
+
+async def test_a_server_that_stalls_after_its_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stalled = asyncio.Event()
+
+    async def never(self: Coordinator, request: object, context: object) -> None:
+        stalled.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Coordinator, "Authority", never)
+    async with Coordinator() as deaf:
+        await refused(deaf.ticket(), tmp_path / "node", Unreachable, "no answer in time", timeout=1.0)
+    assert stalled.is_set()
+
+
+async def test_a_server_behind_another_name(tmp_path: Path, start: Start) -> None:
+    """Behind address translation the address is in no certificate; that it is the right one is sure all the same."""
+    coordinator = Coordinator()
+    coordinator.hosts = ("fl.example.org",)
+    async with coordinator:
+        home = await joined(coordinator.ticket(), tmp_path / "far", "far")
+        assert home.settings().server_name == "fl.example.org"
+        async with start(home):
+            assert (await coordinator.connected()).node == "far"
+
+
+@pytest.mark.parametrize("fault", ["another key", "another authority", "nonsense"])
+async def test_a_certificate_that_is_not_ours(coordinator: Coordinator, tmp_path: Path, fault: str) -> None:
+    request, other = identity.new_request(identity.new_key(), "x"), identity.new_authority(FEDERATION, datetime.now(UTC))
+    spoilt = {
+        "another key": coordinator.issue(request, "x", 24),
+        "another authority": coordinator.issue(request, "x", 24, other),
+        "nonsense": b"-----BEGIN CERTIFICATE-----\n",
+    }
+    coordinator.spoil = lambda _: spoilt[fault]
+    await refused(coordinator.ticket(), tmp_path / "node", TicketError, "for another key|not signed|cannot be read")
+
+
+@asynccontextmanager
+async def proxy(seen: list[str], answer: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> AsyncIterator[str]:
+    """An HTTP proxy that only knows CONNECT."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = (await reader.readuntil(b"\r\n\r\n")).decode()
+        seen.append(request.split()[1])
+        writer.write(answer)
+        if b" 200 " in answer:
+            host, port = seen[-1].rsplit(":", 1)
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+async def test_through_a_proxy(coordinator: Coordinator, tmp_path: Path, no_proxies: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    async with proxy(seen) as url:
+        no_proxies.setenv("https_proxy", url)
+        await joined(coordinator.ticket(), tmp_path / "node", "inside")
+    assert seen == [f"127.0.0.1:{coordinator.enrolment_port}"] * 2
+
+
+async def test_a_proxy_that_is_not_for_this_host(coordinator: Coordinator, tmp_path: Path, no_proxies: pytest.MonkeyPatch) -> None:
+    no_proxies.setenv("https_proxy", "http://127.0.0.1:9")
+    no_proxies.setenv("no_proxy", "127.0.0.1")
+    assert (await joined(coordinator.ticket(), tmp_path / "node", "inside")).settings().name == "inside"
+
+
+async def test_a_proxy_that_says_no(coordinator: Coordinator, tmp_path: Path, no_proxies: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    async with proxy(seen, b"HTTP/1.1 403 Forbidden\r\n\r\n") as url:
+        no_proxies.setenv("https_proxy", url)
+        await refused(coordinator.ticket(), tmp_path / "node", Unreachable, "cannot be reached")
+    assert seen
