@@ -53,13 +53,15 @@ def start(*, home: HomeFolder = HOME, log: LogFormat = "text") -> None:
 
 
 def _log(facts: Mapping[str, Any]) -> None:
-    """One line of the log for something that happened."""
+    """One line of the log for something that happened; signs of progress are for the coordinator."""
     import structlog
 
     told = dict(facts)
     event = str(told.pop("event"))
+    told |= {name: str(value) for name, value in told.pop("failure", {}).items() if value}
     logger = structlog.get_logger()
-    (logger.warning if event in WORRYING else logger.info)(event, **told)
+    if event != "progress":
+        (logger.warning if event in WORRYING else logger.info)(event, **told)
 
 
 def status(*, home: HomeFolder = HOME, json: Json = False) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from pydantic import BaseModel, ValidationError
+import tomli_w
+from pydantic import BaseModel
 
 from fedscale.clock import SystemClock
 from fedscale.errors import PlanError
@@ -122,15 +123,14 @@ def simulate_file(
 
 
 def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...]) -> Plan:
-    """The plan of these tables; an evaluation that names no metrics gets the app's."""
-    tree = {name: dict(value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value or {}) for name, value in tables.items()}
+    """The plan of these tables, read like a file's; an evaluation that names no metrics gets the app's."""
+    tree = {name: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else dict(value or {}) for name, value in tables.items()}
     tree["evaluate"].setdefault("metrics", metrics)
     try:
-        return Plan.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"{place}: {first['msg'][0].lower()}{first['msg'][1:]}", where=place.partition(".")[0]) from None
+        return Plan.from_toml(tomli_w.dumps(tree))
+    except PlanError as error:
+        # The line of a text that nobody wrote helps nobody; the message names the setting.
+        raise PlanError(error.what, why=error.why, hint=error.hint) from None
 
 
 def _simulate(job: Job, folder: str | Path | None, resume: str | Path | None, on_progress: Watch) -> Simulation:

@@ -195,7 +195,7 @@ def put(name: str, value: float) -> Callable[[dict[str, npt.NDArray[Any]]], obje
     """Overwrite the last coordinate of a tensor."""
 
     def change(arrays: dict[str, npt.NDArray[Any]]) -> None:
-        arrays[name] = arrays[name].copy()
+        arrays[name] = np.array(arrays[name])
         arrays[name].flat[-1] = value
 
     return change
@@ -262,10 +262,7 @@ POISONS = {
         words=lambda words, size: words.__setitem__(5, 1 << 29),
     ),
     "forged loss": Poison(
-        "",
-        "metric 'loss' is too large",
-        why="the limit is 54975581389",
-        words=lambda words, size: words.__setitem__(slice(size + LIMBS, None), 0x7FF),
+        "", "metric 'loss' is too large", why="the limit is 54975581389", words=lambda words, size: words[size + LIMBS :].fill(0x7FF)
     ),
 }
 

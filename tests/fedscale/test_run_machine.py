@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,8 +15,8 @@ from fedscale.learner import Phase
 from fedscale.ring import Words
 from fedscale.round import Place
 from fedscale.run import Run
-from fedscale.vector import Schema, Tensor
-from tests.fedscale.world import BROKEN, NODES, World, bits, plan_of
+from fedscale.vector import Schema, Tensor, Vector
+from tests.fedscale.world import BROKEN, NODES, World, bits, plan_of, vector
 
 WEIGHT = 8.0
 STRANGER = "zoe"
@@ -26,9 +25,9 @@ nodes = st.sampled_from(NODES)
 groups = st.lists(nodes, min_size=1, max_size=6)
 
 
-def one_hot(node: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def one_hot(node: str) -> Vector:
     """A change in which a node lights its own coordinate and no other."""
-    return (np.array(NODES) == node).astype(np.float32)
+    return vector(*(float(other == node) for other in NODES))
 
 
 class Anything(RuleBasedStateMachine):
@@ -125,11 +124,14 @@ class Anything(RuleBasedStateMachine):
         assert self.run.handle(Answered(node, "never stored")) == []
         assert bits(self.run) == before
 
-    @precondition(lambda self: self.run.round and any(a.words is not None and len(a.words) != self.world.round.terms.layout.length for a in self.sent))
+    def of_another_phase(self) -> list[Words]:
+        length = self.world.round.terms.layout.length
+        return [answer.words for answer in self.sent if answer.words is not None and len(answer.words) != length]
+
+    @precondition(lambda self: self.run.round and self.of_another_phase())
     @rule(node=nodes)
     def answer_of_another_phase(self, node: str) -> None:
-        length = self.world.round.terms.layout.length
-        stale = next(a.words for a in reversed(self.sent) if a.words is not None and len(a.words) != length)
+        stale = self.of_another_phase()[-1]
         if node not in self.honest or self.at != (str(self.run.phase), self.run.number):
             self.failed |= {node}
         self.world.submit(node, stale)

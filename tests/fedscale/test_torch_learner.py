@@ -566,3 +566,4 @@ def test_one_thread_unless_the_environment_says_otherwise(monkeypatch: pytest.Mo
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     with one_thread():
         assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)

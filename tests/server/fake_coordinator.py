@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,13 @@ import grpc
 
 from fedscale import identity
 from fedscale.errors import FedscaleError
-from fedscale.proto.v1 import bulk_pb2, control_pb2_grpc
+from fedscale.proto.v1 import bulk_pb2
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import FETCH, PUT, digest_of, frames
 
-METHODS = ("Status", "CreateProject", "ListProjects", "Invite", "ListNodes", "Revoke", "SubmitRun", "ListRuns", "GetRun", "SteerRun")
-
 
 @dataclass
-class Coordinator(control_pb2_grpc.ControlServicer):
+class Coordinator:
     """What it answers, and what it was asked.
 
     Args:
@@ -53,7 +52,7 @@ class Coordinator(control_pb2_grpc.ControlServicer):
             context.abort(answer, "no details")
         return answer
 
-    def WatchRun(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.RunEvent]:
+    def watch(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.RunEvent]:
         self.asked.append(("WatchRun", request))
         for message in self.streams.pop(0):
             yield self.told(message, context)
@@ -75,15 +74,19 @@ class Coordinator(control_pb2_grpc.ControlServicer):
         return next(request for name, request in reversed(self.asked) if name == method)
 
 
-def _method(name: str) -> Any:
-    return lambda self, request, context: self.answer(name, request, context)
+def control_handler(coordinator: Coordinator) -> grpc.GenericRpcHandler:
+    """All methods of the Control service, whatever the service has."""
+    made = {}
+    for method in pb.DESCRIPTOR.services_by_name["Control"].methods:
+        reads, writes = getattr(pb, method.input_type.name).FromString, getattr(pb, method.output_type.name).SerializeToString
+        if method.server_streaming:
+            made[method.name] = grpc.unary_stream_rpc_method_handler(coordinator.watch, reads, writes)
+        else:
+            made[method.name] = grpc.unary_unary_rpc_method_handler(partial(coordinator.answer, method.name), reads, writes)
+    return grpc.method_handlers_generic_handler("fedscale.v1.Control", made)
 
 
-for _name in METHODS:
-    setattr(Coordinator, _name, _method(_name))
-
-
-def handlers(coordinator: Coordinator) -> grpc.GenericRpcHandler:
+def bulk_handler(coordinator: Coordinator) -> grpc.GenericRpcHandler:
     methods = {
         FETCH: grpc.unary_stream_rpc_method_handler(coordinator.fetch, bulk_pb2.FetchRequest.FromString, None),
         PUT: grpc.stream_unary_rpc_method_handler(coordinator.put, None, bulk_pb2.Receipt.SerializeToString),
@@ -114,8 +117,7 @@ def serving(coordinator: Coordinator, folder: Path) -> Iterator[Path]:
     chain = identity.certificate_pem(authority.issue_server(key.public_key(), ["localhost", "127.0.0.1"], now))
     credentials = grpc.ssl_server_credentials(((identity.key_pem(key), chain),), authority.to_pems()[1], require_client_auth=True)
     server = grpc.server(ThreadPoolExecutor(4))
-    control_pb2_grpc.add_ControlServicer_to_server(coordinator, server)
-    server.add_generic_rpc_handlers((handlers(coordinator),))
+    server.add_generic_rpc_handlers((control_handler(coordinator), bulk_handler(coordinator)))
     port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:

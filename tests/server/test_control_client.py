@@ -123,7 +123,9 @@ def test_runs_are_submitted_read_and_steered(coordinator: Coordinator, control: 
     assert coordinator.last("SteerRun") == pb.SteerRunRequest(run="r1", action="stop", reason="enough")
 
 
-ERRORS = [getattr(errors, name) for name in dir(errors) if isinstance(getattr(errors, name), type) and issubclass(getattr(errors, name), FedscaleError)]
+ERRORS = [
+    getattr(errors, name) for name in dir(errors) if isinstance(getattr(errors, name), type) and issubclass(getattr(errors, name), FedscaleError)
+]
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -177,7 +179,7 @@ def test_nobody_there(profile: Profile, tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         authority = identity.new_authority("testers", datetime.now(UTC))
-        folder = write_profile(tmp_path / "other", authority, "127.0.0.1:{}".format(unused.getsockname()[1]))
+        folder = write_profile(tmp_path / "other", authority, f"127.0.0.1:{unused.getsockname()[1]}")
         with Control(Profile.load(folder)) as control:
             error = refused(control)
     assert type(error) is Unreachable
@@ -236,7 +238,7 @@ def test_watching_gives_up_after_a_while(coordinator: Coordinator, control: Cont
 def test_watching_what_does_not_exist_is_no_reason_to_wait(coordinator: Coordinator, control: Control) -> None:
     coordinator.streams = [[NotFound("no run 'r9'")]]
     with pytest.raises(NotFound, match="no run 'r9'"):
-        list(control.watch("r9", wait=pytest.fail))
+        list(control.watch("r9", wait=lambda _: pytest.fail("waited")))
 
 
 def test_an_unreadable_event_is_the_peers_mistake(coordinator: Coordinator, control: Control) -> None:

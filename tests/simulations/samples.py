@@ -56,7 +56,7 @@ class Mean:
         model = work.arrays["w"]
         loss = np.array([float(np.square(model - np.float32(site.target)).mean()) * site.rows])
         if work.phase is Phase.EVALUATE:
-            return Result(None, site.rows, {name: loss for name in work.metrics})
+            return Result(None, site.rows, dict.fromkeys(work.metrics, loss))
         return Result({"w": model + np.float32(0.5) * (np.float32(site.target) - model)}, site.rows, {"loss": loss})
 
     def worked(self, phase: Phase, number: int) -> list[str]:

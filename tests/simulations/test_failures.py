@@ -29,7 +29,7 @@ def raised(error: Exception) -> Exception:
     """The error with a traceback that leads here."""
     try:
         raise error
-    except type(error) as caught:  # noqa: BLE001
+    except type(error) as caught:
         return caught
 
 
