@@ -221,7 +221,8 @@ class Plan(_Section):
             tree = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             place = re.search(r"line (\d+)", str(error))
-            raise PlanError("not valid TOML", where=f"{file}:{place[1]}" if place else file, why=str(error)) from None
+            line = place[1] if place else text.count("\n") + 1
+            raise PlanError("not valid TOML", where=f"{file}:{line}", why=str(error)) from None
         lines = _lines(text)
         for override in overrides:
             lines |= {_override(tree, override): f"--set {override}"}

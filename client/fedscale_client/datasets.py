@@ -192,12 +192,12 @@ def _npz(path: Path, declaration: Declaration) -> Dataset:
     """The arrays of an archive; objects that would have to be unpickled are refused."""
     names = [name for name in (declaration.x, declaration.y, declaration.groups) if name]
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError("this is one array, not an archive of arrays", where=str(path), hint="save it with numpy.savez")
-        with archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError("this is one array, not an archive of arrays", where=str(path), hint="save it with numpy.savez")
             if missing := [name for name in names if name not in archive]:
-                raise DataError(f"there is no array '{missing[0]}'", where=str(path), hint=f"known: {', '.join(archive)}")
+                raise DataError(f"there is no array '{missing[0]}'", where=str(path), hint="say which it is with x=, y= or groups=")
             arrays: list[Any] = [archive[name] for name in names]
     except UNREADABLE as error:
         raise DataError("the archive cannot be read", where=str(path), why=type(error).__name__) from None

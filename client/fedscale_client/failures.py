@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import sysconfig
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,13 +189,13 @@ def _traceback(error: BaseException, context: Context) -> str:
         chain.append(before)
     lines: list[str] = []
     for part in reversed(chain):
-        lines += [*list(_frames(part, context))[-DEEPEST:], f"{_kind(part)}" if part is error else f"{_kind(part)}, then"]
+        lines += [*_frames(part, context), _kind(part) if part is error else f"{_kind(part)}, then"]
     return "\n".join(lines)[-LONGEST:]
 
 
 def _frames(error: BaseException, context: Context) -> Iterator[str]:
-    """One line for each frame outside of the worker's own code."""
-    for frame, number in walk_tb(error.__traceback__):
+    """One line for each of the innermost frames outside of the worker's own code."""
+    for frame, number in deque(walk_tb(error.__traceback__), DEEPEST):
         code = frame.f_code
         if not _below(_file(code), OURS[-1:]):
             yield _frame(code, number, context)
@@ -212,10 +213,12 @@ def _frame(code: CodeType, number: int, context: Context) -> str:
 
 def _innermost(error: BaseException, context: Context) -> str:
     """``file:line`` of the innermost frame in the bundle, else what was going on."""
-    places = [f"{name}:{number}" for frame, number in walk_tb(error.__traceback__) if (name := _in_bundle(_file(frame.f_code), context))]
     if isinstance(error, SyntaxError) and (name := _in_bundle(Path(error.filename or ""), context)):
-        places.append(f"{name}:{error.lineno}")
-    return places[-1] if places else f"dataset '{context.dataset}'" if context.loading else ""
+        return f"{name}:{error.lineno}"
+    for frame, number in reversed(list(walk_tb(error.__traceback__))):
+        if name := _in_bundle(_file(frame.f_code), context):
+            return f"{name}:{number}"
+    return f"dataset '{context.dataset}'" if context.loading else ""
 
 
 def _file(code: CodeType) -> Path:

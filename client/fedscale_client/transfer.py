@@ -148,14 +148,20 @@ class Transfer:
         if answer.schema:
             metadata.append((SCHEMA_KEY, answer.schema.encode()))
         async with self._channel() as channel:
-            submit: grpc.aio.StreamUnaryMultiCallable[bytes, pb.Receipt] = channel.stream_unary(SUBMIT, None, pb.Receipt.FromString)
+            # The server may answer before it has read everything: the round is closed, or it knows the answer already. grpc.aio
+            # loses an early answer unless it is being read; so the one response of this call is read as a stream, from the start.
+            submit: grpc.aio.StreamStreamMultiCallable[bytes, pb.Receipt] = channel.stream_stream(SUBMIT, None, pb.Receipt.FromString)
             call = submit(metadata=metadata)
-            # The server may answer before it has read everything: the round is closed, or it knows the answer already.
-            with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError):
-                while frame := file.read(FRAME):
-                    await _soon(call.write(frame))
-                await _soon(call.done_writing())
-            return await _soon(call)
+            reading = asyncio.create_task(_first(call))
+            try:
+                with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                    while not reading.done() and (frame := file.read(FRAME)):
+                        await _soon(call.write(frame))
+                    await _soon(call.done_writing())
+                return await _soon(reading)
+            finally:
+                reading.cancel()
+                call.cancel()
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Try until it works or can never work; a fresh connection ends the pause."""
@@ -184,6 +190,17 @@ class Transfer:
             line.users -= 1
             if line is not self._line and not line.users:
                 await line.channel.close()
+
+
+async def _first(call: grpc.aio.StreamStreamCall[bytes, pb.Receipt]) -> pb.Receipt:
+    """The one response of a call.
+
+    Raises:
+        ProtocolError: it ended without any.
+    """
+    if isinstance(receipt := await call.read(), pb.Receipt):
+        return receipt
+    raise ProtocolError("the server did not say what became of an answer")
 
 
 async def _soon(step: Awaitable[T]) -> T:

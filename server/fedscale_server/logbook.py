@@ -2,20 +2,21 @@
 
 ``apply`` journals an event, lets the run handle it and stores what the run asks to have stored, before anybody hears of
 it. ``open`` does the same with what is already in the journal; so a crash between any two lines costs nothing but time.
-All methods block; the driver calls them in a thread.
+Lines that people read have names that only one line of a run may have: what a crash left out is written by ``open``, and
+nothing is written twice. All methods block; the driver calls them in a thread.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import fedscale
 from fedscale.errors import FedscaleError
-from fedscale.events import Answered, Commit, Effect, Event, Finish, Initialized, Outcome, from_row, to_row
+from fedscale.events import Answered, Commit, Effect, Event, Finish, Initialized, Outcome, from_row, outcome_of, to_row
 from fedscale.plan import Plan
 from fedscale.record import RoundRecord, RunRecord
 from fedscale.run import RUNNING, Run
@@ -23,9 +24,11 @@ from fedscale.run import RUNNING, Run
 if TYPE_CHECKING:
     from fedscale_server.spool import Spool
     from fedscale_server.store.store import Store
-    from fedscale_server.store.tables import Journal, RunRow
+    from fedscale_server.store.tables import Checkpoint, Journal, RunRow
 
 NOTE = "note."
+FACTS = tuple(f.name for f in fields(Outcome))
+SHOWN = ("answered", "failures", "metrics", "sites", "weight", "seconds", "bytes_up", "bytes_down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +67,52 @@ class Logbook:
         self.run = Run(self.plan, self.plan.strategy.build())
         self.traffic = Traffic()
         self._opened = row.created
+        self._nodes: set[str] = set()
+        self._rounds: list[RoundRecord] = []
+        self._damaged: set[str] = set()
 
     @classmethod
     def open(cls, store: Store, spool: Spool, row: RunRow) -> Logbook:
-        """The run as it was when the last event was journaled: newest checkpoint, then the events after it."""
+        """The run as it was when the last event was journaled: newest checkpoint, then the events after it.
+
+        Raises:
+            FedscaleError: a file that no node can send again is missing or damaged.
+        """
         book = cls(store, spool, row)
+        spool.blobs.clean()
         checkpoint = store.last_checkpoint(row.id)
         if checkpoint is not None:
-            vectors = {f"slot/{name}": spool.vector(digest) for name, digest in checkpoint.slots.items()}
-            if checkpoint.model:
-                vectors["model"] = spool.vector(checkpoint.model)
-            facts = {**checkpoint.facts, "history": store.outcomes(row.id)}
-            book.run = Run.restore(book.plan, book.run.strategy, facts, vectors)
+            book._restore(checkpoint)
         for entry in store.journal(row.id, after=checkpoint.seq if checkpoint else 0):
-            if entry.kind.startswith(NOTE):
-                continue
-            event = book._loaded(from_row(entry.kind, entry.payload["event"]), entry.payload)
-            if event is not None:
-                book._make_durable(book.run.handle(event), entry.seq, entry.at)
-        if book.run.status != RUNNING:
-            book._finish(book.run.status, book.run.reason, row.created)
+            book._replay(entry)
+        if checkpoint is not None and book.run.status != RUNNING:
+            book._finish(book.run.status, book.run.reason, checkpoint.at)
         return book
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """The run as a checkpoint holds it, and the line that tells of it, in case the crash came between both."""
+        vectors = {f"slot/{name}": self.spool.vector(digest) for name, digest in checkpoint.slots.items()}
+        vectors["model"] = self.spool.vector(checkpoint.model)
+        closed = self.store.outcomes(self.row.id)
+        facts = {**checkpoint.facts, "history": [{name: row[name] for name in FACTS} for row in closed]}
+        self.run = Run.restore(self.plan, self.run.strategy, facts, vectors)
+        self._rounds = [_round(row) for row in closed]
+        self._nodes = {node for row in closed for node in row["cohort"]}
+        if checkpoint.outcome is not None:
+            self._tell_closed(checkpoint.outcome, checkpoint.at)
+
+    def _replay(self, entry: Journal) -> None:
+        """Take a line of the journal again."""
+        if entry.kind == f"{NOTE}opened":
+            self._opened = entry.at
+        if entry.kind.startswith(NOTE):
+            return
+        event = self._loaded(from_row(entry.kind, entry.payload["event"]), entry.payload)
+        if event is None:
+            self._damaged.add(entry.unique_key or "")
+            return
+        self.traffic.up += entry.payload["detail"].get("bytes", 0)
+        self._take(event, entry.seq, entry.at)
 
     def _loaded(self, event: Event, payload: dict[str, Any]) -> Event | None:
         """A journaled event with its payload read back; ``None`` when the payload is damaged, so that the node is asked again."""
@@ -107,38 +135,39 @@ class Logbook:
             The effects that are left to carry out and the entries written, or ``None`` when ``unique`` is in the journal already.
         """
         kind, row = to_row(event)
-        before = self.run.round
         phase, number = str(self.run.phase), self.run.number
         payload = {"event": row, "phase": phase, "number": number, "node": row.get("node", ""), "detail": detail or {}}
-        seq = self.store.append(self.row.id, kind, payload, at, unique)
+        # A line whose payload was lost holds the name, but not what it stands for.
+        seq = self.store.append(self.row.id, kind, payload, at, None if unique in self._damaged else unique)
         if seq is None:
             return None
-        entries = [Entry(seq, at, kind, phase, number, payload["node"], payload["detail"])]
+        effects, notes = self._take(event, seq, at)
+        return effects, [Entry(seq, at, kind, phase, number, payload["node"], payload["detail"]), *notes]
+
+    def _take(self, event: Event, seq: int, at: datetime) -> tuple[list[Effect], list[Entry]]:
+        """Let the run handle a journaled event; carry out what must survive a crash and note what people want to know."""
+        before = self.run.round
         effects = self.run.handle(event)
-        opened = self.run.round
-        if opened is not None and opened is not before:
-            self._opened = at
-            terms = opened.terms
-            entries.append(self.note("opened", at, {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}))
-        entries += self._make_durable(effects, seq, at)
-        return effects, entries
-
-    def note(self, kind: str, at: datetime, detail: dict[str, Any], where: tuple[str, int] | None = None) -> Entry:
-        """Journal something that people want to know and the run does not need."""
-        phase, number = where or (str(self.run.phase), self.run.number)
-        seq = self.store.append(self.row.id, NOTE + kind, {"phase": phase, "number": number, "detail": detail}, at)
-        return Entry(seq or 0, at, kind, phase, number, "", detail)
-
-    def _make_durable(self, effects: list[Effect], seq: int, at: datetime) -> list[Entry]:
-        """Carry out the effects that must survive a crash."""
         entries: list[Entry] = []
+        if self.run.round is not None and self.run.round is not before:
+            terms = self.run.round.terms
+            self._opened = at
+            self._nodes.update(terms.cohort)
+            detail = {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}
+            entries += self._note("opened", at, detail, (str(terms.phase), terms.number))
         for effect in effects:
             if isinstance(effect, Commit):
                 entries += self._checkpoint(effect.outcome, seq, at)
             elif isinstance(effect, Finish):
-                self._finish(effect.status, effect.reason, at)
-                entries.append(self.note("finished", at, {"status": effect.status, "reason": effect.reason}))
-        return entries
+                entries += self._finish(effect.status, effect.reason, at)
+        return effects, entries
+
+    def _note(self, kind: str, at: datetime, detail: dict[str, Any], where: tuple[str, int]) -> list[Entry]:
+        """Journal something that people want to know and the run does not need; nothing when it stands there already."""
+        phase, number = where
+        unique = f"{NOTE}{kind}/{phase}/{number}"
+        seq = self.store.append(self.row.id, NOTE + kind, {"phase": phase, "number": number, "detail": detail}, at, unique)
+        return [] if seq is None else [Entry(seq, at, kind, phase, number, "", detail)]
 
     def _checkpoint(self, outcome: Outcome | None, seq: int, at: datetime) -> list[Entry]:
         """Model and slots to blobs, then one transaction; only then the answers may go."""
@@ -146,39 +175,42 @@ class Logbook:
         # Each checkpoint brings its own outcome; repeating all earlier ones would grow with the square of the rounds.
         del facts["history"]
         digests = {name: self.spool.store(vector) for name, vector in vectors.items()}
-        model = digests.pop("model", "")
+        model = digests.pop("model")
         slots = {name.removeprefix("slot/"): digest for name, digest in digests.items()}
-        row = asdict(outcome) if outcome else None
-        number = outcome.number if outcome else 0
-        self.store.checkpoint(self.row.id, seq, number, outcome.phase if outcome else "init", facts, model, slots, row, at)
+        row = self._closed(outcome, at) if outcome else None
+        where = (outcome.number, outcome.phase) if outcome else (0, "init")
+        self.store.checkpoint(self.row.id, seq, *where, facts, model, slots, row, at)
         self.spool.clear()
         self.spool.retire(model, frozenset(slots.values()))
-        if outcome is None or row is None:
+        if row is None:
             return []
-        seconds = (at - self._opened).total_seconds()
-        shown = {k: row[k] for k in ("answered", "failures", "metrics", "sites", "weight")}
-        moved, self.traffic = self.traffic, Traffic()
-        return [
-            self.note("closed", at, {**shown, "seconds": seconds, "bytes_up": moved.up, "bytes_down": moved.down}, (outcome.phase, outcome.number))
-        ]
+        self.traffic = Traffic()
+        self._rounds.append(_round(row))
+        return self._tell_closed(row, at)
 
-    def _finish(self, status: str, reason: str, at: datetime) -> None:
-        """Write down how the run ended, once."""
-        if self.row.finished is None:
-            self.store.finish(self.row.id, status, reason, json.loads(self.record(at).to_json()), at)
-            self.row = self.store.run(self.row.id)
-            self.spool.clear()
+    def _closed(self, outcome: Outcome, at: datetime) -> dict[str, Any]:
+        """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time and bytes."""
+        asked = sorted({*outcome.answered, *outcome.failures} | self._cohort)
+        moved = {"seconds": (at - self._opened).total_seconds(), "bytes_up": self.traffic.up, "bytes_down": self.traffic.down}
+        return {**asdict(outcome), "cohort": asked, **moved}
+
+    def _tell_closed(self, row: dict[str, Any], at: datetime) -> list[Entry]:
+        """The line that says how a round ended."""
+        return self._note("closed", at, {key: row[key] for key in SHOWN}, (row["phase"], row["number"]))
+
+    def _finish(self, status: str, reason: str, at: datetime) -> list[Entry]:
+        """Write down how the run ended, once: the line first, for a run that is over in the store is not opened again."""
+        if self.row.finished is not None:
+            return []
+        entries = self._note("finished", at, {"status": status, "reason": reason}, (str(self.run.phase), self.run.number))
+        self.store.finish(self.row.id, status, reason, json.loads(self.record(at).to_json()), at)
+        self.row = self.store.run(self.row.id)
+        self.spool.clear()
+        return entries
 
     def record(self, now: datetime) -> RunRecord:
-        """The run's record so far: the facts from the run itself, times and bytes from the notes in the journal."""
-        closed = {}
-        nodes: set[str] = set()
-        for entry in map(Entry.of, self.store.journal(self.row.id)):
-            if entry.kind == "closed":
-                closed[entry.phase, entry.number] = entry.detail
-            elif entry.kind == "opened":
-                nodes |= set(entry.detail["cohort"])
-        rounds = tuple(_round(o, closed.get((o.phase, o.number), {})) for o in self.run.history)
+        """The run's record so far."""
+        rounds = tuple(self._rounds)
         return RunRecord(
             run=self.row.id,
             name=self.plan.job.name,
@@ -186,27 +218,25 @@ class Logbook:
             reason=self.run.reason,
             plan_toml=self.plan.to_toml(),
             plan_hash=self.plan.digest,
-            nodes=tuple(sorted(nodes)),
+            nodes=tuple(sorted(self._nodes)),
             rounds=rounds,
             seconds=((self.row.finished or now) - self.row.created).total_seconds(),
-            bytes_up=sum(r.bytes_up for r in rounds),
-            bytes_down=sum(r.bytes_down for r in rounds),
+            bytes_up=sum(r.bytes_up for r in rounds) + self.traffic.up,
+            bytes_down=sum(r.bytes_down for r in rounds) + self.traffic.down,
             model_digest=self.run.digest,
             extra={"seeds": {"job": self.plan.job.seed}, "versions": {"fedscale": fedscale.__version__, "python": platform.python_version()}},
         )
 
 
-def _round(outcome: Outcome, detail: dict[str, Any]) -> RoundRecord:
-    """One phase of the record."""
-    return RoundRecord(
-        number=outcome.number,
-        phase="train" if outcome.phase == "train" else "evaluate",
-        answered=outcome.answered,
-        failures=outcome.failures,
-        metrics=outcome.metrics,
-        sites=outcome.sites,
-        weight=outcome.weight,
-        seconds=float(detail.get("seconds", 0.0)),
-        bytes_up=int(detail.get("bytes_up", 0)),
-        bytes_down=int(detail.get("bytes_down", 0)),
-    )
+def bare_record(row: RunRow, status: str, reason: str, now: datetime) -> RunRecord:
+    """The record of a run of which nothing but its row can be read."""
+    seconds = ((row.finished or now) - row.created).total_seconds()
+    return RunRecord(row.id, row.name, status, reason, row.plan, row.plan_hash, (), (), seconds, 0, 0, "", {})
+
+
+def _round(row: dict[str, Any]) -> RoundRecord:
+    """One phase of the record from what its checkpoint keeps."""
+    outcome = outcome_of({name: row[name] for name in FACTS})
+    facts = {name: getattr(outcome, name) for name in FACTS}
+    facts["phase"] = "train" if outcome.phase == "train" else "evaluate"
+    return RoundRecord(**facts, seconds=row["seconds"], bytes_up=row["bytes_up"], bytes_down=row["bytes_down"])

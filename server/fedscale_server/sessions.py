@@ -65,9 +65,10 @@ class Sessions:
             session.close()
 
     def close_all(self) -> None:
-        """End every session."""
+        """End every session and forget it: whose stream ends from now on was sent away and did not leave."""
         for session in self._open.values():
             session.close()
+        self._open.clear()
 
     def send(self, node: str, message: pb.ServerMessage) -> bool:
         """Send to a node; ``False`` when it is not connected."""

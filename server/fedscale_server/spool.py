@@ -38,6 +38,7 @@ class Spool:
 
     def keep(self, staged: Path, target: Path) -> None:
         """Make a staged, complete answer durable under its name."""
+        staged.chmod(0o600)
         files.sync(staged)
         files.move(staged, target)
 
@@ -71,8 +72,12 @@ class Spool:
 
         Raises:
             NotFound: there is none.
+            ProtocolError: its file was damaged.
         """
-        return np.fromfile(self.blobs.path(digest), "<f4")
+        vector = np.fromfile(self.blobs.path(digest), "<f4")
+        if digest_of(vector.view(np.uint8).data) != digest:
+            raise ProtocolError("a vector in the spool is damaged", where=digest[:12])
+        return vector
 
     def retire(self, model: str, keep: frozenset[str]) -> None:
         """Remember the newest model and delete blobs that neither it nor a checkpoint needs."""

@@ -26,6 +26,7 @@ from fedscale.plan import Plan
 from fedscale.strategy import Strategy
 from fedscale.torch_learner import TorchLearner, as_learner
 from fedscale_simulations.engines.sequential import KEEP
+from fedscale_simulations.failures import failure_of
 
 FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError)
 
@@ -112,7 +113,7 @@ def assemble(plan: Plan, folder: Path, clients: int | None, table: Table | None)
 
     Raises:
         PlanError: the plan's strategy exists only in Python.
-        AppError: the app cannot be imported or is none.
+        AppError: the app cannot be imported or is none, or its ``population`` fails.
         DataError: there are no data, or they cannot be spread.
     """
     strategy = strategy_of(plan)
@@ -156,7 +157,11 @@ def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[s
             f"the module '{module.__name__}' says nothing about the data of a simulation",
             hint="give a CSV file and its label, or define population(clients, seed) beside the app",
         )
-    data: Mapping[str, Any] = make(clients, seed)
+    try:
+        data: Mapping[str, Any] = make(clients, seed)
+    except FAULTS as error:
+        fault = failure_of(error)
+        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what) from error
     return data
 
 

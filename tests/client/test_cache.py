@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,16 @@ import pytest
 from fedscale import bundle
 from fedscale.errors import BundleError, ProtocolError
 from fedscale_client import cache as cache_module
-from fedscale_client.cache import Cache
+from fedscale_client.cache import Cache, Part
 from tests.client.coordinator import digest
+
+
+@contextmanager
+def full_disk(part: Part) -> Iterator[Part]:
+    """A part whose file system has no space left."""
+    part.close()
+    with Path("/dev/full").open("wb", buffering=0) as part._file, closing(part):
+        yield part
 
 
 @pytest.fixture
@@ -74,9 +83,7 @@ def test_more_than_announced_is_given_up(cache: Cache) -> None:
 
 
 def test_a_full_disk_gives_its_space_back(cache: Cache) -> None:
-    path = cache._blobs / f"{digest(b'x')}.part"
-    path.symlink_to("/dev/full")
-    with closing(cache.part(digest(b"x"), 9)) as part, pytest.raises(OSError, match="No space left"):
+    with full_disk(cache.part(digest(b"x"), 9)) as part, pytest.raises(OSError, match="No space left"):
         part.take(b"12345")
     assert names(cache) == set()
 

@@ -20,7 +20,7 @@ PLANS: dict[str, tuple[str, str]] = {
     "no name": ("\n[job]\nseed = 1\n", "job.toml:2: 'job.name' is missing"),
     "not toml": (JOB + "[clients\n", "job.toml:3: not valid TOML (Expected ']' at the end of a table declaration (at line 3, column 9))"),
     "no value": (JOB + "[clients]\nselect =\n", "job.toml:4: not valid TOML (Invalid value (at line 4, column 9))"),
-    "ends in a string": ('[job]\nname = "heart', "job.toml: not valid TOML (Expected '\"' (at end of document))"),
+    "ends in a string": ('[job]\nname = "heart', "job.toml:2: not valid TOML (Unterminated string (at end of document))"),
     "a setting twice": (JOB + 'name = "x"\n', "job.toml:3: not valid TOML (Cannot overwrite a value (at line 3, column 11))"),
     "a list of jobs": ('[[job]]\nname = "heart"\n', "job.toml:1: job: this is a table, with settings of its own"),
     "a job that is a word": ('job = "heart"\n', "job.toml:1: job: this is a table, with settings of its own"),
@@ -108,7 +108,7 @@ PLANS: dict[str, tuple[str, str]] = {
     ),
     "a metric twice": (JOB + '[evaluate]\nmetrics = ["auc", "auc"]\n', "job.toml:4: evaluate.metrics: a metric is named twice"),
     "a metric with capitals": (JOB + '[evaluate]\nmetrics = ["AUC"]\n', "job.toml:4: evaluate.metrics: 'AUC' is not a metric name"),
-    "metrics that are a word": (JOB + '[evaluate]\nmetrics = "auc"\n', 'job.toml:4: evaluate.metrics: this is a list, as in ["accuracy"]'),
+    "metrics as a word": (JOB + '[evaluate]\nmetrics = "auc"\n', 'job.toml:4: evaluate.metrics: this is a list, as in ["accuracy"]'),
     "a monitor that nobody measures": (
         JOB + '[evaluate]\npatience = 3\nmonitor = "auc"\nmetrics = ["accuracy"]\n',
         "job.toml:5: evaluate.monitor: 'auc' is not among the metrics loss, accuracy",

@@ -157,6 +157,27 @@ def test_local_buffers_start_every_piece_of_work_as_they_were_built() -> None:
     assert np.array_equal(evaluate(learner, data)["loss"], once)
 
 
+def test_local_buffers_are_alike_on_every_node() -> None:
+    class Shuffled(nn.Module):
+        order: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("order", torch.randperm(4))
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, features: Tensor) -> Tensor:
+            outputs: Tensor = self.layer(features[:, self.order])
+            return outputs
+
+    here, there, data = TorchLearner(app(Shuffled)), TorchLearner(app(Shuffled)), classes()
+    arrays = first(here)
+    assert list(arrays) == ["layer.weight", "layer.bias"]
+    train(here, data, arrays, seed=1)
+    train(there, data, arrays, seed=2)
+    assert same(train(here, data, arrays)[0], train(there, data, arrays)[0])
+
+
 def test_the_global_model_is_not_changed_and_may_be_read_only() -> None:
     learner, data = TorchLearner(app()), classes()
     arrays = {name: array.copy() for name, array in first(learner).items()}
@@ -337,7 +358,11 @@ def test_mixed_precision_computes_in_bfloat16_and_trains_in_float32() -> None:
             seen.append(outputs.dtype)
             return outputs
 
-    learner, data = TorchLearner(app(lambda: Looking(4, 3))), classes()
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        assert outputs.dtype is torch.float32
+        return functional.cross_entropy(outputs, targets)
+
+    learner, data = TorchLearner(app(lambda: Looking(4, 3), loss)), classes()
     exact, exact_loss = train(learner, data, training=training(epochs=5))
     mixed, mixed_loss = train(learner, data, training=training(epochs=5, amp=True))
     assert set(seen) == {torch.float32, torch.bfloat16}

@@ -212,8 +212,8 @@ def test_the_standard_library_is_not_put_aside(tmp_path: Path) -> None:
 
 
 def test_what_was_imported_is_forgotten_after_an_error_too(job: Path) -> None:
-    rewrite(job, "return data.Population", "raise KeyError('on purpose')")
-    with pytest.raises(KeyError, match="on purpose"):
+    rewrite(job, "rng = np", "raise KeyError('on purpose')\n    rng = np")
+    with pytest.raises(AppError, match=r"app.py:\d+: population\(clients, seed\) failed \(KeyError: 'on purpose'\)"):
         simulate_file(job)
     assert "line.app" not in sys.modules
     assert str(job.parent.resolve()) not in sys.path

@@ -42,6 +42,7 @@ def test_the_summary_of_a_failed_run_has_its_reason(stillborn: Simulation) -> No
     assert ": failed after 0 rounds with 1 clients in " in first
     assert ": no node could make the first model: a: code: " in first
     assert last == "traffic   0 B up, 0 B down"
+    assert stillborn.record.seconds > 0
 
 
 def test_the_model_is_there_by_name(ended: Simulation) -> None:

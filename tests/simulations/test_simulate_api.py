@@ -218,6 +218,19 @@ def test_a_site_that_diverges_is_named_and_left_out(population: Population) -> N
     assert run.status == "completed"
 
 
+def test_a_clients_data_are_cut_and_prepared_once(population: Population) -> None:
+    prepared: list[int] = []
+
+    def prepare(data: Dataset) -> Dataset:
+        prepared.append(len(data))
+        return data
+
+    run = simulate(fs.App(model=network, loss=functional.cross_entropy, prepare=prepare), population, rounds=3, train=fast())
+    assert len(prepared) == 2 * len(population)
+    assert sum(prepared) == sum(len(part) for part in population.values())
+    assert run.record.rounds[1].weight == sum(len(part.split(0.2, 0)[1]) for part in population.values())
+
+
 def test_torch_datasets_can_be_clients() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(60, 3)).astype(np.float32)

@@ -80,8 +80,9 @@ def test_timers_fire_when_nothing_else_can_happen_the_earliest_first() -> None:
     here.perform(assign("ada"))
     assert isinstance(here.next(), Failed)
     assert here.next() == Fired("early")
-    here.perform(Arm("between", 5))
-    assert [here.next(), here.next()] == [Fired("between"), Fired("late")]
+    here.perform(Arm("later", 25))
+    here.perform(Arm("between", 15))
+    assert [here.next(), here.next(), here.next()] == [Fired("between"), Fired("late"), Fired("later")]
 
 
 def test_the_same_timer_armed_again_counts_from_then() -> None:

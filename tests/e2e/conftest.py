@@ -1,0 +1,57 @@
+"""What the tests with real processes share: jobs, sites' files, and the logs of a federation whose test failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale.plan import Plan
+from tests.e2e import trial
+from tests.e2e.federation import living
+
+ROWS = 20
+DATASET = "ward"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        report.sections += [(f"logs of {federation.folder}", federation.logs()) for federation in living]
+    return report
+
+
+def plan_of(rounds: int = 3, epochs: int = 1, **tables: Any) -> Plan:
+    """A plan of the trial app, which evaluates in the end only."""
+    fixed = {"job": {"name": "trial", "app": "trial:app", "data": DATASET, "seed": 11}, "evaluate": {"every": rounds, "min_cell": 1}}
+    return Plan.model_validate({**fixed, "strategy": {"rounds": rounds}, "train": {"epochs": epochs}, **tables})
+
+
+def write_job(folder: Path, plan: Plan) -> Path:
+    """A job's folder with the trial app; returns the job file."""
+    folder.mkdir(parents=True)
+    (folder / "trial.py").write_text(Path(trial.__file__).read_text())
+    (folder / "job.toml").write_text(plan.to_toml())
+    return folder / "job.toml"
+
+
+def write_table(path: Path, name: str, how: int = trial.WELL, patient: str = "somebody") -> Path:
+    """The patients of a site, each in a row; no two sites have the same."""
+    shift = sum(name.encode()) % 7
+    rows = [f"{how},{i % 5 + shift},{i % 3}.5,{(i * shift) % 7},{i % 2},{patient}" for i in range(ROWS)]
+    path.write_text("\n".join(["how,a,b,c,y,patient", *rows]) + "\n")
+    return path
+
+
+def declared(table: Path) -> dict[str, tuple[object, ...]]:
+    """A table as a site declares it."""
+    return {DATASET: ("--path", table, "--label", "y", "--group", "patient")}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job of its own."""
+    return lambda **tables: write_job(tmp_path / "job", plan_of(**tables))

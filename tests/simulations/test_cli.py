@@ -1,0 +1,195 @@
+"""``fedscale simulate``: templates run, files are left, an interrupted simulation goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale import console
+from fedscale.errors import Cause, ConfigError, Failure
+from fedscale.record import RoundRecord
+from fedscale_simulations import cli
+from fedscale_simulations.result import Progress
+from tests.command import caught, fedscale
+
+APP = """
+import numpy as np
+from fedscale.data import Population, from_arrays
+from fedscale.learner import Phase, Result
+
+class Half:
+    def run(self, work):
+        if work.arrays is None:
+            return Result({"w": np.zeros(2, np.float32)}, 0)
+        if work.number == FAILS:
+            raise ValueError("secret 42")
+        loss = np.array([float(len(work.data))])
+        if work.phase is Phase.EVALUATE:
+            return Result(None, len(work.data), dict.fromkeys(work.metrics, loss))
+        return Result({"w": work.arrays["w"] + np.float32(0.5)}, len(work.data), {"loss": loss})
+
+app = Half()
+
+def population(clients, seed):
+    rows = np.arange(20.0).reshape(10, 2)
+    return Population.of({f"site-{n}": from_arrays(rows + n, np.arange(10) % 2) for n in range(clients or 3)})
+"""
+FILES = {"checkpoint.safetensors", "metrics.csv", "metrics.json", "model.safetensors", "report.html", "summary.json"}
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_job(tmp_path / "job")
+
+
+def write_job(folder: Path, *, fails: int = 0, rounds: int = 3) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "app.py").write_text(APP.replace("FAILS", str(fails)))
+    (folder / "job.toml").write_text(f'[job]\nname = "half"\n[strategy]\nrounds = {rounds}\n')
+    return folder / "job.toml"
+
+
+def test_a_simulation_shows_its_rounds_and_leaves_everything(job: Path) -> None:
+    done = fedscale("simulate", job)
+    assert done.code == 0
+    rounds = [line.split()[:2] for line in done.err.splitlines()]
+    assert rounds == [[phase, f"{number}/3"] for number in (1, 2, 3) for phase in ("train", "evaluate")]
+    assert done.out.startswith("half: completed after 3 rounds with 3 clients")
+    assert done.out.splitlines()[-1] == "report    runs/half/report.html"
+    assert {path.name for path in Path("runs/half").iterdir()} == FILES
+
+
+def test_a_simulation_as_data(job: Path, tmp_path: Path) -> None:
+    data = fedscale("simulate", job, "--clients", "5", "--out", "there", "--set", "strategy.rounds=1", "--set", "job.name=other", "--json").data
+    assert (data["name"], data["nodes"], data["rounds"], data["status"]) == ("other", 5, 1, "completed")
+    assert data["report"] == "there/report.html"
+    assert json.loads((tmp_path / "there/summary.json").read_text())["model_digest"] == data["model_digest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "clients"),
+    [
+        (["--partition", "iid", "--clients", "4"], 4),
+        (["--partition", "dirichlet:0.5", "--clients", "3"], 3),
+        (["--partition", "shards:2", "--clients", "2"], 2),
+        (["--partition", "quantity:1", "--clients", "2"], 2),
+        (["--partition", "column:b"], 3),
+    ],
+)
+def test_a_table_may_stand_in_for_the_population(job: Path, tmp_path: Path, words: list[str], clients: int) -> None:
+    (tmp_path / "rows.csv").write_text("a,b,y\n" + "".join(f"{n}.5,{n % 3},{n % 2}\n" for n in range(60)))
+    assert fedscale("simulate", job, "--data", "rows.csv", "--label", "y", *words, "--json").data["nodes"] == clients
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--data", "rows.csv"], 2, "needs the column to predict"),
+        (["--data", "rows.csv", "--label", "y"], 2, "rows.csv"),
+        (["--set", "strategy.rounds=none"], 2, "strategy.rounds"),
+        (["--set", "rounds"], 2, "write it as table.key=value"),
+        (["--resume"], 6, "no checkpoint to resume from"),
+        (["--resume", "--out", "elsewhere"], 6, "elsewhere"),
+    ],
+)
+def test_a_misused_simulation(job: Path, words: list[str], code: int, told: str) -> None:
+    done = fedscale("simulate", job, *words)
+    assert done.code == code
+    assert told in done.err
+
+
+def test_an_unknown_partition_or_option_is_told(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,y\n" + "1.5,0\n2.5,1\n" * 20)
+    for partition, told in (("dirichle:1", "no partition 'dirichle'"), ("iid:3", "takes no option"), ("dirichlet:much", "is not a number")):
+        done = fedscale("simulate", job, "--data", "rows.csv", "--label", "y", "--partition", partition)
+        assert (done.code, told in done.err) == (2, True), done.err
+
+
+def test_a_missing_job_names_the_next_step(job: Path) -> None:
+    assert fedscale("simulate", "none.toml", "--json").error["hint"] == "give the path of a job.toml"
+
+
+def test_a_failed_simulation_ends_with_one_and_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = write_job(tmp_path / "job", fails=2)
+    done = fedscale("simulate", job, "--json")
+    assert (done.code, done.error["type"]) == (1, "RunFailed")
+    assert "round 2 (train)" in done.error["why"]
+    assert "42" not in done.error["why"]
+    assert json.loads(done.out)["data"]["rounds"] == 1
+    assert Path("runs/half/report.html").is_file()
+
+
+def test_ctrl_c_leaves_something_that_goes_on(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fedscale("simulate", job, "--json").data["model_digest"]
+
+    class Impatient(cli.Show):
+        def __call__(self, progress: Progress) -> None:
+            super().__call__(progress)
+            if progress.number == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "Show", Impatient)
+    broken = fedscale("simulate", job, "--out", "again")
+    assert broken.code == 130
+    assert broken.err.splitlines()[-1] == f"interrupted; go on where it stopped: fedscale simulate {job} --out again --resume, with the same options"
+    monkeypatch.undo()
+    monkeypatch.chdir(job.parents[1])
+    resumed = fedscale("simulate", job, "--out", "again", "--resume", "--json")
+    assert resumed.data["model_digest"] == whole
+    assert resumed.err.splitlines()[0].startswith("train 3/3")
+
+
+def test_ctrl_c_before_the_first_round_promises_nothing(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "Show", lambda bar: type("Stop", (), {"rounds": 0, "__call__": interrupt})())
+    assert fedscale("simulate", job).err == "interrupted\n"
+
+
+def test_failures_of_a_crowd_are_cut() -> None:
+    failures = {f"client-{n}": Failure(Cause.CODE, "ValueError", "app.py:3") for n in range(9)}
+    closed = RoundRecord(1, "train", ("a",), failures, {}, {}, 1.0, 1.0, 0, 0)
+    with caught() as (_, err), console.Bar("simulating") as bar:
+        cli.Show(bar)(Progress(1, 2, "train", 9, 10, closed))
+    lines = err.getvalue().splitlines()
+    assert lines[0] == "train 1/2       client-0 failed: code: app.py:3: ValueError"
+    assert lines[-2:] == ["train 1/2       and 4 more failed", "train 1/2       1 of 10 nodes    1 s  0 B"]
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(("text", "value"), [("2", 2), ("0.5", 0.5), ("1e1", 10), ("age", "age"), ("", "")])
+def test_options_of_a_partition_are_numbers_where_they_can_be(text: str, value: Any) -> None:
+    assert cli._number(text) == value
+    assert isinstance(cli._number(text), type(value))
+
+
+def test_a_table_needs_a_label() -> None:
+    assert cli._table(None, "", "iid") is None
+    with pytest.raises(ConfigError, match="column to predict"):
+        cli._table(Path("rows.csv"), "", "iid")
+
+
+@pytest.mark.requires("torch", "sklearn")
+@pytest.mark.parametrize(
+    ("template", "clients", "metric", "at_least"), [("tabular", 3, "auc", 0.75), ("image", 2, "accuracy", 0.5), ("hospitals", None, "auc", 0.98)]
+)
+def test_templates_learn(template: str, clients: int | None, metric: str, at_least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fedscale("init", "job", "--template", template)
+    words = ["--clients", clients] if clients else []
+    data = fedscale("simulate", "job/job.toml", *words, "--json").data
+    assert (data["nodes"], data["failures"]) == (clients or 4, 0)
+    assert data[f"evaluate.{metric}"] >= at_least
+
+
+@pytest.mark.requires("torch", "sklearn")
+def test_the_hospitals_are_four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fedscale("init", "job", "--template", "hospitals")
+    assert fedscale("simulate", "job/job.toml", "--clients", "9", "--json").error["what"] == "there are 4 hospitals, not 9"

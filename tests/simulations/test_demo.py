@@ -1,0 +1,175 @@
+"""``fedscale demo``: the whole way through real processes, and every step of it by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale.errors import Conflict, RunFailed
+from fedscale.plan import Plan
+from fedscale.record import RoundRecord, RunRecord
+from fedscale_simulations import demo
+from fedscale_simulations.comparison import Comparison
+from fedscale_simulations.demo import MARK, Stage, conclude, leave, prepare
+from tests.command import caught, fedscale
+
+COMPARED = Comparison({"north": 0.8, "south": 0.9}, 0.97, 0.98, {"north": 30, "south": 70})
+RECORD = RunRecord(
+    "demo-1",
+    "demo",
+    "completed",
+    "",
+    "",
+    "",
+    ("north", "south"),
+    (RoundRecord(1, "evaluate", ("north", "south"), {}, {"auc": 0.97}, {}, 40.0, 1.0, 500, 900),),
+    3.0,
+    500,
+    900,
+    "d",
+    {},
+)
+PATIENCE = 60.0
+
+
+def processes(folder: Path) -> list[str]:
+    """Command lines of processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in words and "pytest" not in words:
+            found.append(words)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ the stage
+
+
+def test_a_stage_is_made_anew_each_time(tmp_path: Path) -> None:
+    stage = prepare(tmp_path / "demo")
+    stage.log("north").parent.mkdir()
+    stage.log("north").touch()
+    stage.home("north").mkdir(parents=True)
+    kept = tmp_path / "demo/summary.json"
+    kept.touch()
+    again = prepare(tmp_path / "demo")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {MARK, "job", "summary.json"}
+    plan = Plan.load(again.job)
+    assert (plan.job.name, plan.clients.wait_for) == ("demo", 4)
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(Conflict, match="something else"):
+        prepare(tmp_path)
+    done = fedscale("demo", "--out", tmp_path, "--json")
+    assert done.error["hint"] == "choose another: fedscale demo --out DIR"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    assert prepare(tmp_path).job.is_file()
+
+
+# ---------------------------------------------------------------------------------------------------------- what is left
+
+
+def test_the_summary_answers_the_question(tmp_path: Path) -> None:
+    left = leave(Stage(tmp_path), RECORD, COMPARED, 12.0)
+    assert json.loads((tmp_path / "summary.json").read_text()) == left
+    assert left["auc"] == {"alone": {"north": 0.8, "south": 0.9}, "alone_mean": pytest.approx(0.85), "federated": 0.97, "pooled": 0.98}
+    assert {key: left[key] for key in ("nodes", "rounds", "bytes_up", "bytes_down", "seconds", "epsilon")} == {
+        "nodes": 2,
+        "rounds": 1,
+        "bytes_up": 500,
+        "bytes_down": 900,
+        "seconds": 3.0,
+        "epsilon": None,
+    }
+    page = Path(left["report"]).read_text()
+    assert "north alone" in page
+    assert "0.980" in page
+
+
+def told(compared: Comparison, *, as_json: bool = False) -> str:
+    left: dict[str, Any] = {
+        "bytes_up": 5000,
+        "bytes_down": 900,
+        "total_seconds": 12.0,
+        "seconds": 3.0,
+        "rounds": 12,
+        "report": "runs/demo/report.html",
+    }
+    with caught() as (out, _):
+        conclude(Stage(Path("runs/demo")), left, compared, as_json=as_json)
+    return out.getvalue()
+
+
+def test_the_last_table(tmp_path: Path) -> None:
+    lines = [line.split() for line in told(COMPARED).splitlines() if line.strip()]
+    for row in (
+        ["north", "alone", "30", "0.800"],
+        ["mean", "of", "alone", "0.850"],
+        ["federated", "100", "0.970"],
+        ["federated", "against", "alone", "+0.120"],
+    ):
+        assert row in lines
+    assert ["federated", "against", "pooled", "-0.010"] in lines
+    assert lines[-1] == ["report", "runs/demo/report.html"]
+    assert json.loads(told(COMPARED, as_json=True))["data"]["rounds"] == 12
+
+
+@pytest.mark.parametrize(("federated", "pooled"), [(0.85, 0.86), (0.8, 0.7), (0.9, 0.93)])
+def test_a_federation_that_was_not_worth_it_is_a_failure(federated: float, pooled: float) -> None:
+    with pytest.raises(RunFailed, match="not worth it"):
+        told(Comparison(COMPARED.alone, federated, pooled, COMPARED.examples))
+
+
+# ------------------------------------------------------------------------------------------------------- the whole of it
+
+
+@pytest.mark.requires("torch", "sklearn")
+def test_four_hospitals_and_a_coordinator(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    done = fedscale("demo", "--out", folder, "--json")
+    left = done.data
+    assert (done.code, left["nodes"], left["failures"], left["status"]) == (0, 4, 0, "completed")
+    alone = left["auc"]["alone"]
+    assert set(alone) == {"north", "east", "south", "west"}
+    assert left["auc"]["federated"] > sum(alone.values()) / 4
+    assert left["auc"]["federated"] >= left["auc"]["pooled"] - demo.CLOSE_ENOUGH
+    # The nodes' own pooled evaluation saw the same held-out patients, so it gives the same area.
+    assert left["evaluate.auc"] == pytest.approx(left["auc"]["federated"], abs=1e-9)
+    assert json.loads((folder / "summary.json").read_text()) == left
+    assert {"report.html", "metrics.csv", "metrics.json", "model.safetensors"} <= {path.name for path in folder.iterdir()}
+    assert processes(folder) == []
+    assert "$ fedscale node start" in done.err
+    assert "fs1." not in "".join(line for line in done.err.splitlines() if "join" not in line)
+
+
+@pytest.mark.requires("torch", "sklearn")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demonstration_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    folder = tmp_path / "demo"
+    command = [sys.executable, "-m", "fedscale.cli", "demo", "--out", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True) as process:
+        ends = time.monotonic() + PATIENCE
+        while not (folder / "logs/coordinator.out").exists() and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert len(processes(folder)) >= 2
+        process.send_signal(number)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, err
+    assert err.endswith("interrupted\n")
+    assert processes(folder) == []
