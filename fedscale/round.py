@@ -94,6 +94,7 @@ class Round:
     aggregator: Aggregator
     partial: Partial
     places: dict[str, Place]
+    counts: Counter[Place]
     status: Status = Status.OPEN
     failures: dict[str, Failure] = field(default_factory=dict)
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -101,7 +102,8 @@ class Round:
     @classmethod
     def begin(cls, terms: Terms, aggregator: Aggregator) -> Round:
         """A round in which everybody has been asked and nobody has answered."""
-        return cls(terms, aggregator, aggregator.zero(terms.layout), dict.fromkeys(terms.cohort, Place.ASKED))
+        places = dict.fromkeys(terms.cohort, Place.ASKED)
+        return cls(terms, aggregator, aggregator.zero(terms.layout), places, Counter(places.values()))
 
     def timer(self, node: str = "") -> str:
         """Name of the deadline's timer, or of the one that waits for a lost node."""
@@ -134,7 +136,7 @@ class Round:
         place = MOVES.get((self.places[node], kind)) if node in self.places else None
         if place is None:
             return []
-        self.places[node] = place
+        self._move(node, place)
         effects = self._note(node, event)
         return effects + self._settle(final=False)
 
@@ -148,6 +150,12 @@ class Round:
         if isinstance(event, Answered | Failed | Lost | Returned):
             return event.node, type(event).__name__.lower()
         return "", ""
+
+    def _move(self, node: str, place: Place) -> None:
+        """Put a node into another place; the counts go along, for counting anew after every answer is quadratic in the cohort."""
+        self.counts[self.places[node]] -= 1
+        self.counts[place] += 1
+        self.places[node] = place
 
     def _note(self, node: str, event: Event) -> list[Effect]:
         """Keep what an accepted move brings with it."""
@@ -176,15 +184,14 @@ class Round:
         """The deadline: whoever is pending has failed."""
         for node, place in self.places.items():
             if place in PENDING:
-                self.places[node] = Place.FAILED
+                self._move(node, Place.FAILED)
                 self.failures.setdefault(
                     node, Failure(Cause.TIMEOUT, f"no answer within {self.terms.deadline:g} s", hint="raise clients.deadline or ask fewer epochs")
                 )
 
     def _settle(self, *, final: bool) -> list[Effect]:
         """Close or fail where the counts say so, and release whoever is still at work."""
-        counts = Counter(self.places.values())
-        answered, pending = counts[Place.ANSWERED], sum(counts[p] for p in PENDING)
+        answered, pending = self.counts[Place.ANSWERED], sum(self.counts[p] for p in PENDING)
         if answered >= self.terms.target or (answered >= self.terms.quorum and (final or not pending)):
             self.status = Status.CLOSED
         elif final or answered + pending < self.terms.quorum:

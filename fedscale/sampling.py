@@ -1,10 +1,12 @@
-"""Cohorts: who is asked in a round, as a pure function of (seed, round, eligible nodes)."""
+"""Cohorts and orders: who is asked in a round and in which order rows are seen, as pure functions of seeds."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 from fedscale.errors import PlanError
 
@@ -29,6 +31,24 @@ def cohort(seed: int, number: int, eligible: Iterable[str], size: int) -> tuple[
 
 def derived_seed(seed: int, number: int, name: str) -> int:
     """A seed of 63 bits for one node in one round: the same in a simulation and in a deployment."""
-    words = np.frombuffer(name.encode().ljust(-(-len(name.encode()) // 4) * 4, b"\0"), "<u4")
-    state = np.random.SeedSequence([seed, number, len(name), *words.tolist()]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
+    digest = hashlib.blake2b(f"{seed}/{number}/{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Shuffle:
+    """Draws orders of rows; one is used again and again, because making a generator takes longer than a draw."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=0)
+        self._fresh = self._bits.state
+
+    def seed(self, seed: int) -> None:
+        """Begin the stream of a seed."""
+        self._fresh["state"]["key"] = np.array([seed, 0], np.uint64)
+        self._bits.state = self._fresh
+
+    def draw(self, rows: int) -> npt.NDArray[np.int64]:
+        """The next order of so many rows, shape ``(rows,)``: raw bits and a stable sort, because numpy keeps only those
+        equal between its versions.
+        """
+        return np.argsort(self._bits.random_raw(rows), kind="stable")

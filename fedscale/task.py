@@ -131,7 +131,8 @@ def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None
         if result.arrays is None or task.schema is None or model is None:
             raise AppError("the learner returned no trained model", hint="return Result(arrays=...) for phase 'train'")
         delta = task.schema.pack(result.arrays)
-        np.subtract(delta, model, out=delta)
+        with np.errstate(over="ignore"):
+            np.subtract(delta, model, out=delta)
         weight = 1.0 if strategy.weighting == "equal" else min(weight, task.layout.weight_cap)
     metrics = {name: np.asarray(sums, np.float64).reshape(-1) * (weight / result.examples) for name, sums in result.metrics.items()}
     update = Update(delta, weight, metrics)

@@ -7,9 +7,10 @@ shapes matter only at the learner and in checkpoints, through ``Schema.pack`` an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -65,6 +66,12 @@ class Schema:
         return sum(t.size for t in self.tensors)
 
     @cached_property
+    def places(self) -> dict[str, tuple[Tensor, int]]:
+        """Each part by name and where it begins."""
+        starts = itertools.accumulate((t.size for t in self.tensors), initial=0)
+        return {t.name: (t, at) for t, at in zip(self.tensors, starts, strict=False)}
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON form, in hex: two models fit together when their digests are equal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -92,11 +99,21 @@ class Schema:
                 raise UpdateRejected(f"tensor '{tensor.name}' has shape {tuple(array.shape)}, the model has {tensor.shape}")
             if str(array.dtype) not in FLOATS:
                 raise UpdateRejected(f"tensor '{tensor.name}' is of dtype {array.dtype}, the model has {tensor.dtype}")
-            flat[at : at + tensor.size] = np.ravel(array)
+            # What is too large for float32 becomes infinite, which the ring refuses by name and place.
+            with np.errstate(over="ignore"):
+                flat[at : at + tensor.size] = np.ravel(array)
             at += tensor.size
         return flat
 
-    def unpack(self, vector: Vector) -> dict[str, Vector]:
+    def flat(self, arrays: Arrays) -> Vector:
+        """One flat vector of named arrays, not to be changed: without a copy where they already lie in one.
+
+        Raises:
+            UpdateRejected: as ``pack``.
+        """
+        return arrays.vector if isinstance(arrays, Packed) and arrays.schema == self else self.pack(arrays)
+
+    def unpack(self, vector: Vector) -> Packed:
         """Named views into ``vector``, each of its tensor's shape; no copy.
 
         Raises:
@@ -104,12 +121,7 @@ class Schema:
         """
         if vector.shape != (self.size,):
             raise UpdateRejected(f"vector of shape {vector.shape} does not fit a model of {self.size} coordinates")
-        views: dict[str, Vector] = {}
-        at = 0
-        for tensor in self.tensors:
-            views[tensor.name] = vector[at : at + tensor.size].reshape(tensor.shape)
-            at += tensor.size
-        return views
+        return Packed(self, vector)
 
     def locate(self, coordinate: int) -> str:
         """The name of the tensor that holds a flat coordinate, for messages people read."""
@@ -147,3 +159,29 @@ class Schema:
         if schema.size > MAX_COORDINATES:
             raise ProtocolError(f"a model schema asks for {schema.size} coordinates", why=f"the limit is {MAX_COORDINATES}")
         return schema
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed(Mapping[str, Vector]):
+    """Named arrays that lie one after the other in one vector; whoever knows that can take them all in one go.
+
+    Args:
+        schema: names and shapes.
+        vector: all coordinates, shape ``(schema.size,)``.
+    """
+
+    schema: Schema
+    vector: Vector
+
+    def __getitem__(self, name: str) -> Vector:
+        """A view of one array, in its shape; KeyError when there is none, as mappings have it."""
+        tensor, at = self.schema.places[name]
+        return self.vector[at : at + tensor.size].reshape(tensor.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in order."""
+        return iter(self.schema.places)
+
+    def __len__(self) -> int:
+        """Number of arrays."""
+        return len(self.schema.places)

@@ -11,7 +11,7 @@ import fcntl
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -196,7 +196,7 @@ def write_private(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def write_toml(path: Path, tree: dict[str, object]) -> None:
+def write_toml(path: Path, tree: Mapping[str, object]) -> None:
     """Replace a TOML file."""
     write_private(path, tomli_w.dumps(tree).encode())
 

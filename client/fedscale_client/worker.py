@@ -110,10 +110,13 @@ class Bench:
 
 def _as_learner(app: object) -> Learner:
     """The app as a learner; torch, which takes seconds to load and may be missing, only for what needs it."""
-    if isinstance(app, Learner) and not isinstance(app, type | App):
+    if isinstance(app, App):
+        learner: Learner = importlib.import_module("fedscale.torch_learner").as_learner(app)
+        return learner
+    if isinstance(app, Learner) and not isinstance(app, type):
         return app
-    learner: Learner = importlib.import_module("fedscale.torch_learner").as_learner(app)
-    return learner
+    found = "a class" if isinstance(app, type) else f"of type {type(app).__name__}"
+    raise AppError(f"the app is {found}", where="job.app", why="an App, or an object with the method run(work), is expected")
 
 
 def _model(path: str, schema: Schema | None) -> Vector | None:

@@ -25,6 +25,7 @@ from fedscale_client.pipe import Message
 
 GRACE_SECONDS = 2.0
 REAP_SECONDS = 5.0
+POLL_SECONDS = 0.1
 MOST_LOG = 16 << 20
 REPLIES = 64
 COMMAND = (sys.executable, "-P", "-m", "fedscale_client.worker")
@@ -165,9 +166,15 @@ class Worker:
 
     async def _reap(self) -> None:
         """Wait for the process, then end what it left behind, which might hold its pipe open."""
-        await self._process.wait()
-        with suppress(ProcessLookupError, PermissionError):
+        while self._process.returncode is None:
+            with suppress(TimeoutError):  # asyncio's own wait lasts until the pipe is closed as well
+                await asyncio.wait_for(self._process.wait(), POLL_SECONDS)
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        await asyncio.wait({self._listening}, timeout=GRACE_SECONDS)
+        if not self._listening.done():  # a process has fled into a session of its own and is not waited for
+            self._listening.cancel()
+            await self._replies.put(None)
 
 
 class Workers:

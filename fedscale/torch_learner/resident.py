@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedscale.errors import AppError
-from fedscale.vector import Arrays
+from fedscale.torch_learner import kernels
+from fedscale.vector import Arrays, Packed, Schema
 
 NORMALIZING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -25,7 +26,8 @@ class Resident:
         device: where it lives.
 
     ``shared`` is the part of its state that travels, ``trained`` what the optimiser moves; ``normalized`` says whether
-    it has batch norm.
+    it has batch norm, ``images`` whether it computes with images. Where all of the shared state is float32, it lies in
+    one vector: loading a model is one copy, and so is taking it out.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -33,10 +35,43 @@ class Resident:
         self.shared = shared_state(self.module)
         self.trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         self.normalized = any(isinstance(part, NORMALIZING) for part in self.module.modules())
+        self.images = any(isinstance(part, nn.Conv2d) for part in self.module.modules())
         self._local = [(buffer, buffer.clone()) for name, buffer in self.module.named_buffers() if name not in self.shared]
+        self._schema = Schema.of(arrays_of(self.shared))
+        self._flat = _flatten(self.module, self.shared, device)
+        kernels.install(self.module, device)
 
     def load(self, arrays: Arrays) -> None:
         """Copy a model into the module and put everything local back to where it began."""
+        with torch.no_grad():
+            if self._flat is not None and isinstance(arrays, Packed) and self._knows(arrays.schema):
+                self._flat.copy_(tensor_of(arrays.vector))
+            else:
+                self._require_same(arrays)
+                for name, tensor in self.shared.items():
+                    tensor.copy_(tensor_of(arrays[name]))
+            for buffer, first in self._local:
+                buffer.copy_(first)
+
+    def arrays(self) -> Arrays:
+        """A copy of what travels."""
+        if self._flat is None:
+            return arrays_of(self.shared)
+        return self._schema.unpack(self._flat.to("cpu", copy=True).numpy())
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Mixed precision: half floats on CUDA, bfloat16 elsewhere."""
+        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+
+    def _knows(self, schema: Schema) -> bool:
+        """Whether a schema is the module's own; one that is takes its place, so that the next look is short."""
+        if schema == self._schema:
+            self._schema = schema
+            return True
+        return False
+
+    def _require_same(self, arrays: Arrays) -> None:
+        """Refuse a model with other parts than the module."""
         theirs, ours = ({name: tuple(array.shape) for name, array in state.items()} for state in (arrays, self.shared))
         if theirs != ours:
             name = next(name for name in (*ours, *theirs) if theirs.get(name) != ours.get(name))
@@ -45,15 +80,6 @@ class Resident:
                 why=f"tensor '{name}' has shape {ours.get(name, 'none')} here and {theirs.get(name, 'none')} there",
                 hint="the model must not depend on the site or on chance",
             )
-        with torch.no_grad():
-            for name, tensor in self.shared.items():
-                tensor.copy_(tensor_of(arrays[name]))
-            for buffer, first in self._local:
-                buffer.copy_(first)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision: half floats on CUDA, bfloat16 elsewhere."""
-        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
 
 
 def tensor_of(array: npt.NDArray[Any]) -> Tensor:
@@ -71,3 +97,17 @@ def arrays_of(state: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
     return {
         name: tensor.to("cpu", torch.float32 if tensor.dtype is torch.bfloat16 else tensor.dtype, copy=True).numpy() for name, tensor in state.items()
     }
+
+
+def _flatten(module: nn.Module, shared: dict[str, Tensor], device: torch.device) -> Tensor | None:
+    """Move what travels into one vector, of which it becomes views; ``None`` where dtypes differ or memory is shared."""
+    owners = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    plain = all(name in owners and entry.dtype is torch.float32 and entry.layout is torch.strided for name, entry in shared.items())
+    if not plain or len({entry.untyped_storage().data_ptr() for entry in shared.values() if entry.numel()}) < sum(e.numel() > 0 for e in shared.values()):
+        return None
+    flat = torch.empty(sum(entry.numel() for entry in shared.values()), device=device)
+    for name, part in zip(shared, flat.split([entry.numel() for entry in shared.values()]), strict=True):
+        part.copy_(shared[name].reshape(-1))
+        owners[name].data = part.view(shared[name].shape)
+        shared[name] = owners[name].detach()
+    return flat

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +43,36 @@ class Steps:
         for parameter in self._parameters:
             parameter.grad = None
 
+    def descend(self, loss: Tensor) -> None:
+        """One step down the gradient of a loss."""
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        self._move([gradient is not None for gradient in gradients], [gradient for gradient in gradients if gradient is not None])
+
+    def descend_scaled(self, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
+        """The same with a loss scaled up so that half floats do not vanish."""
+        self.clear()
+        torch.autograd.backward(scaler.scale(loss))
+        scaler.step(cast("torch.optim.Optimizer", self))
+        scaler.update()
+
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
-        wanted, reached = self._wanted, [parameter.grad is not None for parameter in self._parameters]
+        """Move every parameter that has a gradient; this is what torch's GradScaler calls."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        self._move([gradient is not None for gradient in gradients], [gradient for gradient in gradients if gradient is not None])
+
+    def _move(self, reached: Sequence[bool], gradients: list[Tensor]) -> None:
+        """Move the parameters that were reached."""
+        wanted = self._wanted
         parameters, anchor, first, second = (_only(tensors, reached) for tensors in (self._parameters, self._anchor, self._first, self._second))
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self._count += 1
         with torch.no_grad():
             if anchor:
-                torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchor), alpha=self._proximal)
+                # Not in place: autograd may hand out one tensor as the gradient of two parameters.
+                gradients = list(torch._foreach_add(gradients, torch._foreach_sub(parameters, anchor), alpha=self._proximal))
             if wanted.weight_decay and wanted.name == "adamw":
                 torch._foreach_mul_(parameters, 1 - wanted.lr * wanted.weight_decay)
             elif wanted.weight_decay:
-                torch._foreach_add_(gradients, parameters, alpha=wanted.weight_decay)
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=wanted.weight_decay))
             if second:
                 self._adaptive(parameters, gradients, first, second)
                 return
@@ -76,4 +94,6 @@ class Steps:
 
 def _only(tensors: Sequence[Tensor], reached: Sequence[bool]) -> list[Tensor]:
     """The tensors of the parameters that have a gradient; none where there are none at all."""
+    if all(reached):
+        return list(tensors)
     return [tensor for tensor, has in zip(tensors, reached, strict=True) if has] if tensors else []

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from fedscale.errors import Cause, Failure, FedscaleError, ProtocolError, UpdateRejected
 from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Finish, Fired, Gather, Initialized, Lost, Release, Returned, Roster, Stop
@@ -28,7 +29,8 @@ from fedscale.task import Task
 from fedscale.vector import Schema
 from fedscale.wire.convert import Key, assignment_to_proto, key_to_proto
 from fedscale.wire.limits import SILENCE_SECONDS
-from fedscale_server.feed import Feed, run_event
+from fedscale_server.feed import End, Feed, run_event
+from fedscale_server.timers import Timers
 
 if TYPE_CHECKING:
     from fedscale.clock import Clock
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 Receipt = bulk_pb2.Receipt
+T = TypeVar("T")
 
 
 class Driver:
@@ -54,8 +57,8 @@ class Driver:
         self._sessions, self._clock, self._finished = sessions, clock, finished
         self._lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._timers = Timers()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._needed = 0
 
     @property
@@ -65,27 +68,43 @@ class Driver:
 
     async def start(self) -> None:
         """Carry out what the run wants, at its beginning or after a restart."""
+        await asyncio.shield(self._soon(self._start()))
+
+    async def _start(self) -> None:
         async with self._lock:
-            self._perform(self.book.run.begin())
+            run = self.book.run
+            self._perform(run.begin())
+            if run.asked:
+                # After a restart everybody is away; whoever was making the first model has the time of any lost node to come back.
+                self._timers.arm(f"absent/{run.asked}", max(self.book.plan.clients.rejoin, SILENCE_SECONDS), partial(self._absent, run.asked))
             await self._drain()
 
-    def halt(self) -> None:
-        """The server stops: no more timers, watchers are let go; the run goes on when the server is back."""
-        self._cancel_timers()
-        self.feed.close()
+    def halt(self, end: End = End.DOWN) -> None:
+        """No more timers, and watchers are let go; a run that is not over goes on when the server is back."""
+        self._timers.stop()
+        self.feed.close(end)
+
+    async def settled(self) -> None:
+        """Wait until nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def handle(self, event: Event, unique: str | None = None, detail: dict[str, Any] | None = None) -> bool:
-        """Take one event; ``False`` when its ``unique`` name was taken before."""
+        """Take one event; ``False`` when its ``unique`` name was taken before, or the run is over."""
+        return await asyncio.shield(self._soon(self._handle(event, unique, detail)))
+
+    async def _handle(self, event: Event, unique: str | None = None, detail: dict[str, Any] | None = None) -> bool:
         async with self._lock:
             taken = await self._step(event, unique, detail)
             await self._drain()
             return taken
 
-    def soon(self, event: Event) -> None:
-        """Take an event from a place that cannot wait for it."""
-        task = asyncio.get_running_loop().create_task(self.handle(event))
+    def _soon(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin something that is carried through even when whoever asked for it goes away: half a step would be journaled but never done."""
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _drain(self) -> None:
         while self._pending:
@@ -101,17 +120,35 @@ class Driver:
             applied = await asyncio.to_thread(self.book.apply, event, self._clock.now(), unique, detail)
         except Exception as error:
             log.exception("a run cannot go on", run=self.id)
-            reason = str(error) if isinstance(error, FedscaleError) else f"the server met {type(error).__name__}; see its log"
-            applied = await asyncio.to_thread(self.book.apply, Stop(f"server: {reason}"), self._clock.now())
+            await self._give_up(error)
+            return False
         if applied is None:
             return False
-        effects, entries = applied
+        self._carry_out(*applied, fresh=(run.phase, run.number) != step or isinstance(event, Roster))
+        return True
+
+    async def _give_up(self, error: Exception) -> None:
+        """End the run and say why; where not even that can be stored, it is taken up again when the server is restarted."""
+        reason = str(error) if isinstance(error, FedscaleError) else f"the server met {type(error).__name__}; see its log"
+        self._pending.clear()
+        try:
+            applied = await asyncio.to_thread(self.book.apply, Stop(f"server: {reason}"), self._clock.now())
+        except (FedscaleError, OSError, SQLAlchemyError):
+            log.exception("a run is left as it is until the server is restarted", run=self.id)
+            applied = None
+        if applied is not None:
+            self._carry_out(*applied, fresh=True)
+        else:
+            self.halt()
+            self._finished(self)
+
+    def _carry_out(self, effects: list[Effect], entries: list[Entry], *, fresh: bool) -> None:
+        """Tell the watchers what was journaled, then do what the run asks for; timers belong to one step of the run and end with it."""
         for entry in entries:
             self._publish(entry)
-        if (run.phase, run.number) != step or isinstance(event, Roster):
-            self._cancel_timers()
+        if fresh:
+            self._timers.clear()
         self._perform(effects)
-        return True
 
     def _publish(self, entry: Entry) -> None:
         """Show an entry of the journal to the watchers."""
@@ -119,7 +156,7 @@ class Driver:
 
     def passing(self, kind: str, key: Key, node: str, detail: dict[str, Any]) -> None:
         """Show watchers a sign of life that is not worth a line in the journal."""
-        if key[1:] == (self.book.run.phase, self.book.run.number):
+        if self.owes(key, node):
             self.feed.publish(run_event(0, self._clock.now().timestamp(), kind, (str(key[1]), key[2]), detail, node))
 
     def _perform(self, effects: list[Effect]) -> None:
@@ -134,9 +171,9 @@ class Driver:
                 key = key_to_proto((self.id, Phase(effect.phase), effect.number))
                 self._sessions.send(effect.node, node_pb2.ServerMessage(release=node_pb2.Release(key=key)))
             elif isinstance(effect, Arm):
-                self._later(effect.timer, effect.seconds, partial(self.soon, Fired(effect.timer)))
+                self._timers.arm(effect.timer, effect.seconds, partial(self._fire, effect.timer))
             elif isinstance(effect, Finish):
-                self.halt()
+                self.halt(End.OVER)
                 self._finished(self)
 
     def _gather(self) -> None:
@@ -153,26 +190,19 @@ class Driver:
         """Send a task; a node that is away gets it when it connects, and is lost if it stays away."""
         message = assignment_to_proto(self.id, task, self.book.row.plan, self.book.row.bundle, self.book.plan.clients.deadline)
         if not self._sessions.send(task.node, node_pb2.ServerMessage(assignment=message)):
-            self._later(f"absent/{task.node}", SILENCE_SECONDS, partial(self._absent, task.node))
+            self._timers.arm(f"absent/{task.node}", SILENCE_SECONDS, partial(self._absent, task.node))
+
+    def _fire(self, timer: str) -> None:
+        self._soon(self._handle(Fired(timer)))
 
     def _absent(self, node: str) -> None:
-        if self._sessions.get(node) is None:
-            self.soon(Lost(node))
+        self._soon(self._lose(node))
 
-    def _cancel_timers(self) -> None:
-        """Timers belong to one step of the run and end with it."""
-        for handle in self._timers.values():
-            handle.cancel()
-        self._timers.clear()
-
-    def _later(self, name: str, seconds: float, action: Callable[[], None]) -> None:
-        """Run an action later, in place of an earlier one of the same name."""
-        if name in self._timers:
-            self._timers[name].cancel()
-        self._timers[name] = asyncio.get_running_loop().call_later(seconds, action)
-
-    async def connected(self, node: str) -> None:
+    def connected(self, node: str) -> None:
         """A node is there: it may complete the roster, come back to its round, or get its task again."""
+        self._soon(self._welcome(node))
+
+    async def _welcome(self, node: str) -> None:
         async with self._lock:
             run = self.book.run
             place = run.round.places.get(node) if run.round else None
@@ -186,11 +216,21 @@ class Driver:
                 self._gather()
             await self._drain()
 
-    async def disconnected(self, node: str) -> None:
-        """A node's stream broke; only a node that still owes something matters."""
-        run = self.book.run
-        if run.asked == node or (run.round is not None and run.round.places.get(node) is Place.ASKED):
-            await self.handle(Lost(node))
+    def disconnected(self, node: str) -> None:
+        """A node's stream broke. In a round it is lost at once and may come back; only for the first model others would be asked at once."""
+        if self.book.run.asked == node:
+            self._timers.arm(f"absent/{node}", SILENCE_SECONDS, partial(self._absent, node))
+        else:
+            self._soon(self._lose(node))
+
+    async def _lose(self, node: str) -> None:
+        """A node is away; that matters if it has not come back since and owes something."""
+        async with self._lock:
+            run = self.book.run
+            owing = run.asked == node or (run.round is not None and run.round.places.get(node) is Place.ASKED)
+            if owing and self._sessions.get(node) is None:
+                await self._step(Lost(node), None, None)
+            await self._drain()
 
     def owes(self, key: Key, node: str) -> bool:
         """Whether this very answer is still wanted from this node."""
@@ -199,15 +239,28 @@ class Driver:
             return False
         return run.asked == node if run.round is None else run.round.places.get(node) in PENDING
 
+    def holds(self, digest: str) -> bool:
+        """Whether a blob is this run's bundle or one of its models."""
+        return digest == self.book.row.bundle or self.book.spool.blobs.has(digest)
+
+    def involves(self, node: str) -> bool:
+        """Whether a node takes part in what is under way."""
+        current = self.book.run.round
+        return self.book.run.asked == node or (current is not None and node in current.places)
+
     def expected(self, key: Key, schema: str) -> int:
         """Exact size in bytes of the answer to a task.
 
         Raises:
-            ProtocolError: the schema of a first model is malformed.
+            ProtocolError: the schema of a first model is malformed or empty.
         """
-        if key[1] is Phase.INIT:
-            return WORD.itemsize * Schema.from_json(schema).size
-        return self.book.run.round.terms.layout.nbytes if self.book.run.round else 0
+        current = self.book.run.round
+        if key[1] is not Phase.INIT:
+            return current.terms.layout.nbytes if current else 0
+        size = WORD.itemsize * Schema.from_json(schema).size
+        if not size:
+            raise ProtocolError("a first model without a single coordinate")
+        return size
 
     async def failed(self, key: Key, node: str, failure: Failure) -> None:
         """A node reported that it cannot answer."""
@@ -215,7 +268,10 @@ class Driver:
             await self.handle(Failed(node, failure), detail=asdict(failure))
 
     async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Receipt:
-        """Check, keep and count an answer that has arrived completely."""
+        """Check, keep and count an answer that has arrived completely; the staged file is used up."""
+        return await asyncio.shield(self._soon(self._answered(key, node, staged, digest, schema)))
+
+    async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Receipt:
         async with self._lock:
             try:
                 event = await asyncio.to_thread(self._checked, key, node, staged, digest, schema)
@@ -232,9 +288,18 @@ class Driver:
 
     def _checked(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Event | None:
         """The event of a sound answer, its content durable; ``None`` when it is not wanted any more. Blocks."""
+        try:
+            return self._kept(key, node, staged, digest, schema) if self.owes(key, node) else None
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _kept(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Event:
+        """Check an answer and make it durable under its own name.
+
+        Raises:
+            UpdateRejected: no honest node could have sent it.
+        """
         spool, run = self.book.spool, self.book.run
-        if not self.owes(key, node):
-            return None
         if run.round is None:
             model = np.fromfile(staged, "<f4")
             if not np.isfinite(model).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from fedscale.errors import Conflict, FedscaleError, NotFound, PlanError
 from fedscale.events import Event, Pause, Resume, Stop
 from fedscale.plan import Plan
 from fedscale_server.driver import Driver
-from fedscale_server.logbook import Logbook
+from fedscale_server.logbook import Logbook, bare_record
 from fedscale_server.spool import Spool
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fedscale_server.store.tables import RunRow
 
 log = structlog.get_logger()
+# What damaged rows and files of a run show themselves by when it is brought back.
+DAMAGE = (FedscaleError, OSError, LookupError, TypeError, ValueError, ArithmeticError)
 
 
 class Engine:
@@ -42,23 +45,35 @@ class Engine:
         self.store, self.bundles, self.sessions, self.clock = store, bundles, sessions, clock
         self._folder = folder
         self._drivers: dict[str, Driver] = {}
+        self._launching = asyncio.Lock()
 
     async def start(self) -> None:
         """Bring back every run that was not finished when the server went away."""
+        await asyncio.to_thread(self.bundles.clean)
         for row in await asyncio.to_thread(self.store.unfinished):
-            await self._launch(row)
+            await self._launch(row.id)
 
-    async def _launch(self, row: RunRow) -> None:
-        try:
-            book = await asyncio.to_thread(Logbook.open, self.store, self.spool(row.id), row)
-        except FedscaleError as error:
-            # One damaged run must not keep the server, and all other runs, from starting.
-            log.exception("a run cannot be brought back", run=row.id)
-            await asyncio.to_thread(self.store.finish, row.id, "failed", f"the server could not bring the run back: {error}", {}, self.clock.now())
-            return
-        driver = Driver(book, self.sessions, self.clock, self._forget)
-        self._drivers[row.id] = driver
-        await driver.start()
+    async def _launch(self, run: str) -> None:
+        """Begin to drive a run that is not over and has no driver."""
+        async with self._launching:
+            row = await asyncio.to_thread(self.store.run, run)
+            if row.finished is not None or run in self._drivers:
+                return
+            try:
+                book = await asyncio.to_thread(Logbook.open, self.store, self.spool(run), row)
+            except DAMAGE as error:
+                log.exception("a run cannot be brought back", run=run)
+                await self._abandon(row, error)
+                return
+            driver = self._drivers[run] = Driver(book, self.sessions, self.clock, self._forget)
+            await driver.start()
+
+    async def _abandon(self, row: RunRow, error: Exception) -> None:
+        """One damaged run must not keep the server, and all other runs, from starting."""
+        told = str(error) if isinstance(error, FedscaleError) else f"{type(error).__name__}, see its log"
+        reason, now = f"the server could not bring the run back: {told}", self.clock.now()
+        record = json.loads(bare_record(row, "failed", reason, now).to_json())
+        await asyncio.to_thread(self.store.finish, row.id, "failed", reason, record, now)
 
     def _forget(self, driver: Driver) -> None:
         self._drivers.pop(driver.id, None)
@@ -66,8 +81,13 @@ class Engine:
     def stop(self) -> None:
         """The server goes down; nothing is lost, so the runs hear nothing, and nodes and watchers may come back."""
         self.sessions.close_all()
-        for driver in self._drivers.values():
+        for driver in self.drivers():
             driver.halt()
+
+    async def settled(self) -> None:
+        """Wait until no run is in the middle of a step."""
+        for driver in self.drivers():
+            await driver.settled()
 
     def spool(self, run: str) -> Spool:
         """The files of a run."""
@@ -88,6 +108,10 @@ class Engine:
             PlanError: the plan is not valid, or its strategy exists only in Python.
             NotFound: no such project or bundle.
         """
+        return await asyncio.shield(asyncio.create_task(self._submit(project, plan_toml, bundle, key)))
+
+    async def _submit(self, project: str, plan_toml: str, bundle: str, key: str) -> RunRow:
+        """Everything of ``submit``, to its end even when the caller goes away: a run that exists is driven."""
         plan = Plan.from_toml(plan_toml)
         if plan.strategy.name == "custom":
             raise PlanError("a strategy composed in Python cannot be submitted", hint="use one of the named strategies")
@@ -97,8 +121,7 @@ class Engine:
         row = await asyncio.to_thread(
             self.store.create_run, name, project, plan.job.name, plan.to_toml(), plan.digest, bundle, key or secrets.token_hex(8), self.clock.now()
         )
-        if row.finished is None and row.id not in self._drivers:
-            await self._launch(row)
+        await self._launch(row.id)
         return row
 
     async def steer(self, run: str, action: str, reason: str) -> None:
@@ -108,44 +131,45 @@ class Engine:
             Conflict: the run is over.
         """
         events: dict[str, Event] = {"stop": Stop(reason or "stopped by the coordinator"), "pause": Pause(), "resume": Resume()}
-        driver = self._drivers.get(run)
-        if driver is None:
-            row = await asyncio.to_thread(self.store.run, run)
-            raise Conflict(f"run {row.id} is {row.status} already")
         if action not in events:
             raise NotFound(f"no action '{action}'", hint="use stop, pause or resume")
+        row = await asyncio.to_thread(self.store.run, run)
+        driver = self._drivers.get(row.id)
+        if driver is None:
+            raise Conflict(f"run {row.id} is {row.status} already")
         await driver.handle(events[action])
         if driver.book.row.finished is None:
-            await asyncio.to_thread(self.store.set_status, run, "paused" if driver.book.run.paused else "running")
+            await asyncio.to_thread(self.store.set_status, row.id, "paused" if driver.book.run.paused else "running")
 
-    async def connected(self, session: Session) -> None:
+    def connected(self, session: Session) -> None:
         """A node's control stream is open."""
         self.sessions.add(session)
         for driver in self.drivers():
-            await driver.connected(session.node)
+            driver.connected(session.node)
 
-    async def disconnected(self, session: Session) -> None:
+    def disconnected(self, session: Session) -> None:
         """A node's control stream is gone; nothing happens if the node has come back on another."""
         if self.sessions.remove(session):
             for driver in self.drivers():
-                await driver.disconnected(session.node)
+                driver.disconnected(session.node)
 
-    def locate(self, digest: str, project: str | None) -> Path:
-        """The file of a blob: a bundle, or a model of a run of the project (``None``: of any run).
+    def locate(self, digest: str, project: str | None, node: str) -> tuple[Path, Driver | None]:
+        """The file of a blob, and the run that it is fetched for if that is not over.
+
+        Args:
+            digest: its SHA-256.
+            project: only bundles and models of its unfinished runs; ``None`` for any run.
+            node: who asks; of several runs with the same blob, the one it works for is meant.
 
         Raises:
             NotFound: there is none, or it belongs to another project.
         """
-        for driver in self.drivers():
-            row, spool = driver.book.row, driver.book.spool
-            if project not in (None, row.project):
-                continue
-            if row.bundle == digest:
-                return self.bundles.path(digest)
-            if spool.blobs.has(digest):
-                return spool.blobs.path(digest)
+        holders = [d for d in self.drivers() if project in (None, d.book.row.project) and d.holds(digest)]
+        driver = max(holders, key=lambda d: d.involves(node), default=None)
+        if driver is not None:
+            return (self.bundles if driver.book.row.bundle == digest else driver.book.spool.blobs).path(digest), driver
         if project is None:
-            return next((b.path(digest) for b in self._all_blobs() if b.has(digest)), None) or self.bundles.path(digest)
+            return next((b.path(digest) for b in self._all_blobs() if b.has(digest)), None) or self.bundles.path(digest), None
         raise NotFound("no such blob", where=digest[:12])
 
     def _all_blobs(self) -> list[Blobs]:

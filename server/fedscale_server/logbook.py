@@ -67,6 +67,7 @@ class Logbook:
         self.run = Run(self.plan, self.plan.strategy.build())
         self.traffic = Traffic()
         self._opened = row.created
+        self._cohort: tuple[str, ...] = ()
         self._nodes: set[str] = set()
         self._rounds: list[RoundRecord] = []
         self._damaged: set[str] = set()
@@ -151,7 +152,7 @@ class Logbook:
         entries: list[Entry] = []
         if self.run.round is not None and self.run.round is not before:
             terms = self.run.round.terms
-            self._opened = at
+            self._opened, self._cohort = at, terms.cohort
             self._nodes.update(terms.cohort)
             detail = {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}
             entries += self._note("opened", at, detail, (str(terms.phase), terms.number))
@@ -190,9 +191,8 @@ class Logbook:
 
     def _closed(self, outcome: Outcome, at: datetime) -> dict[str, Any]:
         """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time and bytes."""
-        asked = sorted({*outcome.answered, *outcome.failures} | self._cohort)
         moved = {"seconds": (at - self._opened).total_seconds(), "bytes_up": self.traffic.up, "bytes_down": self.traffic.down}
-        return {**asdict(outcome), "cohort": asked, **moved}
+        return {**asdict(outcome), "cohort": list(self._cohort), **moved}
 
     def _tell_closed(self, row: dict[str, Any], at: datetime) -> list[Entry]:
         """The line that says how a round ended."""

@@ -48,6 +48,7 @@ class Cast:
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _before: Any = None
+    _over: bool = False
 
     def __enter__(self) -> Self:
         """From now on SIGTERM unwinds like Ctrl-C, so that nothing is left behind."""
@@ -68,6 +69,8 @@ class Cast:
         self._show(words)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as err, log.with_suffix(".out").open("wb") as out, self._lock:
+            if self._over:
+                raise RunFailed(f"{name} was not started, the demonstration is over")
             self._running[name] = subprocess.Popen(
                 [*program(), *map(str, words)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
             )
@@ -115,8 +118,9 @@ class Cast:
         return [name for name, process in self._running.items() if process.poll() is None]
 
     def dismiss(self) -> None:
-        """Ask all to end, without waiting for it."""
+        """Ask all to end, without waiting for it; from now on none is started."""
         with self._lock:
+            self._over = True
             for process in self._running.values():
                 if process.poll() is None:
                     process.terminate()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pytest
 
 from fedscale.clock import Clock, SystemClock
 from fedscale_client import datasets
+from fedscale_client.cache import Part
 from fedscale_client.datasets import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import Node
@@ -63,6 +63,14 @@ def home(coordinator: Coordinator, tmp_path: Path) -> NodeHome:
     return made
 
 
+@contextmanager
+def full_disk(part: Part) -> Iterator[Part]:
+    """A part whose file system has no space left."""
+    part.close()
+    with Path("/dev/full").open("wb", buffering=0) as part._file, closing(part):
+        yield part
+
+
 class Running:
     """A node at work and what it has told."""
 
@@ -97,8 +105,3 @@ def start(home: NodeHome) -> Start:
                 await asyncio.wait_for(running.task, 30)
 
     return begin
-
-
-@pytest.fixture
-def values() -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(5))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -77,10 +77,10 @@ class Session:
 class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
     """The server's side of everything a node does."""
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")) -> None:
         self.authority = identity.new_authority(FEDERATION, datetime.now(UTC))
         self.shown = self.serving = self.authority
-        self.hosts = ("localhost", "127.0.0.1")
+        self.hosts = hosts
         self.key = identity.new_key()
         self.tickets: dict[str, Ticket] = {}
         self.sessions: list[Session] = []
@@ -119,7 +119,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self.enrolment_port = self._server.add_secure_port(f"127.0.0.1:{self.enrolment_port}", grpc.ssl_server_credentials(pair))
         await self._server.start()
 
-    async def __aenter__(self) -> Coordinator:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
@@ -161,10 +161,10 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
 
     # ------------------------------------------------------------------------------------------------------ enrolment
 
-    async def Authority(self, request: Any, context: Any) -> node_pb2.AuthorityReply:  # noqa: N802
+    async def Authority(self, request: Any, context: Any) -> node_pb2.AuthorityReply:
         return node_pb2.AuthorityReply(certificate=identity.certificate_pem(self.shown.certificate))
 
-    async def Join(self, request: node_pb2.JoinRequest, context: Any) -> node_pb2.JoinReply:  # noqa: N802
+    async def Join(self, request: node_pb2.JoinRequest, context: Any) -> node_pb2.JoinReply:
         ticket = self.tickets.get(request.ticket)
         name = request.name or (ticket.name if ticket else None) or "unnamed"
         if ticket is None or not identity.same_secret(request.secret, ticket.secret_hash):
@@ -177,7 +177,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         authority = identity.certificate_pem(self.authority.certificate)
         return node_pb2.JoinReply(certificate=certificate, authority=authority, address=self.address, name=name, project="p", role="node")
 
-    async def Renew(self, request: node_pb2.RenewRequest, context: Any) -> node_pb2.RenewReply:  # noqa: N802
+    async def Renew(self, request: node_pb2.RenewRequest, context: Any) -> node_pb2.RenewReply:
         await self._guard(context)
         name = _caller(context)
         self.renewed.append(name)
@@ -185,7 +185,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
 
     # --------------------------------------------------------------------------------------------------------- control
 
-    async def Connect(self, request_iterator: AsyncIterator[node_pb2.NodeMessage], context: Any) -> AsyncIterator[node_pb2.ServerMessage]:  # noqa: N802
+    async def Connect(self, request_iterator: AsyncIterator[node_pb2.NodeMessage], context: Any) -> AsyncIterator[node_pb2.ServerMessage]:
         await self._guard(context)
         first = await anext(aiter(request_iterator))
         session = Session(_caller(context), first.hello)
@@ -238,7 +238,15 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         return self.put(bundle.pack(folder))
 
     def assign(
-        self, app: str, phase: Phase = Phase.TRAIN, number: int = 1, *, run: str = "run-1", plan: str = "", deadline: float = 60.0, model: Vector = MODEL
+        self,
+        app: str,
+        phase: Phase = Phase.TRAIN,
+        number: int = 1,
+        *,
+        run: str = "run-1",
+        plan: str = "",
+        deadline: float = 60.0,
+        model: Vector = MODEL,
     ) -> tuple[Key, Layout]:
         """Ask the connected node for a task."""
         text = plan or plan_text()
@@ -288,7 +296,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
     async def submit(self, frames: AsyncIterator[bytes], context: Any) -> bulk_pb2.Receipt:
         self.attempts += 1
         await self._guard(context, self.refuse_bulk)
-        facts = {key: value for key, value in context.invocation_metadata()}
+        facts = dict(context.invocation_metadata())
         verdict = self.verdicts.popleft() if self.verdicts else bulk_pb2.Receipt(verdict=bulk_pb2.Receipt.ACCEPTED)
         if isinstance(verdict, grpc.StatusCode):
             await context.abort(verdict, "scripted", (("retry-after-ms", "20"),))

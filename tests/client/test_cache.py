@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,9 @@ import pytest
 from fedscale import bundle
 from fedscale.errors import BundleError, ProtocolError
 from fedscale_client import cache as cache_module
-from fedscale_client.cache import Cache, Part
+from fedscale_client.cache import Cache
+from tests.client.conftest import full_disk
 from tests.client.coordinator import digest
-
-
-@contextmanager
-def full_disk(part: Part) -> Iterator[Part]:
-    """A part whose file system has no space left."""
-    part.close()
-    with Path("/dev/full").open("wb", buffering=0) as part._file, closing(part):
-        yield part
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ async def test_what_is_said_without_a_stream_is_dropped(coordinator: Coordinator
         node.node._connection.accept(("r", Phase.TRAIN, 1))
         await coordinator.start()
         session = await coordinator.connected()
-        await until(lambda: session.kinds())
+        await until(session.kinds)
         assert session.kinds()[0] == "heartbeat"
 
 

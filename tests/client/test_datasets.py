@@ -60,7 +60,10 @@ def npz(path: Path, **arrays: Any) -> Declaration:
 
 
 def test_declared_listed_and_removed(home: NodeHome, tmp_path: Path) -> None:
-    heart, lung = csv(tmp_path, columns=("b", "a"), group=None), Declaration(kind="loader", loader="loader.py:arrays", options={"rows": 6, "scale": 0.5})
+    heart, lung = (
+        csv(tmp_path, columns=("b", "a"), group=None),
+        Declaration(kind="loader", loader="loader.py:arrays", options={"rows": 6, "scale": 0.5}),
+    )
     assert datasets.listed(home) == {}
     datasets.add(home, "heart", heart)
     datasets.add(home, "lung.v2", lung)
@@ -231,7 +234,9 @@ def test_a_loader_with_options_or_from_a_package(home: NodeHome) -> None:
     assert datasets.read(Declaration(kind="loader", loader="loader.py:foreign"), home.path) == {"anything": 1}
 
 
-@pytest.mark.parametrize(("loader", "words"), [("loader.py:gone", "no function 'gone'"), ("loader.py:constant", "no function"), ("x.py:f", "no such loader")])
+@pytest.mark.parametrize(
+    ("loader", "words"), [("loader.py:gone", "no function 'gone'"), ("loader.py:constant", "no function"), ("x.py:f", "no such loader")]
+)
 def test_loaders_that_are_none(home: NodeHome, loader: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         datasets.read(Declaration(kind="loader", loader=loader), home.path)
@@ -271,7 +276,9 @@ class TestParquet:
         with pytest.raises(DataError, match="no column 'z'"):
             datasets.read(Declaration(kind="parquet", path="h.parquet", label="z"), home.path)
 
-    @pytest.mark.parametrize(("raised", "words"), [(ImportError(CANARY), "export the data as CSV"), (ValueError(CANARY), r"cannot be read \(ValueError\)")])
+    @pytest.mark.parametrize(
+        ("raised", "words"), [(ImportError(CANARY), "export the data as CSV"), (ValueError(CANARY), r"cannot be read \(ValueError\)")]
+    )
     def test_a_file_that_cannot_be_read(self, home: NodeHome, monkeypatch: pytest.MonkeyPatch, raised: Exception, words: str) -> None:
         pandas = pytest.importorskip("pandas")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import importlib
 import signal
@@ -36,7 +35,7 @@ from fedscale_client.failures import Context
 
 CANARY = "Erika_Mustermann_1951"
 
-APP = f'''
+APP = '''
 import numpy as np
 from fedscale.errors import DataError, AppError
 
@@ -46,18 +45,18 @@ class PatientError(Exception):
     """An error of the app's own, holding a record."""
 
     def __init__(self, record):
-        super().__init__(f"bad record {{record}}")
+        super().__init__(f"bad record {record}")
         self.record = record
 
     def __repr__(self):
-        return f"PatientError({{self.record}})"
+        return f"PatientError({self.record})"
 
 def message():
-    raise ValueError(f"could not convert string to float: {{PATIENT}}")
+    raise ValueError(f"could not convert string to float: {PATIENT}")
 
 def notes():
     error = KeyError("column")
-    error.add_note(f"while reading {{PATIENT}}")
+    error.add_note(f"while reading {PATIENT}")
     raise error
 
 def cause():
@@ -70,23 +69,23 @@ def context():
     try:
         message()
     except ValueError:
-        return {{}}[PATIENT]
+        return {}[PATIENT]
 
 def own_class():
-    record = {{"name": PATIENT}}
+    record = {"name": PATIENT}
     raise PatientError(record)
 
 def made_up_class():
-    raise type(PATIENT, (LookupError,), {{}})(PATIENT)
+    raise type(PATIENT, (LookupError,), {})(PATIENT)
 
 def no_words_of_ours():
-    raise DataError(f"row of {{PATIENT}}", where=PATIENT, why=PATIENT, hint=PATIENT)
+    raise DataError(f"row of {PATIENT}", where=PATIENT, why=PATIENT, hint=PATIENT)
 
 def executed():
-    exec(f"def {{PATIENT}}():\\n    raise ValueError('{{PATIENT}}')\\n{{PATIENT}}()")
+    exec(f"def {PATIENT}():\\n    raise ValueError('{PATIENT}')\\n{PATIENT}()")
 
 def compiled():
-    compile(f"{{PATIENT}} = = 1", PATIENT, "exec")
+    compile(f"{PATIENT} = = 1", PATIENT, "exec")
 
 def in_numpy():
     np.array([[1.0]]) @ np.array([[1.0, 2.0], [3.0, 4.0]])
@@ -114,13 +113,15 @@ def context(tmp_path: Path) -> Context:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "heart.py").write_text(APP)
-    return Context(bundle, "heart", (str(tmp_path / "site/heart.csv"),), schema=Schema.of({"fc.weight": np.zeros(3, np.float32), "fc.bias": np.zeros(2)}))
+    return Context(
+        bundle, "heart", (str(tmp_path / "site/heart.csv"),), schema=Schema.of({"fc.weight": np.zeros(3, np.float32), "fc.bias": np.zeros(2)})
+    )
 
 
 def raised(call: Callable[[], object]) -> BaseException:
     try:
         call()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - every kind is of interest here
         return error
     raise AssertionError("nothing was raised")
 
@@ -168,7 +169,10 @@ def test_an_exception_by_type_and_place(context: Context) -> None:
     line = line_of("could not convert")
     assert (failure.what, failure.where) == ("the app raised ValueError", f"heart.py:{line}")
     assert failure.hint == "the site finds the full message in the log of its worker"
-    assert failure.traceback.splitlines()[-2:] == [f'heart.py:{line} message: raise ValueError(f"could not convert string to float: {{PATIENT}}")', "ValueError"]
+    assert failure.traceback.splitlines()[-2:] == [
+        f'heart.py:{line} message: raise ValueError(f"could not convert string to float: {{PATIENT}}")',
+        "ValueError",
+    ]
 
 
 def test_causes_are_shown_by_type_in_their_order(context: Context) -> None:
@@ -285,10 +289,12 @@ def test_exceptions_while_the_dataset_is_read(context: Context, error: Exception
 
 def ours(error: FedscaleError) -> BaseException:
     """An error as if our own code had raised it."""
-    namespace: dict[str, object] = {"error": error}
-    code = compile("def fail():\n    raise error", rpc.__file__, "exec")
-    builtins.exec(code, namespace)
-    return raised(namespace["fail"])  # type: ignore[arg-type]
+
+    def fail() -> None:
+        raise error
+
+    fail.__code__ = fail.__code__.replace(co_filename=rpc.__file__)
+    return raised(fail)
 
 
 @pytest.mark.parametrize(

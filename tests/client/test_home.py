@@ -69,7 +69,11 @@ def test_a_home_that_has_not_joined(tmp_path: Path) -> None:
 
 
 def test_credentials_come_back(home: NodeHome, credentials: Credentials) -> None:
-    for path, data in ((home.key_file, credentials.key), (home.certificate_file, credentials.certificate), (home.authority_file, credentials.authority)):
+    for path, data in (
+        (home.key_file, credentials.key),
+        (home.certificate_file, credentials.certificate),
+        (home.authority_file, credentials.authority),
+    ):
         write_private(path, data)
     assert home.credentials() == credentials
     assert b"PRIVATE KEY" not in repr(home.credentials()).encode()
@@ -98,7 +102,9 @@ def test_one_node_a_home(home: NodeHome) -> None:
 
 
 def test_a_crash_frees_the_home(home: NodeHome) -> None:
-    script = "import os, pathlib, sys\nfrom fedscale_client.home import NodeHome\nNodeHome(pathlib.Path(sys.argv[1])).locked().__enter__()\nos._exit(3)"
+    script = (
+        "import os, pathlib, sys\nfrom fedscale_client.home import NodeHome\nNodeHome(pathlib.Path(sys.argv[1])).locked().__enter__()\nos._exit(3)"
+    )
     assert subprocess.run([sys.executable, "-c", script, home.path], check=False).returncode == 3
     with home.locked():
         assert home.path.exists()

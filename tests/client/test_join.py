@@ -149,7 +149,9 @@ async def test_a_home_that_cannot_be_made_costs_no_ticket(coordinator: Coordinat
     assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
 
 
-async def test_a_crash_while_writing_leaves_a_home_that_has_not_joined(coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crash_while_writing_leaves_a_home_that_has_not_joined(
+    coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def crash(path: Path, tree: dict[str, object]) -> None:
         raise OSError(28, "No space left on device")
 
@@ -205,8 +207,7 @@ async def test_a_server_that_stalls_after_its_certificate(tmp_path: Path, monkey
 
 async def test_a_server_behind_another_name(tmp_path: Path, start: Start) -> None:
     """Behind address translation the address is in no certificate; that it is the right one is sure all the same."""
-    coordinator = Coordinator()
-    coordinator.hosts = ("fl.example.org",)
+    coordinator = Coordinator(hosts=("fl.example.org",))
     async with coordinator:
         home = await joined(coordinator.ticket(), tmp_path / "far", "far")
         assert home.settings().server_name == "fl.example.org"

@@ -10,7 +10,7 @@ import pytest
 from fedscale.errors import ProtocolError
 from fedscale_client import pipe
 
-MESSAGES = [{"a": 1}, {"text": "Grüße", "list": [1.5, None]}, {}]
+MESSAGES: list[pipe.Message] = [{"a": 1}, {"text": "Grüße", "list": [1.5, None]}, {}]
 STREAM = b"".join(map(pipe.encode, MESSAGES))
 
 

@@ -46,7 +46,9 @@ async def test_a_certificate_that_cannot_be_used_is_not_kept(coordinator: Coordi
 
 
 @pytest.mark.parametrize(("refusal", "kind"), [(AccessDenied("revoked"), AccessDenied), (None, Unreachable)])
-async def test_a_server_that_does_not_renew(coordinator: Coordinator, home: NodeHome, refusal: AccessDenied | None, kind: type[FedscaleError]) -> None:
+async def test_a_server_that_does_not_renew(
+    coordinator: Coordinator, home: NodeHome, refusal: AccessDenied | None, kind: type[FedscaleError]
+) -> None:
     coordinator.refuse = refusal
     if refusal is None:
         await coordinator.stop()
@@ -79,7 +81,9 @@ async def test_a_running_node_renews_and_uses_the_new_one(coordinator: Coordinat
     assert coordinator.renewed == ["short"]
 
 
-async def test_a_failed_renewal_is_told_and_tried_again(coordinator: Coordinator, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_renewal_is_told_and_tried_again(
+    coordinator: Coordinator, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(renewal, "LEAST_PAUSE", 0.05)
     home = coordinator.home(tmp_path / "short", "short", hours=0.05)
     coordinator.spoil = lambda _: b"?"

@@ -14,12 +14,13 @@ import pytest
 from fedscale.errors import AccessDenied, BundleError, NotFound, ProtocolError
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2
+from fedscale.wire.codec import FETCH
 from fedscale.wire.limits import FRAME
 from fedscale_client import transfer
-from fedscale_client.cache import Cache, Part
+from fedscale_client.cache import Cache
 from fedscale_client.home import NodeHome
 from fedscale_client.transfer import Answer, Transfer
-from tests.client.conftest import LEARNER
+from tests.client.conftest import LEARNER, full_disk
 from tests.client.coordinator import Coordinator, digest, until
 
 KEY = ("run-1", Phase.TRAIN, 3)
@@ -123,16 +124,9 @@ async def test_a_node_that_may_not(coordinator: Coordinator, line: Transfer) -> 
 
 
 async def test_a_full_disk(coordinator: Coordinator, line: Transfer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, whole = coordinator.put(BIG), cache.part
-
-    def full(digest: str, most: int) -> Part:
-        part = whole(digest, most)
-        part.close()
-        part._file = Path("/dev/full").open("wb", buffering=0)
-        return part
-
-    monkeypatch.setattr(cache, "part", full)
-    with pytest.raises(OSError, match="No space left"):
+    name = coordinator.put(BIG)
+    with full_disk(cache.part(name, len(BIG))) as part, pytest.raises(OSError, match="No space left"):
+        monkeypatch.setattr(cache, "part", lambda *_: part)
         await line.model(name, len(BIG))
     assert list(cache._blobs.iterdir()) == []
 
@@ -258,9 +252,7 @@ async def test_a_channel_in_use_is_closed_by_its_last_user(coordinator: Coordina
         await line.use(home.credentials())
         async with line._channel() as current:
             assert current is not former
-        fetch: grpc.aio.UnaryStreamMultiCallable[bulk_pb2.FetchRequest, bytes] = former.unary_stream(
-            transfer.FETCH, bulk_pb2.FetchRequest.SerializeToString
-        )
+        fetch: grpc.aio.UnaryStreamMultiCallable[bulk_pb2.FetchRequest, bytes] = former.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)
         assert isinstance(await fetch(bulk_pb2.FetchRequest(digest=name)).read(), bytes)
     with pytest.raises(grpc.aio.UsageError, match="closed"):
         fetch(bulk_pb2.FetchRequest(digest=name))

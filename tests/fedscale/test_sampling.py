@@ -3,12 +3,13 @@ from __future__ import annotations
 from collections import Counter
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedscale.errors import PlanError
-from fedscale.sampling import cohort, derived_seed
+from fedscale.sampling import Shuffle, cohort, derived_seed
 
 names = st.sets(st.text("abcdefgh", min_size=1, max_size=4), min_size=1, max_size=20)
 seeds = st.integers(0, 2**63 - 1)
@@ -65,4 +66,14 @@ def test_derived_seeds_differ_by_seed_round_and_name() -> None:
     names = ["a", "b", "ab", "ba", "a\0", "a\0\0", "", "zoé", "client-0001"]
     seen = {derived_seed(seed, number, name) for seed in (0, 1, 2**62) for number in (0, 1, 2) for name in names}
     assert len(seen) == 3 * 3 * len(names)
-    assert derived_seed(1, 2, "client-0001") == 7740832872710554404
+    assert derived_seed(1, 2, "client-0001") == 1140865031957329788
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 50), st.integers(1, 50))
+def test_shuffles_are_one_stream_a_seed(seed: int, first: int, second: int) -> None:
+    shuffle, bits = Shuffle(), np.random.Philox(key=seed)
+    for _ in range(2):
+        shuffle.seed(seed)
+        drawn = [shuffle.draw(first), shuffle.draw(second)]
+    expected = [np.argsort(bits.random_raw(rows), kind="stable") for rows in (first, second)]
+    assert [order.tolist() for order in drawn] == [order.tolist() for order in expected]

@@ -41,7 +41,7 @@ class Noisy(nn.Module):
 def by_hand(module: nn.Module, data: Dataset, seed: int, wanted: Training) -> nn.Module:
     """The loop that a user would write."""
     optimizer = torch.optim.SGD(module.parameters(), wanted.optimizer.lr, wanted.optimizer.momentum)
-    bits = np.random.Philox(seed)
+    bits = np.random.Philox(key=seed)
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
     torch.manual_seed(seed)
     for _ in range(wanted.epochs):

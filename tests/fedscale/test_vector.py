@@ -163,3 +163,19 @@ def test_a_schema_beyond_the_limit_is_refused() -> None:
     with pytest.raises(ProtocolError) as caught:
         Schema.from_json('[["a",[1099511627777],"float32"]]')
     assert str(caught.value) == "a model schema asks for 1099511627777 coordinates (the limit is 1099511627776)"
+
+
+def test_packed_arrays_are_a_mapping_that_knows_its_vector() -> None:
+    vector = SCHEMA.pack(ARRAYS)
+    packed = SCHEMA.unpack(vector)
+    assert (list(packed), len(packed), packed.schema) == (list(ARRAYS), len(ARRAYS), SCHEMA)
+    assert SCHEMA.flat(packed) is vector
+    assert SCHEMA.flat(dict(packed)).tolist() == vector.tolist()
+    with pytest.raises(KeyError):
+        packed["unknown"]
+
+
+def test_packed_arrays_of_another_model_do_not_pass_for_ours() -> None:
+    other = Schema((Tensor("w", (SCHEMA.size,)),))
+    with pytest.raises(UpdateRejected, match="tensor 'weight' is missing"):
+        SCHEMA.flat(other.unpack(other.zeros()))

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -16,6 +16,7 @@ import pytest
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Table
 from tests.conftest import postgres_bin, requires
+from tests.server.running import Running
 from tests.server.samples import NOW
 
 BACKENDS = ("sqlite", pytest.param("postgresql", marks=pytest.mark.requires("postgresql")))
@@ -133,3 +134,11 @@ def store(url: str, opened: Callable[[str], Store]) -> Store:
     made = opened(url)
     made.create_project("ward", NOW)
     return made
+
+
+@pytest.fixture
+async def server(sqlite_at_head: Path, tmp_path: Path) -> AsyncIterator[Running]:
+    """A server with a project ``ward`` and a bundle, on free ports."""
+    running = await Running.start(tmp_path / "server", sqlite_at_head)
+    yield running
+    await running.close()

@@ -25,7 +25,7 @@ class Half:
         if work.arrays is None:
             return Result({"w": np.zeros(2, np.float32)}, 0)
         if work.number == FAILS:
-            raise ValueError("secret 42")
+            raise ValueError("no")
         loss = np.array([float(len(work.data))])
         if work.phase is Phase.EVALUATE:
             return Result(None, len(work.data), dict.fromkeys(work.metrics, loss))
@@ -119,7 +119,7 @@ def test_a_failed_simulation_ends_with_one_and_its_reason(tmp_path: Path, monkey
     done = fedscale("simulate", job, "--json")
     assert (done.code, done.error["type"]) == (1, "RunFailed")
     assert "round 2 (train)" in done.error["why"]
-    assert "42" not in done.error["why"]
+    assert "ValueError" in done.error["why"]
     assert json.loads(done.out)["data"]["rounds"] == 1
     assert Path("runs/half/report.html").is_file()
 

@@ -117,7 +117,7 @@ def test_one_client_is_the_plain_torch_loop(digits: Dataset, app: fs.App) -> Non
     with one_thread():
         for number in range(1, rounds + 1):
             optimizer = torch.optim.SGD(module.parameters(), 0.5)
-            bits = np.random.Philox(derived_seed(seed, number, "only"))
+            bits = np.random.Philox(key=derived_seed(seed, number, "only"))
             for _ in range(2):
                 for rows in torch.from_numpy(np.argsort(bits.random_raw(200), kind="stable")).split(16):
                     optimizer.zero_grad()

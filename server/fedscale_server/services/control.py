@@ -6,19 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 import fedscale
+from fedscale.errors import Unreachable
 from fedscale.identity import Role, valid_name
 from fedscale.plan import Plan
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import control_pb2_grpc
 from fedscale.record import RunRecord
+from fedscale.run import RUNNING
 from fedscale_server.engine import Engine
-from fedscale_server.feed import run_event
-from fedscale_server.logbook import Entry
+from fedscale_server.feed import End, run_event
+from fedscale_server.logbook import Entry, bare_record
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
 
@@ -100,7 +103,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
         row = await asyncio.to_thread(self._store.run, request.run)
         checkpoint = await asyncio.to_thread(self._store.last_checkpoint, row.id)
         driver = self._engine.driver(row.id)
-        record = await asyncio.to_thread(driver.book.record, self._engine.now()) if driver else RunRecord.from_json(json.dumps(row.record))
+        if driver is not None:
+            record = driver.book.record(self._engine.now())
+        else:
+            record = RunRecord.from_json(json.dumps(row.record)) if row.record else bare_record(row, row.status, row.reason, self._engine.now())
         model, schema = (checkpoint.model, checkpoint.facts["schema"]) if checkpoint else ("", "")
         return pb.RunDetail(info=self._info(row), record=record.to_json(), model=model, schema=schema)
 
@@ -115,7 +121,12 @@ class ControlService(control_pb2_grpc.ControlServicer):
                 for entry in map(Entry.of, page):
                     yield run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node)
                 last = page[-1].seq
-            while live is not None and (event := await live.get()) is not None:
+            while live is not None:
+                event = await live.get()
+                if isinstance(event, End):
+                    if event is End.OVER:
+                        break
+                    raise Unreachable(event.value, where=f"run {row.id}", hint="watch again from the last event on")
                 # What was journaled between subscribing and reading has been sent already.
                 if event.sequence == 0 or event.sequence > last:
                     yield event
@@ -145,18 +156,25 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """A run as people see it."""
         driver = self._engine.driver(row.id)
         run = driver.book.run if driver else None
+        last: dict[str, Any] = next(reversed((row.record or {}).get("rounds", [])), {})
         return pb.RunInfo(
             run=row.id,
             project=row.project,
             name=row.name,
-            status=("paused" if run.paused else run.status) if run else row.status,
-            reason=row.reason,
-            phase=str(run.phase) if run else "",
-            number=run.number if run else 0,
-            rounds=driver.book.plan.strategy.rounds if driver else Plan.from_toml(row.plan).strategy.rounds,
+            status=("paused" if run.paused and run.status == RUNNING else run.status) if run else row.status,
+            reason=run.reason if run else row.reason,
+            phase=str(run.phase) if run else last.get("phase", ""),
+            number=run.number if run else last.get("number", 0),
+            rounds=_rounds(row.plan),
             created=_seconds(row.created),
             finished=_seconds(row.finished),
         )
+
+
+@lru_cache(maxsize=1024)
+def _rounds(plan: str) -> int:
+    """How many rounds a stored plan asks for."""
+    return Plan.from_toml(plan).strategy.rounds
 
 
 def _seconds(at: datetime | None) -> float:

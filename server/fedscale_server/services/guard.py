@@ -6,8 +6,9 @@ opens it here.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 ERROR_KEY = "fedscale-error-bin"
+CHECK_SECONDS = 0.5
 OPERATORS = frozenset({Role.COORDINATOR, Role.RESEARCHER})
 READERS = OPERATORS | {Role.AUDITOR}
 COORDINATOR = frozenset({Role.COORDINATOR})
@@ -92,14 +94,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         return make(wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
 
-    def _admit(self, method: str, context: Context) -> None:
-        """Find out who calls and whether they may.
+    def _admit(self, method: str, context: Context) -> Identity | None:
+        """Find out who calls and whether they may; nobody is asked on the enrolment port.
 
         Raises:
             AccessDenied: no certificate, not known, revoked, or not for this role.
         """
         if self._registry is None:
-            return
+            return None
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
         if pem is None:
             raise AccessDenied("a client certificate is needed", hint="join first: fedscale node join TICKET")
@@ -107,22 +109,61 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         if identity.role not in RIGHTS.get(method, frozenset()):
             raise AccessDenied(f"role '{identity.role}' may not call {method.rpartition('/')[2]}")
         _caller.set(identity)
+        return identity
+
+    def _still(self, identity: Identity | None) -> None:
+        """Whether who was admitted is still a member; from memory.
+
+        Raises:
+            AccessDenied: revoked since.
+        """
+        if self._registry is not None and identity is not None:
+            self._registry.check(identity)
+
+    def _request(self, request: Any, identity: Identity | None) -> Any:
+        """The request; a stream of them ends when its sender is shut out."""
+
+        async def admitted() -> AsyncIterator[Any]:
+            async for message in request:
+                self._still(identity)
+                yield message
+
+        return admitted() if hasattr(request, "__aiter__") else request
+
+    async def _response(self, messages: AsyncGenerator[Any, None], identity: Identity | None) -> AsyncIterator[Any]:
+        """A stream of answers, which ends when its reader is shut out, even while there is nothing to read."""
+        turn: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                turn = asyncio.ensure_future(anext(messages, None))
+                while not turn.done():
+                    await asyncio.wait({turn}, timeout=CHECK_SECONDS)
+                    self._still(identity)
+                message = turn.result()
+                if message is None:
+                    return
+                yield message
+        finally:
+            if turn is not None and not turn.done():
+                turn.cancel()
+                await asyncio.wait({turn})
+            await messages.aclose()
 
     def _single(self, method: str, inner: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
         async def call(request: Any, context: Context) -> Any:
             try:
-                self._admit(method, context)
-                return await inner(request, context)
+                identity = self._admit(method, context)
+                return await inner(self._request(request, identity), context)
             except FedscaleError as error:
                 await abort(context, error)
 
         return call
 
-    def _streaming(self, method: str, inner: Callable[[Any, Context], AsyncIterator[Any]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
+    def _streaming(self, method: str, inner: Callable[[Any, Context], AsyncGenerator[Any, None]]) -> Callable[[Any, Context], AsyncIterator[Any]]:
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                self._admit(method, context)
-                async for message in inner(request, context):
+                identity = self._admit(method, context)
+                async for message in self._response(inner(self._request(request, identity), context), identity):
                     yield message
             except FedscaleError as error:
                 await abort(context, error)

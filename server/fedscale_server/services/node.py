@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections.abc import AsyncIterator
 
 import structlog
 
 import fedscale
 from fedscale.errors import ProtocolError
+from fedscale.plan import NAME
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.wire.convert import failure_from_proto, key_from_proto
@@ -34,13 +37,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
         first = await _next(request_iterator)
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a control stream must begin with Hello", where=f"node {name}")
-        member = await asyncio.to_thread(self._registry.seen, name, list(first.hello.datasets)[:MAX_DATASETS], first.hello.version[:64])
+        member = await asyncio.to_thread(self._registry.seen, name, _offered(first.hello), first.hello.version[:64])
         session = Session(name, member.project, frozenset(member.datasets), member.version)
         reader = asyncio.create_task(self._listen(request_iterator, session))
         log.info("node connected", node=name, datasets=len(session.datasets))
         try:
+            self._engine.connected(session)
             yield pb.ServerMessage(welcome=pb.Welcome(version=fedscale.__version__, heartbeat_seconds=HEARTBEAT_SECONDS))
-            await self._engine.connected(session)
             while not reader.done():
                 message = await _within(session.outbox)
                 if message is None:
@@ -50,8 +53,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 reader.result()
         finally:
             reader.cancel()
+            self._engine.disconnected(session)
             log.info("node disconnected", node=name)
-            await asyncio.shield(self._engine.disconnected(session))
 
     async def _listen(self, messages: AsyncIterator[pb.NodeMessage], session: Session) -> None:
         """Read what the node says until it falls silent or leaves."""
@@ -67,13 +70,23 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 key = key_from_proto(body.key)
                 driver = self._engine.driver(key[0])
                 if driver is not None:
-                    detail = {"fraction": round(min(max(message.progress.fraction, 0.0), 1.0), 4)} if kind == "progress" else {}
+                    detail = {"fraction": _fraction(message.progress.fraction)} if kind == "progress" else {}
                     driver.passing(kind, key, session.node, detail)
         session.close()
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: ARG002, N802 - gRPC's names
         """A fresh certificate for the same identity."""
         return pb.RenewReply(certificate=await asyncio.to_thread(self._registry.renew, caller(), request.request))
+
+
+def _offered(hello: pb.Hello) -> list[str]:
+    """The datasets a node offers; what no plan could ask for is left out."""
+    return [name for name in hello.datasets[:MAX_DATASETS] if re.fullmatch(NAME, name)]
+
+
+def _fraction(told: float) -> float:
+    """How far a node says it is, in [0, 1]."""
+    return round(min(max(told, 0.0), 1.0), 4) if math.isfinite(told) else 0.0
 
 
 async def _next(messages: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage | None:

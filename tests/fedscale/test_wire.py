@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedscale.errors import Cause, Failure, PlanError, ProtocolError
+from fedscale.learner import Phase
+from fedscale.proto.v1 import node_pb2 as pb
+from fedscale.task import Task, layout_for
+from fedscale.wire import codec, convert, limits
+from fedscale.wire.codec import Intake, digest_of, frames, model_from, words_from
+from tests.fedscale.world import BROKEN, SCHEMA, plan_of, vector
+
+PLAN = plan_of(strategy={"name": "fedadam"}, evaluate={"metrics": ["auc"]})
+KEY = ("heart-1", Phase.TRAIN, 7)
+
+
+def task_of(phase: Phase) -> Task:
+    if phase is Phase.INIT:
+        return Task("ada", phase, 0, layout_for(PLAN, phase, 0, 1), None, "")
+    return Task("ada", phase, 3, layout_for(PLAN, phase, SCHEMA.size, 5), SCHEMA, "d" * 64)
+
+
+def sent(phase: Phase = Phase.TRAIN) -> pb.Assignment:
+    """An assignment as it comes off the wire."""
+    message = convert.assignment_to_proto("heart-1", task_of(phase), PLAN.to_toml(), "b" * 64, 90.0)
+    return pb.Assignment.FromString(message.SerializeToString())
+
+
+# ---------------------------------------------------------------------------------------------------------------- frames
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.FRAME - 1, limits.FRAME, limits.FRAME + 1, 3 * limits.FRAME])
+def test_frames_are_the_whole_and_not_too_large(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    cut = list(frames(data))
+    assert b"".join(cut) == data
+    assert [len(frame) for frame in cut[:-1]] == [limits.FRAME] * (len(cut) - 1)
+    assert b"".join(frames(data, size // 2)) == data[size // 2 :]
+    assert list(frames(data, size)) == []
+
+
+def test_frames_count_in_bytes_whatever_the_items() -> None:
+    words = np.arange(limits.FRAME // 4 + 1, dtype=np.uint32)
+    cut = list(frames(words.data, 4))
+    assert [len(frame) for frame in cut] == [limits.FRAME]
+    assert b"".join(cut) == words[1:].tobytes()
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8))
+def test_an_intake_keeps_what_was_announced(parts: list[bytes]) -> None:
+    whole, file = b"".join(parts), io.BytesIO()
+    intake = Intake(file, len(whole), hashlib.sha256(whole).hexdigest())
+    for part in parts:
+        intake.take(part)
+    intake.done()
+    assert file.getvalue() == whole
+
+
+@pytest.mark.parametrize(
+    ("announced", "digest", "parts", "message"),
+    [
+        (5, b"hello", [b"hel"], "a stream ended 2 bytes too early"),
+        (5, b"hello", [], "a stream ended 5 bytes too early"),
+        (5, b"hello", [b"hel", b"lo", b"!"], "a stream is longer than it announced"),
+        (5, b"hello", [b"hello!"], "a stream is longer than it announced"),
+        (5, b"hello", [b"jello"], "a stream does not have the content it announced (its SHA-256 differs)"),
+        (0, b"x", [], "a stream does not have the content it announced (its SHA-256 differs)"),
+    ],
+)
+def test_an_intake_refuses_anything_else(announced: int, digest: bytes, parts: list[bytes], message: str) -> None:
+    file = io.BytesIO()
+    intake = Intake(file, announced, digest_of(digest))
+    with pytest.raises(ProtocolError) as caught:  # noqa: PT012 - the frame or the end may be the fault
+        for part in parts:
+            intake.take(part)
+        intake.done()
+    assert str(caught.value) == message
+    assert len(file.getvalue()) <= announced
+
+
+def test_models_and_answers_are_views_that_cannot_be_written() -> None:
+    data = vector(1, 2, 3).tobytes()
+    model, words = model_from(data, 3), words_from(data, 3)
+    assert (model.tolist(), words.tolist()) == ([1, 2, 3], [0x3F800000, 0x40000000, 0x40400000])
+    assert not model.flags.writeable
+    assert not words.flags.writeable
+    assert model_from(memoryview(data), 3).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [0, 11, 13, 16])
+def test_models_and_answers_of_another_length(size: int) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        model_from(bytes(size), 3)
+    assert str(caught.value) == f"a model of {size} bytes (the schema has 3 coordinates of 4 bytes)"
+    with pytest.raises(ProtocolError) as caught:
+        words_from(bytes(size), 3)
+    assert str(caught.value) == f"an answer of {size} bytes (the round asks for 12)"
+
+
+def test_the_bulk_methods_belong_to_the_service() -> None:
+    service = "fedscale.v1.Bulk"
+    assert {codec.FETCH, codec.SUBMIT, codec.PUT} == {f"/{service}/{name}" for name in ("Fetch", "Submit", "Put")}
+    assert codec.SCHEMA_KEY.endswith("-bin")
+
+
+def test_messages_hold_a_frame() -> None:
+    assert limits.FRAME < limits.MESSAGE
+    assert limits.HEARTBEAT_SECONDS < limits.SILENCE_SECONDS
+    assert dict(limits.SERVER_OPTIONS)["grpc.max_receive_message_length"] == limits.MESSAGE
+
+
+# ------------------------------------------------------------------------------------------------------------------ keys
+
+
+@given(st.from_regex(r"[a-z0-9][a-z0-9.-]{0,30}", fullmatch=True), st.sampled_from(Phase), st.integers(0, 2**31))
+def test_keys_survive_text_and_proto(run: str, phase: Phase, number: int) -> None:
+    key = (run, phase, number)
+    assert convert.key_from_text(convert.key_text(key)) == key
+    assert convert.key_from_proto(pb.TaskKey.FromString(convert.key_to_proto(key).SerializeToString())) == key
+    assert convert.key_text(KEY) == "heart-1/train/7"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a",
+        "a/train",
+        "a/train/",
+        "a/train/x",
+        "a/train/-1",
+        "a/train/1.5",
+        "a/train/1/2",
+        "a/tran/1",
+        "a/Train/1",
+        "a//1",
+        "a/train/²",
+        "a/train/1 ",
+    ]
+    + [f"a/train/{'9' * n}" for n in (11, 5000)],
+)
+def test_malformed_keys(text: str) -> None:
+    with pytest.raises(ProtocolError, match="^a task key is malformed$"):
+        convert.key_from_text(text)
+
+
+def test_a_key_of_an_unknown_phase() -> None:
+    with pytest.raises(ProtocolError, match="^a task key names an unknown phase$"):
+        convert.key_from_proto(pb.TaskKey(run="a", phase="dance", number=1))
+
+
+# ----------------------------------------------------------------------------------------------------------- assignments
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_task_survives_the_wire(phase: Phase) -> None:
+    run, plan, task = convert.assignment_from_proto(sent(phase), "ada")
+    assert (run, plan, task) == ("heart-1", PLAN, task_of(phase))
+    assert plan.digest == PLAN.digest
+    assert task.layout.length == task_of(phase).layout.length
+
+
+def test_the_rest_of_an_assignment() -> None:
+    message = sent()
+    assert (message.bundle, message.deadline_seconds, message.terms) == ("b" * 64, 90.0, 5)
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes", "message"),
+    [
+        (Phase.TRAIN, {"schema": ""}, "run heart-1: an assignment lacks the model, or carries one where the first is asked for"),
+        (Phase.TRAIN, {"model": ""}, "run heart-1: an assignment lacks the model, or carries one where the first is asked for"),
+        (Phase.INIT, {"model": "d"}, "run heart-1: an assignment lacks the model, or carries one where the first is asked for"),
+        (Phase.INIT, {"schema": "[]"}, "run heart-1: an assignment lacks the model, or carries one where the first is asked for"),
+        (Phase.TRAIN, {"schema": "[[1]]"}, "a model schema is malformed (ValueError)"),
+        (Phase.TRAIN, {"schema": "{"}, "a model schema is malformed (JSONDecodeError)"),
+        (Phase.TRAIN, {"key": pb.TaskKey(run="heart-1", phase="dance", number=1)}, "a task key names an unknown phase"),
+        (Phase.TRAIN, {"key": pb.TaskKey()}, "a task key names an unknown phase"),
+    ],
+)
+def test_assignments_that_contradict_themselves(phase: Phase, changes: dict[str, Any], message: str) -> None:
+    bad = sent(phase)
+    for name, value in changes.items():
+        if name == "key":
+            bad.key.CopyFrom(value)
+        else:
+            setattr(bad, name, value)
+    with pytest.raises(ProtocolError) as caught:
+        convert.assignment_from_proto(bad, "ada")
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("", "plan of run heart-1: 'job' is missing"),
+        ("[job]\nname = 1\n", "plan of run heart-1:2: job.name: input should be a valid string"),
+        ("\0", "plan of run heart-1:1: not valid TOML (Invalid statement (at line 1, column 1))"),
+    ],
+)
+def test_an_assignment_with_a_bad_plan(plan: str, message: str) -> None:
+    bad = sent()
+    bad.plan = plan
+    with pytest.raises(PlanError) as caught:
+        convert.assignment_from_proto(bad, "ada")
+    assert str(caught.value) == message
+
+
+# -------------------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_failures_survive_the_wire(cause: Cause) -> None:
+    failure = replace(BROKEN, cause=cause, traceback="a\nb")
+    message = pb.Failed.FromString(convert.failure_to_proto(KEY, failure).SerializeToString())
+    assert convert.failure_from_proto(message) == failure
+    assert convert.key_from_proto(message.key) == KEY
+
+
+@pytest.mark.parametrize("cause", ["", "bad luck", "CODE"])
+def test_a_cause_nobody_knows_is_the_workers(cause: str) -> None:
+    assert convert.failure_from_proto(pb.Failed(cause=cause, what="x")) == Failure(Cause.WORKER, "x")
+
+
+def test_texts_of_a_peer_are_cut() -> None:
+    long = "é" * (convert.LONGEST + 1)
+    failure = convert.failure_from_proto(pb.Failed(cause="code", what=long, where=long, hint=long, traceback=long))
+    assert [len(text) for text in (failure.what, failure.where, failure.hint, failure.traceback)] == [convert.LONGEST] * 4
