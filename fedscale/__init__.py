@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "fedscale.data": ("Dataset", "Population"),
+    "fedscale.data.dataset": ("Dataset", "Population"),
     "fedscale.errors": ("FedscaleError",),
     "fedscale.learner": ("App", "Learner", "LocalOptimizer", "Phase", "Result", "Training", "Work"),
     "fedscale.metrics": ("Metric",),

@@ -6,6 +6,7 @@ Off a terminal nothing is coloured, wrapped, animated or asked. ``NO_COLOR`` and
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 import sys
@@ -39,6 +40,13 @@ def screen(*, stderr: bool = False) -> Console:
     return console
 
 
+def forgive_encoding() -> None:
+    """Print what the terminal's encoding lacks as an escape, rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def animated() -> bool:
     """Whether somebody looks at stderr, so that it may be redrawn."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -47,6 +55,11 @@ def animated() -> bool:
 def clean(value: object) -> str:
     """A text that may come from another machine, without characters that steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+
+
+def text(value: object, style: str = "") -> Text:
+    """A cleaned text in a style."""
+    return Text(clean(value), style=style)
 
 
 def closest(word: str, known: Iterable[str]) -> str:
@@ -60,9 +73,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """A table for a person; a column whose name begins with ``>`` is aligned to the right."""
     drawn = Table(box=SIMPLE, pad_edge=False)
     for name in columns:
-        drawn.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+        drawn.add_column(text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left")
     for row in rows:
-        drawn.add_row(*(Text(clean(cell)) for cell in row))
+        drawn.add_row(*map(text, row))
     return drawn
 
 
@@ -70,7 +83,7 @@ def facts(pairs: Mapping[str, object]) -> Table:
     """Names and values, one a line."""
     drawn = Table.grid(padding=(0, 2))
     for name, value in pairs.items():
-        drawn.add_row(Text(name, style="bold"), Text(clean(value)))
+        drawn.add_row(text(name, "bold"), text(value))
     return drawn
 
 
@@ -78,13 +91,16 @@ def emit(data: JSON, shown: RenderableType, *, as_json: bool) -> None:
     """Print a command's result: the envelope with ``data``, or what a person wants to see."""
     if as_json:
         _envelope({"ok": True, "data": data})
+    elif isinstance(shown, str):
+        # A ticket or a path is one word however narrow the terminal.
+        screen().print(text(shown), soft_wrap=True)
     else:
         screen().print(shown)
 
 
-def note(text: str) -> None:
+def note(told: str) -> None:
     """Print one line about what is going on to stderr."""
-    screen(stderr=True).print(Text(clean(text)), soft_wrap=True)
+    screen(stderr=True).print(text(told), soft_wrap=True)
 
 
 def line(data: JSON) -> None:
@@ -107,9 +123,9 @@ def refuse(error: FedscaleError, *, as_json: bool, data: JSON = None) -> int:
         return error.exit_code
     console = screen(stderr=True)
     console.print(Text.assemble(("error: ", "bold red"), clean(error.what)), soft_wrap=True)
-    for name, text in {"where": error.where, "why": error.why, "next": error.hint}.items():
-        if text:
-            console.print(Text.assemble((f"  {name:<6}", "bold"), clean(text).replace("\n", "\n        ")), soft_wrap=True)
+    for name, part in {"where": error.where, "why": error.why, "next": error.hint}.items():
+        if part:
+            console.print(Text.assemble((f"  {name:<6}", "bold"), clean(part).replace("\n", "\n        ")), soft_wrap=True)
     return error.exit_code
 
 
@@ -135,7 +151,7 @@ def _envelope(content: Mapping[str, JSON]) -> None:
     sys.stdout.flush()
 
 
-def _keep(text: str) -> Path:
+def _keep(trace: str) -> Path:
     """Write a traceback where its owner alone can read it."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "fedscale"
     try:
@@ -144,7 +160,7 @@ def _keep(text: str) -> Path:
     except OSError:
         handle, name = tempfile.mkstemp(".txt", "fedscale-crash-")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(trace)
     return Path(name)
 
 
@@ -178,21 +194,21 @@ class Bar:
         """Leave only the notes behind."""
         self._progress.stop()
 
-    def note(self, text: str, style: str = "") -> None:
+    def note(self, told: str, style: str = "") -> None:
         """Print a line above the bar."""
         if not self._quiet:
-            self._progress.console.print(Text(clean(text), style=style), soft_wrap=True)
+            self._progress.console.print(text(told, style), soft_wrap=True)
 
-    def update(self, fraction: float, text: str, at: float) -> None:
+    def update(self, fraction: float, doing: str, at: float) -> None:
         """Move the bar.
 
         Args:
             fraction: how much is done, in [0, 1].
-            text: what is being done.
+            doing: what is being done.
             at: when, in seconds of any clock; the time left is told from these alone, so that a replay tells it right.
         """
         if self._first is None:
             self._first = (at, fraction)
         left = time_left(self._first, (at, fraction))
         shown = "" if left is None else f"{timedelta(seconds=round(left))} left"
-        self._progress.update(self._task, completed=fraction, description=f"{self._title}: {clean(text)}" if text else self._title, left=shown)
+        self._progress.update(self._task, completed=fraction, description=f"{self._title}: {clean(doing)}" if doing else self._title, left=shown)

@@ -6,6 +6,7 @@ Both are plain frozen values, so a run can be logged, replayed, tested with gene
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ from fedscale.vector import Schema, Vector
 class Roster:
     """These nodes are connected and offer the dataset."""
 
-    nodes: tuple[str, ...]
+    nodes: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,14 @@ class Answered:
 
     node: str
     digest: str
+    words: Words | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """The answers of several nodes, already added up: only where nobody needs to see them apart, as in a simulation."""
+
+    nodes: tuple[str, ...]
     words: Words | None = field(default=None, compare=False, repr=False)
 
 
@@ -89,7 +98,7 @@ class Resume:
     """Somebody asked to go on."""
 
 
-Event: TypeAlias = Roster | Initialized | Answered | Failed | Lost | Returned | Fired | Stop | Pause | Resume
+Event: TypeAlias = Roster | Initialized | Answered | Summed | Failed | Lost | Returned | Fired | Stop | Pause | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +172,9 @@ class Finish:
 
 Effect: TypeAlias = Gather | Assign | Release | Arm | Commit | Finish
 
-EVENTS: dict[str, type[Any]] = {t.__name__.lower(): t for t in (Roster, Initialized, Answered, Failed, Lost, Returned, Fired, Stop, Pause, Resume)}
+EVENTS: dict[str, type[Any]] = {
+    t.__name__.lower(): t for t in (Roster, Initialized, Answered, Summed, Failed, Lost, Returned, Fired, Stop, Pause, Resume)
+}
 PAYLOADS = ("model", "words")
 
 
@@ -183,7 +194,7 @@ def from_row(kind: str, row: dict[str, Any]) -> Event:
     """
     try:
         values = dict(row)
-        if kind == "roster":
+        if kind in ("roster", "summed"):
             values["nodes"] = tuple(values["nodes"])
         if kind == "failed":
             values["failure"] = failure_of(values["failure"])

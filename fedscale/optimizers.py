@@ -64,13 +64,11 @@ def _adaptive(lr: float, beta1: float, tau: float, second: Second, scale: Callab
 
 def adam(lr: float, beta1: float, beta2: float, tau: float) -> Optimizer:
     """Adam with both bias corrections folded into the step length."""
-    return _adaptive(
-        lr,
-        beta1,
-        tau,
-        lambda v, square: np.float32(beta2) * v + np.float32(1 - beta2) * square,
-        lambda t: float(np.sqrt(1 - beta2 ** (t + 1)) / (1 - beta1 ** (t + 1))),
-    )
+
+    def corrected(t: int) -> float:
+        return float(np.sqrt(1 - beta2 ** (t + 1)) / (1 - beta1 ** (t + 1)))
+
+    return _adaptive(lr, beta1, tau, lambda v, square: np.float32(beta2) * v + np.float32(1 - beta2) * square, corrected)
 
 
 def yogi(lr: float, beta1: float, beta2: float, tau: float) -> Optimizer:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedscale.errors import DataError
+from fedscale.names import Numbered
 
 Indices: TypeAlias = npt.NDArray[np.int64]
 Labels: TypeAlias = npt.NDArray[Any]
@@ -160,8 +161,7 @@ def spread(kind: str, labels: Labels, clients: int, option: float | str | None, 
 
 def client_names(clients: int) -> list[str]:
     """``client-0000``, ``client-0001`` and so on, wide enough that they sort in order."""
-    width = max(4, len(str(clients - 1)))
-    return [f"client-{at:0{width}d}" for at in range(clients)]
+    return list(Numbered(clients))
 
 
 def value_names(values: Iterable[object]) -> list[str]:

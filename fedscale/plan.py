@@ -6,32 +6,31 @@ file and line.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from fedscale.errors import FedscaleError, PlanError
+from fedscale.errors import PlanError
 from fedscale.learner import Training
 from fedscale.ring import FixedPoint
 from fedscale.strategy import STRATEGIES, Strategy
+from fedscale.tables import Document, suggest
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 APP = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 FORMS = {
     NAME: "a name is 1 to 63 letters, digits, '.', '_' and '-', a letter or digit first",
     APP: "write module:attribute, as in 'app:app'",
-    "model_type": "this is a table, with settings of its own",
-    "tuple_type": 'this is a list, as in ["accuracy"]',
 }
+# Tables of a job file that say how to simulate or to search, not what to run: no part of the plan and of its hash.
+BESIDES = ("devices", "sweep")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BUILT_IN_METRICS = ("loss", "accuracy", "auc", "brier")
 
@@ -104,7 +103,7 @@ class StrategyTable(BaseModel):
             PlanError: unknown name or argument, or an argument out of its range.
         """
         if self.name not in STRATEGIES:
-            raise PlanError(f"no strategy '{self.name}'", where="strategy.name", hint=_suggest(self.name, STRATEGIES))
+            raise PlanError(f"no strategy '{self.name}'", where="strategy.name", hint=suggest(self.name, STRATEGIES))
         return STRATEGIES[self.name](**(self.model_extra or {}))
 
 
@@ -217,21 +216,7 @@ class Plan(_Section):
         Raises:
             PlanError: with file and line of the first problem.
         """
-        try:
-            tree = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            place = re.search(r"line (\d+)", str(error))
-            line = place[1] if place else text.count("\n") + 1
-            raise PlanError("not valid TOML", where=f"{file}:{line}", why=str(error)) from None
-        lines = _lines(text)
-        for override in overrides:
-            lines |= {_override(tree, override): f"--set {override}"}
-        try:
-            return cls.model_validate(tree)
-        except ValidationError as error:
-            raise _explained(error, file, lines) from None
-        except FedscaleError as error:
-            raise PlanError(error.what, where=_where(file, tuple(error.where.split(".")), lines), why=error.why, hint=error.hint) from None
+        return Document.of(text, file, overrides, FORMS).read(cls, besides=BESIDES)
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Plan:
@@ -240,85 +225,4 @@ class Plan(_Section):
         Raises:
             PlanError: unreadable, or as ``from_toml``.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError("cannot read the plan", where=str(path), why=type(error).__name__, hint="give the path of a job.toml") from None
-        return cls.from_toml(text, file=str(path), overrides=overrides)
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'?`` or the list of what is known."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-
-
-def _lines(text: str) -> dict[tuple[str, ...], str]:
-    """Where each table and key of a TOML text stands: dotted path to line number."""
-    found: dict[tuple[str, ...], str] = {}
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\[?\s*([\w.\-\"' ]+?)\s*\]\]?", line):
-            table = tuple(part.strip(" \"'") for part in header[1].split("."))
-            found.setdefault(table, str(number))
-        elif key := re.match(r"\s*([\w.\-\"']+)\s*=", line):
-            found[(*table, *(part.strip("\"'") for part in key[1].split(".")))] = str(number)
-    return found
-
-
-def _where(file: str, path: tuple[str, ...], lines: dict[tuple[str, ...], str]) -> str:
-    """``file:line`` of the closest place that the text names."""
-    while path:
-        if path in lines:
-            return lines[path] if lines[path].startswith("--set") else f"{file}:{lines[path]}"
-        path = path[:-1]
-    return file
-
-
-def _override(tree: dict[str, Any], setting: str) -> tuple[str, ...]:
-    """Apply ``a.b=value`` to the tree and return the path."""
-    key, equals, value = setting.partition("=")
-    path = tuple(part.strip() for part in key.split("."))
-    if not equals or not all(path):
-        raise PlanError(f"cannot read the setting '{setting}'", hint="write it as table.key=value")
-    try:
-        parsed = tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise PlanError(f"cannot apply the setting '{setting}'", why=f"'{part}' is not a table")
-    tree[path[-1]] = parsed
-    return path
-
-
-def _explained(error: ValidationError, file: str, lines: dict[tuple[str, ...], str]) -> PlanError:
-    """The first problem of a validation as an error people can act on."""
-    problems = error.errors()
-    first = problems[0]
-    path = tuple(str(part) for part in first["loc"] if str(part).isidentifier())
-    hint = ""
-    problem = first.get("ctx", {}).get("pattern", first["type"])
-    what = f"{'.'.join(path)}: {first['msg'][0].lower()}{first['msg'][1:]}".replace("value error, ", "")
-    if problem in FORMS:
-        what = f"{'.'.join(path)}: {FORMS[problem]}"
-    elif first["type"] == "extra_forbidden":
-        what = f"'{'.'.join(path)}' is not a setting"
-        hint = _suggest(path[-1], _fields(path[:-1]))
-    elif first["type"] == "missing":
-        what = f"'{'.'.join(path)}' is missing"
-    more = f"and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return PlanError(what, where=_where(file, path, lines), why=more, hint=hint)
-
-
-def _fields(path: tuple[str, ...]) -> list[str]:
-    """Names of the settings in a table of the plan."""
-    model: type[BaseModel] = Plan
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return list(model.model_fields)
+        return Document.load(path, overrides, FORMS).read(cls, besides=BESIDES)

@@ -116,9 +116,13 @@ class FixedPoint:
             values[start : start + BLOCK] = words[start : start + BLOCK].view(np.int32) * factor
         return values
 
+    def limit(self, bound: float) -> int:
+        """The largest integer that a value within ``bound`` may become; float32 rounding is forgiven."""
+        return math.ceil(bound * 2.0**self.exponent * (1 + 2.0**-22))
+
     def beyond(self, words: Words, bound: float) -> int | None:
         """The first coordinate whose value is larger than ``bound`` in magnitude, or ``None``; float32 rounding is forgiven."""
-        limit = math.ceil(bound * 2.0**self.exponent * (1 + 2.0**-22))
+        limit = self.limit(bound)
         for start in range(0, len(words), BLOCK):
             block = words[start : start + BLOCK].view(np.int32)
             if block.max() > limit or block.min() < -limit:
@@ -126,7 +130,7 @@ class FixedPoint:
         return None
 
 
-def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, terms: int = 1) -> None:
+def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, terms: float = 1) -> None:
     """Write each number as five words of 12 bits, least first; ``out`` has shape ``(5 * n,)``.
 
     Raises:

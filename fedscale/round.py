@@ -16,7 +16,7 @@ from enum import StrEnum
 
 from fedscale.aggregate import Aggregate, Aggregator, Partial
 from fedscale.errors import Cause, Failure
-from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Lost, Outcome, Release, Returned
+from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Lost, Outcome, Release, Returned, Summed
 from fedscale.learner import Phase
 from fedscale.metrics import pooled
 from fedscale.task import Task
@@ -132,6 +132,8 @@ class Round:
         if isinstance(event, Fired) and event.timer == self.timer():
             self._expire()
             return self._settle(final=True)
+        if isinstance(event, Summed):
+            return self._merge(event)
         node, kind = self._subject(event)
         place = MOVES.get((self.places[node], kind)) if node in self.places else None
         if place is None:
@@ -172,6 +174,17 @@ class Round:
             del self.failures[node]
             return [Assign(self.task(node))]
         return []
+
+    def _merge(self, event: Summed) -> list[Effect]:
+        """Take several answers at once: all of them or, where one of the nodes cannot answer any more, none."""
+        expected = all(MOVES.get((self.places[node], "answered")) if node in self.places else None for node in event.nodes)
+        if event.words is None or not expected or len(set(event.nodes)) < len(event.nodes):
+            return []
+        for node in event.nodes:
+            self._move(node, Place.ANSWERED)
+            self.failures.pop(node, None)
+        self.aggregator.merge(self.partial, Partial(event.words, len(event.nodes)))
+        return self._settle(final=False)
 
     def _show(self, node: str, event: Answered) -> None:
         """Keep a site's own metrics where the plan shows them and the cell is large enough."""

@@ -41,6 +41,7 @@ from fedscale.events import (
 )
 from fedscale.learner import Phase
 from fedscale.metrics import HIGHER_IS_BETTER
+from fedscale.names import Names
 from fedscale.optimizers import Slots
 from fedscale.plan import Plan
 from fedscale.round import Round, Status, Terms
@@ -101,7 +102,7 @@ class Run:
         if self.asked:
             return self._in_init(event)
         if isinstance(event, Roster):
-            return self._open(event.nodes)
+            return self._open(Names.of(event.nodes))
         if isinstance(event, Fired) and event.timer == self._gathering() and not self.paused:
             return self._finish("failed", f"fewer than {self._needed()} nodes were there within {self.plan.clients.deadline:g} s")
         return []
@@ -119,12 +120,12 @@ class Run:
         """Ask for nodes, unless paused."""
         return [] if self.paused else [Gather(self._needed()), Arm(self._gathering(), self.plan.clients.deadline)]
 
-    def _open(self, nodes: tuple[str, ...]) -> list[Effect]:
+    def _open(self, nodes: Names) -> list[Effect]:
         """Begin the next step with the nodes that are there."""
-        if self.paused or len(set(nodes)) < self._needed():
+        if self.paused or len(nodes) < self._needed():
             return self._gather()
         if self.phase is Phase.INIT:
-            able = [n for n in sorted(set(nodes)) if n not in self.unable]
+            able = nodes if not self.unable else [n for n in nodes if n not in self.unable]
             if not able:
                 causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.unable.items()))
                 return self._finish("failed", f"no node could make the first model: {causes}")
@@ -132,11 +133,11 @@ class Run:
         self.round = Round.begin(self._terms(nodes), self.strategy.aggregator)
         return self.round.requests()
 
-    def _terms(self, nodes: tuple[str, ...]) -> Terms:
+    def _terms(self, nodes: Names) -> Terms:
         """The terms of the next round with these nodes eligible."""
         plan, schema = self.plan, self._schema()
         clients = plan.clients.model_copy(update={"select": plan.evaluate.select}) if self.phase is Phase.EVALUATE else plan.clients
-        asked, target = clients.asked(len(set(nodes)))
+        asked, target = clients.asked(len(nodes))
         members = cohort(plan.job.seed, self.number, nodes, asked)
         layout = layout_for(plan, self.phase, schema.size, asked)
         shown = plan.evaluate.min_cell if plan.evaluate.per_site and self.phase is Phase.EVALUATE else 0

@@ -9,24 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 from fedscale.errors import PlanError
+from fedscale.names import Names
 
 
 def cohort(seed: int, number: int, eligible: Iterable[str], size: int) -> tuple[str, ...]:
     """Choose ``size`` of the eligible nodes uniformly without replacement.
 
-    The choice depends on the set of nodes, not on their order, and on nothing else; it costs one draw a node.
+    The choice depends on the set of nodes, not on their order, and on nothing else; it costs one draw a node, and a sort of
+    the nodes unless they are ``Names``.
 
     Raises:
         PlanError: fewer nodes are eligible than asked for.
     """
-    nodes = sorted(set(eligible))
+    nodes = Names.of(eligible)
     if not 0 < size <= len(nodes):
         raise PlanError(f"cannot choose {size} of {len(nodes)} nodes")
     if size == len(nodes):
         return tuple(nodes)
     # The smallest of independent uniform draws; Philox's raw stream is fixed for ever, unlike Generator.choice.
     draws = np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)).random_raw(len(nodes))
-    return tuple(sorted(nodes[i] for i in np.argpartition(draws, size - 1)[:size]))
+    return tuple(nodes[int(at)] for at in np.sort(np.argpartition(draws, size - 1)[:size]))
 
 
 def derived_seed(seed: int, number: int, name: str) -> int:

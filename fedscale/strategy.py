@@ -37,8 +37,9 @@ class Strategy:
         transforms: what happens to each update before it leaves the node, and is undone on the sum.
         weighting: whether a node counts by its examples or all count the same.
         proximal: strength of the pull towards the global model during local training (FedProx's mu).
-        name: what plans and reports call it; ``custom`` when composed by hand.
-        params: the arguments it was made with.
+
+    ``name`` is what plans and reports call it and ``params`` are the arguments it was made with, both set by the functions
+    below alone: what is composed by hand is called ``custom``, and so is anything that ``dataclasses.replace`` makes of it.
     """
 
     optimizer: Optimizer
@@ -46,8 +47,8 @@ class Strategy:
     transforms: tuple[Transform, ...] = ()
     weighting: Weighting = "examples"
     proximal: float = 0.0
-    name: str = "custom"
-    params: Mapping[str, float | str] = field(default_factory=dict)
+    name: str = field(default="custom", init=False)
+    params: Mapping[str, float | str] = field(default_factory=dict, init=False)
 
 
 def _strategy(make: Callable[P, Strategy]) -> Callable[P, Strategy]:
@@ -67,7 +68,10 @@ def _strategy(make: Callable[P, Strategy]) -> Callable[P, Strategy]:
                 raise PlanError(f"{name} has no setting '{place}'", where=f"strategy.{place}", hint=f"known: {known}") from None
             raise PlanError(f"{name}: {place}: {first['msg'][0].lower()}{first['msg'][1:]}", where=f"strategy.{place}") from None
         bound = inspect.signature(make).bind(*args, **kwargs)
-        return replace(value, name=name, params=dict(bound.arguments))
+        # A name is no argument, so that no copy with other parts can keep it; a frozen value is given its own this way.
+        object.__setattr__(value, "name", name)
+        object.__setattr__(value, "params", dict(bound.arguments))
+        return value
 
     return named
 

@@ -80,6 +80,20 @@ def perform(
     model: Vector | None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> FirstModel | Words:
+    """Do a task with a learner and lay the result out for the ring; see ``compute``."""
+    done = compute(task, plan, strategy, learner, data, model, progress)
+    return done if isinstance(done, FirstModel) else task.layout.encode(done)
+
+
+def compute(
+    task: Task,
+    plan: Plan,
+    strategy: Strategy,
+    learner: Learner,
+    data: Any,
+    model: Vector | None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> FirstModel | Update:
     """Do a task with a learner.
 
     Args:
@@ -107,7 +121,7 @@ def perform(
         raise AppError(f"the learner returned {type(result).__name__}", why="a Result is expected")
     if task.phase is Phase.INIT:
         return _first(result)
-    return task.layout.encode(_update(task, strategy, result, model))
+    return _update(task, strategy, result, model)
 
 
 def _first(result: Result) -> FirstModel:
@@ -130,9 +144,8 @@ def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None
     if task.phase is Phase.TRAIN:
         if result.arrays is None or task.schema is None or model is None:
             raise AppError("the learner returned no trained model", hint="return Result(arrays=...) for phase 'train'")
-        delta = task.schema.pack(result.arrays)
         with np.errstate(over="ignore"):
-            np.subtract(delta, model, out=delta)
+            delta = np.subtract(task.schema.flat(result.arrays), model)
         weight = 1.0 if strategy.weighting == "equal" else min(weight, task.layout.weight_cap)
     metrics = {name: np.asarray(sums, np.float64).reshape(-1) * (weight / result.examples) for name, sums in result.metrics.items()}
     update = Update(delta, weight, metrics)

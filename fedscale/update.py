@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
 from fedscale.errors import UpdateRejected
 from fedscale.metrics import Metric, Sums
-from fedscale.ring import BEYOND, LIMBS, LIMIT, WORD, FixedPoint, Words, from_limbs, to_limbs
+from fedscale.ring import BEYOND, LIMBS, LIMIT, WORD, FixedPoint, Words, add, from_limbs, to_limbs
 from fedscale.vector import Vector
 
 
@@ -74,24 +74,57 @@ class Layout:
         Raises:
             UpdateRejected: wrong length or dtype, a value that is not finite or beyond its bound, or a bad weight.
         """
-        if update.delta.dtype != np.float32 or update.delta.shape != (self.size,):
-            raise UpdateRejected(
-                f"a model change of shape {update.delta.shape} and dtype {update.delta.dtype} does not fit {self.size} float32 coordinates"
-            )
-        if not (math.isfinite(update.weight) and 0 < update.weight <= self.weight_cap):
-            raise UpdateRejected("the weight of an answer is not within its bounds", why=f"it must be above 0 and at most {self.weight_cap:g}")
+        self._require_fit(update, 1)
         words = np.empty(self.length, WORD)
         # Dividing by the cap keeps a weighted coordinate within the bound of an unweighted one.
         self.format.encode(update.delta * np.float32(update.weight / self.weight_cap), words[: self.size])
         self._bounded(words, update.weight)
+        to_limbs(self._numbers(update), words[self.size :], self.terms)
+        return words
+
+    def add(self, update: Update, total: Words, count: int = 1) -> None:
+        """``total += encode(update)`` in one pass over the model, after all checks, so that an error leaves the total as it was.
+
+        Args:
+            update: one node's update, or the mean of those of ``count`` nodes with their summed weight and metric sums.
+            total: the sum so far, shape ``(length,)``.
+            count: how many nodes are behind the update.
+
+        Raises:
+            UpdateRejected: as ``encode`` and ``check``.
+        """
+        self._require_fit(update, count)
+        factor = update.weight / self.weight_cap
+        least, most = self.format.extremes(update.delta, factor)
+        limit = self.format.limit(self.bound * factor)
+        if not (-limit <= least and most <= limit):
+            self.encode(replace(update, weight=update.weight / count))  # which says where; what a rounding hides is caught next
+            raise UpdateRejected("a value is beyond the agreed range", hint=BEYOND)
+        numbers = self._numbers(update)
+        tail = np.empty(len(numbers) * LIMBS, WORD)
+        to_limbs(numbers, tail, self.terms / count)
+        self._require_counts(update.weight, update.metrics)
+        self.format.add(update.delta, factor, total[: self.size])
+        add(total[self.size :], tail)
+
+    def _require_fit(self, update: Update, count: int) -> None:
+        """Refuse a change of another length, or a weight that so many nodes cannot have."""
+        if update.delta.dtype != np.float32 or update.delta.shape != (self.size,):
+            raise UpdateRejected(
+                f"a model change of shape {update.delta.shape} and dtype {update.delta.dtype} does not fit {self.size} float32 coordinates"
+            )
+        if not (math.isfinite(update.weight) and 0 < update.weight <= self.weight_cap * count):
+            raise UpdateRejected("the weight of an answer is not within its bounds", why=f"it must be above 0 and at most {self.weight_cap:g}")
+
+    def _numbers(self, update: Update) -> Sums:
+        """The weight and all metric sums, in order."""
         numbers = [np.array([update.weight])]
         for metric in self.metrics:
             sums = np.asarray(update.metrics.get(metric.name, ()), np.float64)
             if sums.shape != (metric.width,):
                 raise UpdateRejected(f"metric '{metric.name}' has {sums.size} values, the plan asks for {metric.width}")
             numbers.append(sums)
-        to_limbs(np.concatenate(numbers), words[self.size :], self.terms)
-        return words
+        return np.concatenate(numbers)
 
     def _bounded(self, words: Words, weight: float) -> None:
         """Refuse an answer of that weight with a coordinate beyond the bound: the cap leaves room that a small weight must not use."""
@@ -127,9 +160,14 @@ class Layout:
         if not 0 < weight <= self.weight_cap:
             raise UpdateRejected("the weight of an answer is not within its bounds", why=f"it must be above 0 and at most {self.weight_cap:g}")
         for metric in self.metrics:
-            counts = sums[metric.name]
-            if np.abs(counts).max() > LIMIT / self.terms:
+            if np.abs(sums[metric.name]).max() > LIMIT / self.terms:
                 raise UpdateRejected(f"metric '{metric.name}' is too large", why=f"the limit is {LIMIT / self.terms:.0f}")
+        self._require_counts(weight, sums)
+        self._bounded(words, weight)
+
+    def _require_counts(self, weight: float, sums: Mapping[str, Sums]) -> None:
+        """Refuse histograms that count more examples than there are, or fewer than none."""
+        for metric in self.metrics:
+            counts = sums[metric.name]
             if metric.width > 1 and (counts.min() < 0 or counts.sum() > weight * (1 + 1e-6) + 1):
                 raise UpdateRejected(f"metric '{metric.name}' counts more examples than the answer's weight, or fewer than none")
-        self._bounded(words, weight)

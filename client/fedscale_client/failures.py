@@ -23,20 +23,8 @@ from traceback import walk_tb
 from types import CodeType
 
 import fedscale
-from fedscale.errors import (
-    AccessDenied,
-    AppError,
-    Cause,
-    ConfigError,
-    DataError,
-    Failure,
-    FedscaleError,
-    NotFound,
-    PolicyRefusal,
-    ProtocolError,
-    Unreachable,
-    UpdateRejected,
-)
+from fedscale.causes import cause_of
+from fedscale.errors import Cause, Failure, FedscaleError
 from fedscale.vector import Schema
 
 DEEPEST = 12
@@ -47,16 +35,6 @@ FULL = f"disk full or over quota ({os.strerror(errno.ENOSPC).lower()})"
 OURS = (*(Path(folder).resolve() for folder in fedscale.__path__), Path(__file__).resolve().parent)
 LIBRARIES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib", "platstdlib")))
 
-CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
-    (DataError, Cause.DATA),
-    (ConfigError, Cause.DATA),
-    (PolicyRefusal, Cause.POLICY),
-    (Unreachable, Cause.NETWORK),
-    (ProtocolError, Cause.NETWORK),
-    (NotFound, Cause.NETWORK),
-    (AccessDenied, Cause.NETWORK),
-    (UpdateRejected, Cause.REJECTED),
-)
 HINTS = {
     Cause.CODE: "the site finds the full message in the log of its worker",
     Cause.DATA: "the site can look with: fedscale node data check",
@@ -120,22 +98,7 @@ def of_exit(code: int | None) -> Failure:
 
 def _cause(error: BaseException, context: Context) -> Cause:
     """The typed reason of an exception."""
-    if _is_memory(error):
-        return Cause.MEMORY
-    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in (error, error.__cause__)):
-        return Cause.DISK
-    ours = _is_ours(error)
-    if ours and isinstance(error, UpdateRejected | AppError) and re.search("not finite|beyond", error.what):
-        return Cause.DIVERGED
-    if ours or isinstance(error, DataError):
-        return next((cause for kind, cause in CAUSES if isinstance(error, kind)), Cause.CODE)
-    return Cause.DATA if context.loading else Cause.CODE
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether memory ran out: of the machine, or of an accelerator; torch says so in its own ways."""
-    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return isinstance(error, MemoryError) or named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    return cause_of(error, ours=_is_ours(error)) or (Cause.DATA if context.loading else Cause.CODE)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -205,8 +205,7 @@ def _settings(kept: dict[str, object], reply: pb.JoinReply, federation: str, lea
 
 
 def _write(home: NodeHome, credentials: Credentials, settings: NodeSettings) -> None:
-    """Make the home; ``node.toml`` comes last, so that a crash leaves a home that has not joined."""
-    home.settings_file.unlink(missing_ok=True)
+    """Make the home; ``node.toml`` comes last, so that a crash leaves a home that can join again."""
     write_private(home.key_file, credentials.key)
     write_private(home.certificate_file, credentials.certificate)
     write_private(home.authority_file, credentials.authority)

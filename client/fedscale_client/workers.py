@@ -64,7 +64,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=seat["bundle"],
-                env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+                # One thread gives the same bits on every machine and in the simulator; a site that prefers speed sets a number of its own.
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
                 start_new_session=True,
             )
         worker = cls(process)

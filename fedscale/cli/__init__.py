@@ -27,6 +27,7 @@ NOUNS = {
     "project": Entry("fedscale_server.nouns:project", "Group sites and runs, invite sites."),
     "node": Entry("fedscale_client.nouns:node", "Run a site: join a federation, declare data, train."),
     "run": Entry("fedscale_server.nouns:run", "Submit, watch and steer runs, fetch their results."),
+    "secagg": Entry("fedscale.cli.secagg:secagg", "Plan secure aggregation."),
     "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
 }
 EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower"}
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     # What gRPC has to say of a broken connection stands in our own error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    console.forgive_encoding()
     try:
         status = typer.main.get_command(app).main(words, prog_name="fedscale", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as asked:

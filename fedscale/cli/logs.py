@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal, TypeAlias
 
-import structlog
 import typer
 
 from fedscale import console
@@ -15,6 +14,8 @@ LogFormat: TypeAlias = Annotated[Literal["text", "json"], typer.Option("--log", 
 
 def configure(form: Literal["text", "json"]) -> None:
     """Send the log to stderr, for people or as one JSON object a line; times in UTC."""
+    import structlog
+
     render: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if form == "text":
         render = structlog.dev.ConsoleRenderer(colors=console.animated(), exception_formatter=structlog.dev.plain_traceback)

@@ -103,7 +103,9 @@ def find(nodes: int, adversarial: float, dropout: float, profile: Profile) -> Pa
         threshold = finder.threshold(degree)
         if threshold is not None:
             return Parameters(degree, threshold)
-    raise PlanError(f"no graph on {nodes} nodes is safe for these rates", where="secagg", hint="use secagg-silo, or assume fewer drop-outs or colluders")
+    raise PlanError(
+        f"no graph on {nodes} nodes is safe for these rates", where="secagg", hint="use secagg-silo, or assume fewer drop-outs or colluders"
+    )
 
 
 class _Finder:

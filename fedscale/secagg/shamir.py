@@ -62,8 +62,8 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     values = [int.from_bytes(shares[point], "big") for point in points]
     if any(len(shares[point]) != SIZE for point in points) or max(values) >= PRIME:
         raise ProtocolError("a share is no element of the field")
-    weights = lagrange(points)
-    return (sum(map(mul, weights, values)) % PRIME).to_bytes(SIZE, "big")
+    total: int = sum(map(mul, lagrange(points), values))
+    return (total % PRIME).to_bytes(SIZE, "big")
 
 
 @lru_cache(maxsize=4096)

@@ -18,15 +18,15 @@ from torch.autograd.function import once_differentiable
 
 LEAST_PRODUCTS = 4_000_000
 LEAST_GAIN = 1.4
-SIDE = 512
-REPEATS = 5
+SIDE = 384
+REPEATS = 4
 
 
 class OneDnnLinear(torch.autograd.Function):
     """``x @ w.T + b`` whose three products are oneDNN's."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Outputs of shape ``(..., out)`` for features of shape ``(..., in)``."""
         ctx.save_for_backward(features, weight)
         ctx.biased = bias is not None
@@ -34,7 +34,7 @@ class OneDnnLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of features, weight and bias."""
         features, weight = ctx.saved_tensors
         rows, inputs = gradient.reshape(-1, gradient.shape[-1]), features.reshape(-1, features.shape[-1])

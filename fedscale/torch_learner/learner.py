@@ -100,16 +100,29 @@ class TorchLearner:
             raise AppError("the app's model has no parameters to train")
         return module
 
-    def _loaded(self, work: Work, device: torch.device) -> Resident:
-        """The resident module with the global model in it."""
+    def warm(self, device: str) -> None:
+        """Build the module ahead of the first piece of work, for the processes that are then forked.
+
+        Raises:
+            AppError, PlanError: as ``run``.
+        """
+        self._resident_on(_device(device))
+
+    def _resident_on(self, device: torch.device) -> Resident:
+        """The resident module."""
         if self._resident is None or self._resident.device != device:
             # A fixed seed: whatever does not travel must be alike on every node.
             with _seeded(0, device):
                 self._resident = Resident(self._module(), device)
+        return self._resident
+
+    def _loaded(self, work: Work, device: torch.device) -> Resident:
+        """The resident module with the global model in it."""
         if work.arrays is None:
             raise AppError(f"there is no model to {work.phase}")
-        self._resident.load(work.arrays)
-        return self._resident
+        resident = self._resident_on(device)
+        resident.load(work.arrays)
+        return resident
 
     def _train(self, work: Work, device: torch.device) -> Result:
         """Train from the global model on."""

@@ -103,7 +103,8 @@ def _flatten(module: nn.Module, shared: dict[str, Tensor], device: torch.device)
     """Move what travels into one vector, of which it becomes views; ``None`` where dtypes differ or memory is shared."""
     owners = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     plain = all(name in owners and entry.dtype is torch.float32 and entry.layout is torch.strided for name, entry in shared.items())
-    if not plain or len({entry.untyped_storage().data_ptr() for entry in shared.values() if entry.numel()}) < sum(e.numel() > 0 for e in shared.values()):
+    places = [entry.untyped_storage().data_ptr() for entry in shared.values() if entry.numel()]
+    if not plain or len(set(places)) < len(places):
         return None
     flat = torch.empty(sum(entry.numel() for entry in shared.values()), device=device)
     for name, part in zip(shared, flat.split([entry.numel() for entry in shared.values()]), strict=True):

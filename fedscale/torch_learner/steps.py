@@ -45,8 +45,7 @@ class Steps:
 
     def descend(self, loss: Tensor) -> None:
         """One step down the gradient of a loss."""
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        self._move([gradient is not None for gradient in gradients], [gradient for gradient in gradients if gradient is not None])
+        self._move(torch.autograd.grad(loss, self._parameters, allow_unused=True))
 
     def descend_scaled(self, loss: Tensor, scaler: torch.amp.GradScaler) -> None:
         """The same with a loss scaled up so that half floats do not vanish."""
@@ -57,12 +56,12 @@ class Steps:
 
     def step(self) -> None:
         """Move every parameter that has a gradient; this is what torch's GradScaler calls."""
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._move([gradient is not None for gradient in gradients], [gradient for gradient in gradients if gradient is not None])
+        self._move([parameter.grad for parameter in self._parameters])
 
-    def _move(self, reached: Sequence[bool], gradients: list[Tensor]) -> None:
-        """Move the parameters that were reached."""
-        wanted = self._wanted
+    def _move(self, found: Sequence[Tensor | None]) -> None:
+        """Move the parameters for which there is a gradient."""
+        wanted, reached = self._wanted, [gradient is not None for gradient in found]
+        gradients = [gradient for gradient in found if gradient is not None]
         parameters, anchor, first, second = (_only(tensors, reached) for tensors in (self._parameters, self._anchor, self._first, self._second))
         self._count += 1
         with torch.no_grad():

@@ -17,10 +17,9 @@ from fedscale.errors import Conflict
 from fedscale.record import RoundRecord, RunRecord
 from fedscale.report import write
 from fedscale.report.units import number
+from fedscale_server.control import OVER
 from fedscale_server.follow import follow, shown
 from fedscale_server.options import ProfileFolder, RunId, connect, moment
-
-OVER = ("completed", "failed", "stopped")
 
 
 def list_(
@@ -41,7 +40,7 @@ def show(run: RunId, *, json: Json = False, profile: ProfileFolder = None) -> No
     record = RunRecord.from_json(detail.record)
     parts = [console.table(("round", "phase", ">nodes", ">failures", "metrics"), [_round(row) for row in record.rounds]), shown(detail)]
     data = {"run": asdict(detail.info), "record": json_.loads(detail.record), "model": detail.model}
-    console.emit(data, Group(*parts, *([detail.info.reason] if detail.info.reason else [])), as_json=json)
+    console.emit(data, Group(*parts, *([console.text(detail.info.reason)] if detail.info.reason else [])), as_json=json)
 
 
 def _round(row: RoundRecord) -> Sequence[object]:

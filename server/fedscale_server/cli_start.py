@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -17,11 +17,12 @@ from fedscale.cli.logs import LogFormat, configure
 from fedscale.cli.options import DryRun, Json
 from fedscale.errors import Conflict
 from fedscale_server.home import Home
-from fedscale_server.options import ServerHome
 from fedscale_server.settings import load
 
 if TYPE_CHECKING:
     from fedscale_server.app import Ready
+
+ServerHome: TypeAlias = Annotated[Path, typer.Option("--home", envvar="FEDSCALE_SERVER_HOME", help="The coordinator's folder.")]
 
 
 def init(

@@ -27,6 +27,7 @@ P = ParamSpec("P")
 ERROR_KEY = "fedscale-error-bin"
 TIMEOUT, PATIENCE = 15.0, 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+OVER = ("completed", "failed", "stopped")
 KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
     grpc.StatusCode.UNAVAILABLE: Unreachable,
     grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
@@ -155,11 +156,16 @@ class Control:
                 for message in self._stub.WatchRun(pb.WatchRunRequest(run=run, after=after)):
                     pause, tried, after = FIRST_PAUSE, 0.0, max(after, message.sequence)
                     yield _event(message)
-                return
+                # A stream also ends when the coordinator goes down, or cuts off a watcher that does not keep up.
+                if self.run(run).info.status in OVER:
+                    return
+                problem: FedscaleError = Unreachable("the coordinator ends the stream of events", where=self.profile.address)
             except grpc.RpcError as error:
                 problem = self.explain(error)
-                if not isinstance(problem, Unreachable) or tried >= patience:
-                    raise problem from None
+            except Unreachable as error:
+                problem = error
+            if not isinstance(problem, Unreachable) or tried >= patience:
+                raise problem
             wait(pause)
             pause, tried = min(2 * pause, LONGEST_PAUSE), tried + pause
 

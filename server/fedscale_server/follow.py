@@ -59,7 +59,7 @@ def conclude(detail: Detail, problem: FedscaleError | None, *, as_json: bool) ->
 def shown(detail: Detail) -> RenderableType:
     """A run's results as a person reads them."""
     record = RunRecord.from_json(detail.record)
-    return Group(results(record), totals(record))
+    return Group(results(record), console.text(totals(record)))
 
 
 def _problem(detail: Detail) -> FedscaleError | None:

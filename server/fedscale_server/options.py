@@ -14,7 +14,6 @@ from fedscale_server.profile import Profile
 ProfileFolder: TypeAlias = Annotated[
     Path | None, typer.Option("--profile", envvar="FEDSCALE_PROFILE", help="Folder with the key and certificate to call a coordinator with.")
 ]
-ServerHome: TypeAlias = Annotated[Path, typer.Option("--home", envvar="FEDSCALE_SERVER_HOME", help="The coordinator's folder.")]
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 
 

@@ -46,6 +46,8 @@ class View:
         match event.kind:
             case "gathering":
                 self.waiting = f"waiting for nodes, {len(detail.get('there', ()))} of {detail.get('needed', 1)} there"
+            case "roster" if event.phase == "init":
+                self.waiting = "waiting for the first model"
             case "opened":
                 self.phase, self.number, self.waiting, self.named = event.phase, event.number, "", set()
                 self.sites = dict.fromkeys(detail.get("cohort", ()), 0.0)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 import fedscale
-from fedscale.clock import Clock
-from fedscale.events import Answered, Initialized, Outcome
-from fedscale.record import RoundRecord, RunRecord
+from fedscale.events import Answered, Initialized, Outcome, Summed
+from fedscale.record import JSON, RoundRecord, RunRecord
 from fedscale.run import Run
 from fedscale.task import Task
-from fedscale_simulations.engines.sequential import Answer
+from fedscale_simulations.engines.desk import Answer
+
+
+class Watch(Protocol):
+    """Tells how much time has passed."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
 
 
 @dataclass(slots=True)
@@ -21,14 +28,16 @@ class Books:
     """Closed rounds and totals.
 
     Args:
-        clock: where durations come from.
+        clock: where durations come from: the machine's, or the world's where time is virtual.
+        facts: what the record says besides, by key.
         rounds: the phases that are closed.
         seconds: time spent in them and before.
         up: bytes from the clients.
         down: bytes to the clients.
     """
 
-    clock: Clock
+    clock: Watch
+    facts: dict[str, JSON] = field(default_factory=dict)
     rounds: list[RoundRecord] = field(default_factory=list)
     seconds: float = 0.0
     up: int = 0
@@ -41,18 +50,20 @@ class Books:
         self._since, self._marks = self.clock.monotonic(), (self.up, self.down)
 
     @classmethod
-    def after(cls, record: RunRecord, clock: Clock) -> Books:
+    def after(cls, record: RunRecord, clock: Watch, facts: dict[str, JSON] | None = None) -> Books:
         """The books of a run that goes on."""
-        return cls(clock, list(record.rounds), record.seconds, record.bytes_up, record.bytes_down)
+        return cls(clock, facts or {}, list(record.rounds), record.seconds, record.bytes_up, record.bytes_down)
 
     def sent(self, task: Task) -> None:
         """A client was asked: it got the model, four bytes a coordinate, except when it is to make the first one."""
         self.down += 4 * task.schema.size if task.schema else 0
 
     def received(self, answer: Answer, task: Task) -> None:
-        """A client answered."""
+        """A client answered, or several did."""
         if isinstance(answer, Answered):
             self.up += task.layout.nbytes
+        elif isinstance(answer, Summed):
+            self.up += task.layout.nbytes * len(answer.nodes)
         elif isinstance(answer, Initialized) and answer.model is not None:
             self.up += answer.model.nbytes
 
@@ -93,7 +104,8 @@ class Books:
             bytes_up=self.up,
             bytes_down=self.down,
             model_digest=run.digest,
-            extra={
+            extra=self.facts
+            | {
                 "seeds": {"job": run.plan.job.seed},
                 "versions": {"fedscale": fedscale.__version__, "python": platform.python_version(), "numpy": np.__version__},
             },

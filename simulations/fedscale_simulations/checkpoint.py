@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.numpy
@@ -10,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 
 from fedscale.errors import ConfigError, NotFound
 from fedscale.plan import Plan
-from fedscale.record import RunRecord
-from fedscale.run import Run
+from fedscale.record import JSON, RunRecord
+from fedscale.run import RUNNING, Run
 from fedscale.strategy import Strategy
 from fedscale_simulations.files import replace_file
 
 FILE = "checkpoint.safetensors"
+CHEAP, SHARE = 0.02, 20.0
 
 
 def save(folder: Path, run: Run, record: RunRecord) -> None:
@@ -28,8 +32,40 @@ def save(folder: Path, run: Run, record: RunRecord) -> None:
     replace_file(folder / FILE, safetensors.numpy.save(vectors, {"facts": json.dumps(facts), "record": record.to_json()}))
 
 
-def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...]) -> tuple[Run, RunRecord]:
+@dataclass
+class Keeper:
+    """Saves a run after every phase; checkpoints that take long are left out so that they cost a twentieth of the time at most.
+
+    Args:
+        folder: where; nothing is saved without one.
+    """
+
+    folder: Path | None
+    _again: float = 0.0
+
+    def keep(self, run: Run, record: Callable[[], RunRecord]) -> None:
+        """Save the run as it stands, unless it goes on and the last checkpoint was a moment ago.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        began = time.monotonic()
+        if self.folder is None or (run.status == RUNNING and began < self._again):
+            return
+        save(self.folder, run, record())
+        took = time.monotonic() - began
+        self._again = time.monotonic() + (SHARE * took if took > CHEAP else 0.0)
+
+
+def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], facts: Mapping[str, JSON]) -> tuple[Run, RunRecord]:
     """The run that ``save`` saw, and its record.
+
+    Args:
+        folder: where ``save`` wrote it.
+        plan: the plan, which must be the same.
+        strategy: the strategy, likewise.
+        names: the clients, likewise.
+        facts: what else its record must say, by key.
 
     Raises:
         NotFound: there is no checkpoint in the folder.
@@ -42,11 +78,13 @@ def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...]) -
         with safe_open(path, framework="numpy") as file:
             header = file.metadata()
             vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        facts, record = json.loads(header["facts"]), RunRecord.from_json(header["record"])
+        state, record = json.loads(header["facts"]), RunRecord.from_json(header["record"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("a checkpoint is damaged", where=str(path), why=type(error).__name__) from None
     _require_same(path, plan, names, record)
-    return Run.restore(plan, strategy, facts, vectors), record
+    if changed := [key for key, value in facts.items() if record.extra.get(key) != value]:
+        raise ConfigError(f"the checkpoint belongs to another {changed[0]}", where=str(path), hint="resume with the same data and devices")
+    return Run.restore(plan, strategy, state, vectors), record
 
 
 def _require_same(path: Path, plan: Plan, names: tuple[str, ...], record: RunRecord) -> None:

@@ -25,7 +25,7 @@ from fedscale.learner import Learner
 from fedscale.plan import Plan
 from fedscale.strategy import Strategy
 from fedscale.torch_learner import TorchLearner, as_learner
-from fedscale_simulations.engines.sequential import KEEP
+from fedscale_simulations.engines.desk import keep
 from fedscale_simulations.failures import failure_of
 
 FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError)
@@ -124,8 +124,8 @@ def assemble(plan: Plan, folder: Path, clients: int | None, table: Table | None)
         raise AppError(f"the app's module '{name}' cannot be imported", where=str(folder), why=f"{type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise AppError(f"the app's module '{name}' has no '{attribute}'", where=str(folder), hint="set job.app to module:attribute")
-    learner = as_learner(getattr(module, attribute), KEEP)
     data = table.population(clients, plan.job.seed) if table else _population(module, clients, plan.job.seed)
+    learner = as_learner(getattr(module, attribute), keep(data))
     return Job(plan, strategy, learner, data)
 
 
@@ -145,6 +145,8 @@ def _require_clients(data: object) -> None:
     """Refuse what is no mapping of clients."""
     if isinstance(data, Dataset):
         raise DataError("the data are one dataset", why="a simulation needs clients", hint='spread it: data.partition("iid", clients=10)')
+    if isinstance(data, Population):
+        return
     if not isinstance(data, Mapping) or not data or not all(isinstance(name, str) for name in data):
         raise DataError(f"the data are of type {type(data).__name__}", why="a mapping from the names of clients to their data is expected")
 

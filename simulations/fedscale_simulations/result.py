@@ -11,6 +11,7 @@ from safetensors.numpy import save
 
 from fedscale import report
 from fedscale.errors import RunFailed
+from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.record import RoundRecord, RunRecord, finals
 from fedscale.report.units import data_size, duration, number
 from fedscale.vector import Schema, Vector
@@ -80,11 +81,23 @@ class Simulation:
             raise RunFailed("the run ended before there was a model", why=self.record.reason)
         return self.schema.unpack(self.vector)
 
+    def reached(self, metric: str, value: float) -> float | None:
+        """Seconds, virtual where devices are simulated, until a pooled metric first was at least, or for a loss at most, a value.
+
+        Args:
+            metric: ``phase.metric``, as in ``evaluate.accuracy``.
+            value: to be reached.
+
+        Returns:
+            ``None`` when it never was.
+        """
+        return reached(self.record, metric, value)
+
     def summary(self) -> str:
         """A few lines for people: how it ended, the last metrics, failures and traffic."""
         record = self.record
         rounds = len({row.number for row in record.rounds})
-        ended = f"{record.status} after {rounds} rounds with {len(record.nodes)} clients in {duration(record.seconds)}"
+        ended = f"{record.status} after {rounds} rounds with {_clients(record):,} clients in {duration(record.seconds)}"
         lines = [f"{record.name}: {ended}" + (f": {record.reason}" if record.reason else "")]
         for phase in ("evaluate", "train"):
             values = [f"{name} {number(value)}" for (of, name), value in finals(record).items() if of == phase]
@@ -118,3 +131,21 @@ class Simulation:
             files[MODEL_FILE] = Path(folder, MODEL_FILE)
             replace_file(files[MODEL_FILE], save(dict(self.model)))
         return files
+
+
+def reached(record: RunRecord, metric: str, value: float) -> float | None:
+    """Seconds until a pooled metric of a run was as good as a value; ``None`` when it never was."""
+    phase, _, name = metric.partition(".")
+    sign, passed = (1.0 if name in HIGHER_IS_BETTER else -1.0), 0.0
+    for row in record.rounds:
+        passed += row.seconds
+        if row.phase == phase and name in row.metrics and sign * row.metrics[name] >= sign * value:
+            return passed
+    return None
+
+
+def _clients(record: RunRecord) -> int:
+    """How many clients there were, listed or not."""
+    facts = record.extra.get("population")
+    count = facts.get("clients") if isinstance(facts, Mapping) else None
+    return count if isinstance(count, int) else len(record.nodes)

@@ -15,16 +15,21 @@ from pydantic import BaseModel
 
 from fedscale.clock import SystemClock
 from fedscale.errors import PlanError
-from fedscale.events import Assign, Commit
+from fedscale.events import Assign, Commit, Summed
 from fedscale.learner import App, Learner, Training
 from fedscale.plan import Aggregate, Clients, Evaluate, Plan
+from fedscale.record import JSON
 from fedscale.run import RUNNING, Run
 from fedscale.strategy import Strategy, fed_avg
 from fedscale.torch_learner import as_learner, one_thread
-from fedscale_simulations import checkpoint
 from fedscale_simulations.books import Books
-from fedscale_simulations.engines.sequential import KEEP, Answer, Sequential
+from fedscale_simulations.census import Census, weight_cap
+from fedscale_simulations.checkpoint import Keeper, load
+from fedscale_simulations.devices import Devices, devices_of, table_of
+from fedscale_simulations.engines.choice import Choice, opened
+from fedscale_simulations.engines.desk import Answer, Desk, keep
 from fedscale_simulations.job import Job, Table, assemble, importable, strategy_of
+from fedscale_simulations.pace import Still, paced
 from fedscale_simulations.result import Progress, Simulation
 from fedscale_simulations.world import World
 
@@ -43,11 +48,14 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
     train: Training | Mapping[str, Any] | None = None,
     aggregate: Aggregate | Mapping[str, Any] | None = None,
     evaluate: Evaluate | Mapping[str, Any] | None = None,
+    devices: Devices | Mapping[str, Any] | None = None,
     name: str = "simulation",
     plan: Plan | None = None,
     folder: str | Path | None = None,
     resume: str | Path | None = None,
     on_progress: Watch = lambda _: None,
+    engine: str = "auto",
+    workers: int | None = None,
 ) -> Simulation:
     """Simulate a federation in this process.
 
@@ -59,13 +67,17 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
         seed: of everything random.
         clients: who takes part, the plan's ``[clients]``: ``{"select": 50}``.
         train: local training, the plan's ``[train]``: ``{"epochs": 2, "optimizer": {"name": "adam", "lr": 0.001}}``.
-        aggregate: the plan's ``[aggregate]``.
+        aggregate: the plan's ``[aggregate]``; by default the cap on weights is the power of two that fits the largest client.
         evaluate: the plan's ``[evaluate]``; its metrics are the app's unless they are given.
+        devices: speeds, bandwidths and availability of the clients' devices, as in ``[devices]``: ``{"speed_spread": 1.5}``;
+            the run then takes place in virtual time. Without it everybody is there and answers at once.
         name: the job's name.
         plan: a whole plan instead of the arguments from ``rounds`` to ``name``; ``strategy`` only if the plan's is custom.
         folder: where checkpoints go after every phase, and in the end the summary, the report and the model.
         resume: go on from the checkpoint in this folder, and leave everything there; all else must be as it was.
         on_progress: called after every client and every closed round.
+        engine: how the clients' work is done: ``sequential``, ``pool`` and ``vectorized``, or ``auto``, which tries.
+        workers: how many processes, for engines that have several; one for each processor by default.
 
     Returns:
         The ended run. One that failed is returned as well, with the reason in its record.
@@ -77,20 +89,21 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
         ConfigError: ``folder`` cannot be used.
         NotFound: there is no checkpoint to resume from.
     """
-    learner = as_learner(app, KEEP)
+    learner = as_learner(app, keep(data))
     tables: dict[str, Section] = {"clients": clients, "train": train, "aggregate": aggregate, "evaluate": evaluate}
     if plan is None:
         strategy = strategy or fed_avg()
-        tables |= {"job": {"name": name, "seed": seed}, "strategy": {"name": strategy.name, "rounds": rounds, **strategy.params}}
+        tables["aggregate"] = aggregate or weight_cap(app, data)
+        tables |= {"job": {"name": name, "seed": seed}, "strategy": _described(strategy) | {"rounds": rounds}}
         plan = _plan(tables, tuple(app.metrics) if isinstance(app, App) else ())
     elif given := [table for table, value in tables.items() if value is not None]:
         raise PlanError(f"a plan is given and '{given[0]}' as well", hint="put it into the plan")
     else:
         strategy = strategy_of(plan, strategy)
-    return _simulate(Job(plan, strategy, learner, data), folder, resume, on_progress)
+    return _simulate(Job(plan, strategy, learner, data), folder, resume, on_progress, Choice(engine, workers), devices_of(devices))
 
 
-def simulate_file(
+def simulate_file(  # noqa: PLR0913 - as many as the command has options
     path: str | Path,
     clients: int | None = None,
     overrides: Iterable[str] = (),
@@ -98,7 +111,10 @@ def simulate_file(
     on_progress: Watch = lambda _: None,
     *,
     table: Table | None = None,
+    devices: Devices | None = None,
     resume: str | Path | None = None,
+    engine: str = "auto",
+    workers: int | None = None,
 ) -> Simulation:
     """Simulate a job file: the same plan and app that would be submitted to a coordinator.
 
@@ -109,7 +125,10 @@ def simulate_file(
         folder: as in ``simulate``.
         on_progress: as in ``simulate``.
         table: where the data come from; without it the app's module says so, see ``fedscale_simulations.job``.
+        devices: the clients' devices, in place of the file's ``[devices]``.
         resume: as in ``simulate``.
+        engine: as in ``simulate``.
+        workers: as in ``simulate``.
 
     Raises:
         PlanError: the file is no valid plan.
@@ -119,7 +138,8 @@ def simulate_file(
     """
     plan, home = Plan.load(Path(path), overrides), Path(path).parent
     with importable(home):
-        return _simulate(assemble(plan, home, clients, table), folder, resume, on_progress)
+        job = assemble(plan, home, clients, table)
+        return _simulate(job, folder, resume, on_progress, Choice(engine, workers), devices or table_of(Path(path), overrides))
 
 
 def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...]) -> Plan:
@@ -133,23 +153,30 @@ def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...]) -> Plan:
         raise PlanError(error.what, why=error.why, hint=error.hint) from None
 
 
-def _simulate(job: Job, folder: str | Path | None, resume: str | Path | None, on_progress: Watch) -> Simulation:
+def _described(strategy: Strategy) -> dict[str, Any]:
+    """A strategy as its table in a plan; one that was composed by hand says how its nodes count."""
+    composed = {"weighting": strategy.weighting} if strategy.name == "custom" and strategy.weighting != "examples" else {}
+    return {"name": strategy.name, **strategy.params, **composed}
+
+
+def _simulate(
+    job: Job, folder: str | Path | None, resume: str | Path | None, on_progress: Watch, choice: Choice, devices: Devices | None
+) -> Simulation:
     """Simulate a job, from its beginning or from a checkpoint."""
-    names, clock = tuple(job.data), SystemClock()
     target = None if folder is None and resume is None else Path(folder or resume or "")
-    run, books = Run(job.plan, job.strategy), Books(clock)
+    census, keeper = Census(job.data), Keeper(target)
+    facts: dict[str, JSON] = {"population": census.facts} | ({"devices": devices.model_dump()} if devices else {})
+    run, before = Run(job.plan, job.strategy), None
     if resume is not None:
-        run, before = checkpoint.load(Path(resume), job.plan, job.strategy, names)
-        books = Books.after(before, clock)
-
-    def commit() -> None:
-        if target is not None:
-            checkpoint.save(target, run, books.record(run, names))
-
-    with one_thread():
-        _play(run, World(run, Sequential(job.plan, job.strategy, job.learner, job.data), names), books, commit, on_progress)
+        run, before = load(Path(resume), job.plan, job.strategy, census.listed, facts)
+    pace = paced(devices, census, job.plan) if devices else Still(census.names)
+    with one_thread(), opened(choice, Desk(job.plan, job.strategy, job.learner, job.data), census.names) as engine:
+        world = World(run, engine, pace, on_progress, before.seconds if before else 0.0)
+        clock = world if devices else SystemClock()
+        books = Books.after(before, clock, facts) if before else Books(clock, facts)
+        _play(run, world, books, lambda: keeper.keep(run, lambda: books.record(run, census.listed)), on_progress)
     books.close(None)
-    result = Simulation(books.record(run, names), run.schema, run.model)
+    result = Simulation(books.record(run, census.listed), run.schema, run.model)
     if target is not None:
         result.save(target)
     return result
@@ -170,6 +197,8 @@ def _play(run: Run, world: World, books: Books, commit: Callable[[], None], on_p
             return
         event = world.next()
         effects = run.handle(event)
-        if isinstance(event, Answer):
+        if isinstance(event, Summed):
+            books.received(event, world.asked[event.nodes[0]])
+        elif isinstance(event, Answer):
             books.received(event, world.asked[event.node])
             on_progress(world.progress())

@@ -1,43 +1,56 @@
-"""The world of a simulated run: it carries out effects and says what happens next.
+"""The world of a simulated run: it carries out effects and says what happens next, in the order of virtual time.
 
-Time stands still while clients work; a timer fires only when nothing else can happen, the earliest first. So a deadline
-ends a wait exactly where it would in a deployment in which everybody answers at once or never.
+Without devices time stands still while clients work, so a timer fires only when nothing else can happen, and a deadline
+ends a wait exactly where it would in a deployment in which everybody answers at once or never. With devices answers arrive
+when a device would have sent them; who comes too late to matter is never trained.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from fedscale.errors import RunFailed
-from fedscale.events import Arm, Assign, Effect, Event, Fired, Gather, Release, Roster
+from fedscale.events import Arm, Assign, Effect, Event, Fired, Gather, Lost, Release, Roster, Summed
 from fedscale.record import RoundRecord
 from fedscale.run import Run
 from fedscale.sampling import derived_seed
 from fedscale.task import Task
-from fedscale_simulations.engines.sequential import Answer, Engine
+from fedscale_simulations.engines.desk import Answer, Engine
+from fedscale_simulations.pace import STEP, Pace
 from fedscale_simulations.result import Progress
 
 
 class World:
-    """Clients, timers and nothing else.
+    """Clients, timers and virtual time.
 
     Args:
-        run: whose effects these are; only its model is read.
+        run: whose effects these are; only its model and the terms of its round are read.
         engine: does the clients' work.
-        names: the clients, all of them always there.
+        pace: who is there, and when answers arrive.
+        watch: called when clients are done whose answers come later, in a sum.
+        now: the virtual time to begin with, in seconds.
     """
 
-    def __init__(self, run: Run, engine: Engine, names: tuple[str, ...]) -> None:
+    def __init__(self, run: Run, engine: Engine, pace: Pace, watch: Callable[[Progress], None] = lambda _: None, now: float = 0.0) -> None:
         self.asked: dict[str, Task] = {}
-        self._run, self._engine, self._names = run, engine, names
-        self._now = 0.0
+        self.now = now
+        self._run, self._engine, self._pace, self._watch = run, engine, pace, watch
         self._timers: dict[str, float] = {}
-        self._roster = False
+        self._agenda: list[tuple[float, int, Roster | Lost | Fired]] = []
+        self._noted = 0
         self._tasks: list[Task] = []
+        self._due: dict[str, float] = {}
         self._answers: Iterator[Answer] = iter(())
+        self._next: Answer | None = None
         self._done = 0
+
+    def monotonic(self) -> float:
+        """The virtual time, so that the world can be a clock."""
+        return self.now
 
     def progress(self, closed: RoundRecord | None = None) -> Progress:
         """How far the run is."""
@@ -49,15 +62,18 @@ class World:
         match effect:
             case Gather(at_least):
                 # A new step begins: whatever the last one asked and armed is void.
-                self.asked, self._timers, self._done = {}, {}, 0
-                self._roster = len(self._names) >= at_least
+                self.asked, self._timers, self._agenda, self._due, self._done = {}, {}, [], {}, 0
+                at = self._pace.enough(at_least, self.now)
+                if at is not None:
+                    self._note(at, Roster(()))
             case Arm(timer, seconds):
-                self._timers[timer] = self._now + seconds
+                self._timers[timer] = self.now + math.ceil(seconds / STEP) * STEP
+                self._note(self._timers[timer], Fired(timer))
             case Assign(task):
                 self.asked[task.node] = task
                 self._tasks.append(task)
             case Release():
-                self._answers = iter(())
+                self._answers, self._next = iter(()), None
 
     def next(self) -> Event:
         """What happens next.
@@ -65,24 +81,54 @@ class World:
         Raises:
             RunFailed: nothing can happen any more.
         """
-        if self._roster:
-            self._roster = False
-            return Roster(self._names)
         if self._tasks:
             tasks, self._tasks = self._tasks, []
-            self._answers = self._engine.work(_shuffled(tasks, self._run.plan.job.seed), self._run.model)
-        answer = next(self._answers, None)
-        if answer is not None:
-            self._done += 1
+            self._begin(tasks)
+        self._next = self._next or next(self._answers, None)
+        self._forget()
+        if self._next is not None and (not self._agenda or self._arrival(self._next) <= self._agenda[0][0]):
+            answer, self._next = self._next, None
+            self.now = max(self.now, self._arrival(answer))
+            self._done += not isinstance(answer, Summed)
             return answer
-        if not self._timers:
+        if not self._agenda:
             raise RunFailed("the simulation waits for something that cannot happen")
-        timer = min(self._timers, key=self._timers.__getitem__)
-        self._now = self._timers.pop(timer)
-        return Fired(timer)
+        self.now, _, event = heapq.heappop(self._agenda)
+        return Roster(self._pace.there(self.now)) if isinstance(event, Roster) else event
+
+    def _note(self, at: float, event: Roster | Lost | Fired) -> None:
+        """Put an event on the agenda; of two at the same time the one noted first happens first."""
+        self._noted += 1
+        heapq.heappush(self._agenda, (at, self._noted, event))
+
+    def _forget(self) -> None:
+        """Drop timers from the head of the agenda that have been armed anew since."""
+        while self._agenda and isinstance(event := self._agenda[0][2], Fired) and self._timers[event.timer] != self._agenda[0][0]:
+            heapq.heappop(self._agenda)
+
+    def _begin(self, tasks: list[Task]) -> None:
+        """Send clients to work: those whose answers arrive in time, in the order in which they do."""
+        arrives, lost = self._pace.times(tasks, self.now)
+        current = self._run.round
+        wanted, deadline = (current.terms.target, current.terms.deadline) if current else (None, math.inf)
+        self._due = {task.node: self.now + float(at) for task, at in zip(tasks, arrives, strict=True)}
+        for at in np.flatnonzero(np.isfinite(lost)):
+            self._note(self.now + float(lost[at]), Lost(tasks[at].node))
+        order = np.lexsort((_drawn(tasks, self._run.plan.job.seed), arrives))
+        coming = [tasks[at] for at in order if arrives[at] <= deadline and math.isfinite(arrives[at])]
+        self._answers = self._engine.work(coming, self._run.model, wanted, self._tick) if coming else iter(())
+
+    def _arrival(self, answer: Answer) -> float:
+        """When an answer, or the last of several in a sum, arrives."""
+        nodes = answer.nodes if isinstance(answer, Summed) else (answer.node,)
+        return max(self._due[node] for node in nodes)
+
+    def _tick(self, clients: int) -> None:
+        """So many clients are done."""
+        self._done += clients
+        self._watch(self.progress())
 
 
-def _shuffled(tasks: Sequence[Task], seed: int) -> list[Task]:
-    """Tasks in the order in which the clients answer: drawn, so that a round that closes early favours nobody."""
-    drawn = np.random.Philox(derived_seed(seed, tasks[0].number, f"order/{tasks[0].phase}")).random_raw(len(tasks))
-    return [tasks[at] for at in np.argsort(drawn, kind="stable")]
+def _drawn(tasks: Sequence[Task], seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """Lots for the order of clients that answer at the same time, so that a round that closes early favours nobody."""
+    return np.random.Philox(derived_seed(seed, tasks[0].number, f"order/{tasks[0].phase}")).random_raw(len(tasks))

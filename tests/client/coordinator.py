@@ -79,7 +79,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
 
     def __init__(self, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")) -> None:
         self.authority = identity.new_authority(FEDERATION, datetime.now(UTC))
-        self.shown = self.serving = self.authority
+        self.shown = self.serving = self.issuing = self.authority
         self.hosts = hosts
         self.key = identity.new_key()
         self.tickets: dict[str, Ticket] = {}
@@ -157,7 +157,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
 
     def issue(self, request: bytes, name: str, hours: float, authority: Authority | None = None) -> bytes:
         who = Identity(FEDERATION, Role.NODE, name)
-        return identity.certificate_pem((authority or self.authority).issue(request, who, datetime.now(UTC), hours))
+        return identity.certificate_pem((authority or self.issuing).issue(request, who, datetime.now(UTC), hours))
 
     # ------------------------------------------------------------------------------------------------------ enrolment
 

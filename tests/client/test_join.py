@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,11 +27,13 @@ async def joined(ticket: str, home: Path, name: str | None = None, timeout: floa
     return await asyncio.to_thread(join, ticket, home, name, timeout)
 
 
-async def refused(ticket: str, home: Path, kind: type[FedscaleError], words: str, timeout: float = 20.0) -> None:
-    with pytest.raises(kind, match=words):
+async def refused(ticket: str, home: Path, kind: type[FedscaleError], timeout: float = 20.0) -> str:
+    """The words of a refusal that left nothing behind."""
+    with pytest.raises(kind) as caught:
         await joined(ticket, home, timeout=timeout)
     assert not NodeHome(home).settings_file.exists()
     assert not NodeHome(home).key_file.exists()
+    return str(caught.value)
 
 
 def mode(path: Path) -> str:
@@ -69,7 +72,7 @@ async def test_the_secret_is_not_sent_to_somebody_in_between(tmp_path: Path, for
     setattr(coordinator, forged, other)
     words = "not the one this ticket was made for" if forged == "shown" else "not signed by the authority"
     async with coordinator:
-        await refused(coordinator.ticket(), tmp_path / "node", TicketError, words)
+        assert re.search(words, await refused(coordinator.ticket(), tmp_path / "node", TicketError))
     assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
 
 
@@ -80,31 +83,31 @@ async def test_a_members_certificate_cannot_serve(coordinator: Coordinator, tmp_
     server = grpc.aio.server()
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(identity.key_pem(key), leaf)]))
     await server.start()
-    await refused(coordinator.ticket(address=f"127.0.0.1:{port}"), tmp_path / "node", TicketError, "names no host")
+    assert re.search("names no host", await refused(coordinator.ticket(address=f"127.0.0.1:{port}"), tmp_path / "node", TicketError))
     await server.stop(0)
 
 
 async def test_a_ticket_works_once(coordinator: Coordinator, tmp_path: Path) -> None:
     ticket = coordinator.ticket()
     await joined(ticket, tmp_path / "one", "one")
-    await refused(ticket, tmp_path / "two", TicketError, "used already.*ask for another")
+    assert re.search("used already.*ask for another", await refused(ticket, tmp_path / "two", TicketError))
 
 
 async def test_a_wrong_secret(coordinator: Coordinator, tmp_path: Path) -> None:
     true = identity.Ticket.parse(coordinator.ticket())
     forged = identity.Ticket(true.address, true.id, "guessed", true.ca_hash)
-    await refused(str(forged), tmp_path / "node", TicketError, "unknown")
+    assert re.search("unknown", await refused(str(forged), tmp_path / "node", TicketError))
     assert not coordinator.tickets[true.id].used
 
 
 @pytest.mark.parametrize(("text", "words"), [("hello", "not a ticket"), ("", "not a ticket"), ("fs9.abc", "version 9")])
 async def test_not_a_ticket(tmp_path: Path, text: str, words: str) -> None:
-    await refused(text, tmp_path / "node", TicketError, words)
+    assert re.search(words, await refused(text, tmp_path / "node", TicketError))
     assert not (tmp_path / "node").exists()
 
 
 async def test_a_cut_ticket(coordinator: Coordinator, tmp_path: Path) -> None:
-    await refused(coordinator.ticket()[:-3], tmp_path / "node", TicketError, "cut short")
+    assert re.search("cut short", await refused(coordinator.ticket()[:-3], tmp_path / "node", TicketError))
 
 
 async def test_a_bad_name(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -140,6 +143,7 @@ async def test_a_home_whose_key_was_lost_joins_again(coordinator: Coordinator, t
     home.key_file.unlink()
     again = await joined(coordinator.ticket("mercy"), home.path)
     again.credentials().check(datetime.now(UTC))
+    assert again.settings().name == "mercy"
 
 
 async def test_a_home_that_cannot_be_made_costs_no_ticket(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -164,17 +168,28 @@ async def test_a_crash_while_writing_leaves_a_home_that_has_not_joined(
     assert (await joined(coordinator.ticket(), tmp_path / "node", "one")).settings().name == "one"
 
 
+async def test_a_crash_while_joining_again_leaves_a_home_that_can_join_once_more(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = coordinator.home(tmp_path / "node")
+    write_toml(home.settings_file, {**home.settings().model_dump(), "workers": 7})
+    home.key_file.write_bytes(identity.key_pem(identity.new_key()))
+    again = await joined(coordinator.ticket("mercy"), home.path)
+    again.credentials().check(datetime.now(UTC))
+    assert again.settings().workers == 7
+
+
 async def test_nothing_listens(coordinator: Coordinator, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, f"{address}.*refused.*check the address")
+    assert re.search(f"{address}.*refused.*check the address", await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable))
 
 
 async def test_something_silent_listens(coordinator: Coordinator, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
-        await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, "no answer in time|timed out", timeout=0.5)
+        assert re.search(
+            "no answer in time|timed out", await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, timeout=0.5)
+        )
 
 
 async def test_something_else_listens(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -185,11 +200,11 @@ async def test_something_else_listens(coordinator: Coordinator, tmp_path: Path) 
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as other:
         address = f"127.0.0.1:{other.sockets[0].getsockname()[1]}"
-        await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable, "cannot be reached")
+        assert re.search("cannot be reached", await refused(coordinator.ticket(address=address), tmp_path / "node", Unreachable))
 
 
 async def test_an_unknown_host(coordinator: Coordinator, tmp_path: Path) -> None:
-    await refused(coordinator.ticket(address="no-such-host.invalid:8471"), tmp_path / "node", Unreachable, "host name is not known")
+    assert re.search("host name is not known", await refused(coordinator.ticket(address="no-such-host.invalid:8471"), tmp_path / "node", Unreachable))
 
 
 async def test_a_server_that_stalls_after_its_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +216,7 @@ async def test_a_server_that_stalls_after_its_certificate(tmp_path: Path, monkey
 
     monkeypatch.setattr(Coordinator, "Authority", never)
     async with Coordinator() as deaf:
-        await refused(deaf.ticket(), tmp_path / "node", Unreachable, "no answer in time", timeout=1.0)
+        assert re.search("no answer in time", await refused(deaf.ticket(), tmp_path / "node", Unreachable, timeout=1.0))
     assert stalled.is_set()
 
 
@@ -217,14 +232,12 @@ async def test_a_server_behind_another_name(tmp_path: Path, start: Start) -> Non
 
 @pytest.mark.parametrize("fault", ["another key", "another authority", "nonsense"])
 async def test_a_certificate_that_is_not_ours(coordinator: Coordinator, tmp_path: Path, fault: str) -> None:
-    request, other = identity.new_request(identity.new_key(), "x"), identity.new_authority(FEDERATION, datetime.now(UTC))
-    spoilt = {
-        "another key": coordinator.issue(request, "x", 24),
-        "another authority": coordinator.issue(request, "x", 24, other),
-        "nonsense": b"-----BEGIN CERTIFICATE-----\n",
-    }
-    coordinator.spoil = lambda _: spoilt[fault]
-    await refused(coordinator.ticket(), tmp_path / "node", TicketError, "for another key|not signed|cannot be read")
+    if fault == "another authority":
+        coordinator.issuing = identity.new_authority(FEDERATION, datetime.now(UTC))
+    else:
+        other = coordinator.issue(identity.new_request(identity.new_key(), "x"), "x", 24)
+        coordinator.spoil = lambda _: other if fault == "another key" else b"-----BEGIN CERTIFICATE-----\n"
+    assert re.search("for another key|not signed|cannot be read", await refused(coordinator.ticket(), tmp_path / "node", TicketError))
 
 
 @asynccontextmanager
@@ -276,5 +289,5 @@ async def test_a_proxy_that_says_no(coordinator: Coordinator, tmp_path: Path, no
     seen: list[str] = []
     async with proxy(seen, b"HTTP/1.1 403 Forbidden\r\n\r\n") as url:
         no_proxies.setenv("https_proxy", url)
-        await refused(coordinator.ticket(), tmp_path / "node", Unreachable, "cannot be reached")
+        assert re.search("cannot be reached", await refused(coordinator.ticket(), tmp_path / "node", Unreachable))
     assert seen

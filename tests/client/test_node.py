@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -23,7 +25,7 @@ from fedscale_client.cache import Part
 from fedscale_client.datasets import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import run
-from tests.client.conftest import LEARNER, ROWS, Start, learner, write_csv
+from tests.client.conftest import LEARNER, ROWS, Running, Start, learner, write_csv
 from tests.client.coordinator import Coordinator, plan_text, until
 
 Receipt = bulk_pb2.Receipt
@@ -39,6 +41,10 @@ while {when} and not (pathlib.Path.cwd().parents[3] / "{name}").exists():
 print('trained')
 """
     return learner(body)
+
+
+def has_answered(node: Running, times: int) -> bool:
+    return len(node.events("answered")) == times
 
 
 def trained(home: NodeHome) -> int:
@@ -160,7 +166,7 @@ async def test_an_answer_is_kept_until_it_is_wanted_no_more(coordinator: Coordin
         for number, verdict in enumerate(("REJECTED", "CLOSED", "DUPLICATE"), 1):
             coordinator.verdicts.append(Receipt(verdict=Receipt.Verdict.Value(verdict), reason="because"))
             coordinator.assign(app, number=number)
-            await until(lambda number=number: len(node.events("answered")) == number)
+            await until(partial(has_answered, node, number))
             assert node.events("answered")[-1]["verdict"] == verdict.lower()
             assert list(answers.iterdir()) == []
         coordinator.verdicts.extend([grpc.StatusCode.UNAVAILABLE] * 500)
@@ -304,9 +310,7 @@ async def test_a_model_that_does_not_come_in_time(coordinator: Coordinator, star
     assert (failure.cause, failure.hint) == (Cause.NETWORK, "raise clients.deadline")
 
 
-async def test_a_full_disk_is_told_and_the_node_lives(
-    coordinator: Coordinator, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_full_disk_is_told(coordinator: Coordinator, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = coordinator.put_app(tmp_path / "app", app=LEARNER)
     async with start() as node:
         await coordinator.connected()
@@ -324,7 +328,7 @@ async def test_a_full_disk_is_told_and_the_node_lives(
 
 
 @pytest.mark.parametrize(("body", "cause"), [("import os; os._exit(1)", Cause.WORKER), ("import time; time.sleep(1000)", Cause.TIMEOUT)])
-async def test_a_failure_of_the_worker_reaches_the_server(coordinator: Coordinator, start: Start, tmp_path: Path, body: str, cause: Cause) -> None:
+async def test_the_end_of_a_worker_reaches_the_server(coordinator: Coordinator, start: Start, tmp_path: Path, body: str, cause: Cause) -> None:
     app = coordinator.put_app(tmp_path / "app", app=learner(f"if work.number == 1:\n    {body}"))
     async with start():
         await coordinator.connected()
@@ -406,7 +410,8 @@ async def test_stopping_ends_work_and_workers(coordinator: Coordinator, start: S
         (pid,) = [worker.pid for worker in node.node._workers._busy]
         await node.stop()
         await until(lambda: not session.open)
-        assert not Path(f"/proc/{pid}").exists()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
     assert coordinator.answers == []
     assert coordinator.heard("failed") == []
 

@@ -125,9 +125,10 @@ async def test_a_node_that_may_not(coordinator: Coordinator, line: Transfer) -> 
 
 async def test_a_full_disk(coordinator: Coordinator, line: Transfer, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     name = coordinator.put(BIG)
-    with full_disk(cache.part(name, len(BIG))) as part, pytest.raises(OSError, match="No space left"):
+    with full_disk(cache.part(name, len(BIG))) as part:
         monkeypatch.setattr(cache, "part", lambda *_: part)
-        await line.model(name, len(BIG))
+        with pytest.raises(OSError, match="No space left"):
+            await line.model(name, len(BIG))
     assert list(cache._blobs.iterdir()) == []
 
 

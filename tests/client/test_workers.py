@@ -384,8 +384,10 @@ async def test_a_dataset_that_was_mended_is_read_again_by_the_same_worker(shop: 
     text = shop.csv.read_text()
     shop.csv.write_text(text + "?,?,?\n")
     await shop.failed(shop.app(LEARNER))
+    (pid,) = shop.pids()
     shop.csv.write_text(text)
     await shop.done(shop.folder / "bundle")
+    assert shop.pids() == [pid]
 
 
 async def test_a_loader_that_fails(shop: Shop) -> None:

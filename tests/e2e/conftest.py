@@ -41,7 +41,7 @@ def write_job(folder: Path, plan: Plan) -> Path:
 def write_table(path: Path, name: str, how: int = trial.WELL, patient: str = "somebody") -> Path:
     """The patients of a site, each in a row; no two sites have the same."""
     shift = sum(name.encode()) % 7
-    rows = [f"{how},{i % 5 + shift},{i % 3}.5,{(i * shift) % 7},{i % 2},{patient}" for i in range(ROWS)]
+    rows = [f"{how},{i % 5 + shift},{i % 3}.5,{(i * shift) % 7},{i % 2},{patient}-{i}" for i in range(ROWS)]
     path.write_text("\n".join(["how,a,b,c,y,patient", *rows]) + "\n")
     return path
 

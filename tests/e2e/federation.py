@@ -129,10 +129,11 @@ class Federation:
         self.folder, self.nodes = folder, dict[str, Process]()
         self.home, self.profile = folder / "coordinator", folder / "coordinator" / "admin"
         self.processes: list[Process] = []
-        self._ports: tuple[object, object] = (0, 0)
+        self.ports: tuple[str, ...] = ("0", "0")
 
     def __enter__(self) -> Self:
         """Make and start the coordinator."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         living.append(self)
         try:
             self.ask("server", "init", "--home", self.home, "--federation", "trial")
@@ -184,12 +185,12 @@ class Federation:
 
     def start_server(self) -> None:
         """Start the coordinator; the second time on the ports of the first."""
-        ports = ("--port", self._ports[0], "--enrolment-port", self._ports[1])
+        ports = ("--port", self.ports[0], "--enrolment-port", self.ports[1])
         self.server = self.begin("coordinator", "server", "start", "--home", self.home, "--json", *ports)
         until(lambda: self.server.said().endswith("\n") or not self.server.alive, "the coordinator")
         assert self.server.alive, self.server.told()
         ready = json.loads(self.server.said())["data"]
-        self._ports = tuple(ready[key].rpartition(":")[2] for key in ("address", "enrolment"))
+        self.ports = tuple(ready[key].rpartition(":")[2] for key in ("address", "enrolment"))
 
     # ---------------------------------------------------------------------------------------------------------- nodes
 

@@ -31,7 +31,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         tables = {name: write_table(folder / f"{name}.csv", name, HOW.get(name, trial.WELL), PATIENT) for name in (*WELL, *CAUSES)}
         made.join_all(tables, lambda name: declared(tables[name]))
         lines = tables[SPOILT].read_text().splitlines()
-        tables[SPOILT].write_text("\n".join([*lines[:7], f"0,{PATIENT},1.5,2,1,somebody", *lines[8:]]))
+        tables[SPOILT].write_text("\n".join([*lines[:7], f"0,{PATIENT},1.5,2,1,{PATIENT}", *lines[8:]]))
         yield made
 
 
@@ -55,7 +55,8 @@ def kill(federation: Federation, events: Process) -> float:
 
 
 def failures(record: RunRecord, phase: str, number: int) -> dict[str, Cause]:
-    return next({node: failure.cause for node, failure in row.failures.items()} for row in record.rounds if (row.phase, row.number) == (phase, number))
+    row = next(row for row in record.rounds if (row.phase, row.number) == (phase, number))
+    return {node: failure.cause for node, failure in row.failures.items()}
 
 
 def everything(folder: Path) -> bytes:
@@ -118,7 +119,7 @@ def test_below_quorum_the_run_stops_and_says_why(restored: Federation, job: Call
 
 def test_a_frozen_node_is_named_and_comes_back(restored: Federation, job: Callable[..., Path]) -> None:
     federation, frozen = restored, WELL[0]
-    run = federation.submit(job(rounds=1, epochs=10, clients=clients(least=5) | {"rejoin": 60.0, "deadline": 60.0}))
+    run = federation.submit(job(rounds=1, epochs=80, clients=clients(least=4) | {"rejoin": 60.0, "deadline": 60.0}))
     events = federation.watch(run)
     events.event("accepted", node=frozen, phase="train")
     federation.nodes[frozen].send(signal.SIGSTOP)

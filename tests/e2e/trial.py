@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 
 import numpy as np
@@ -33,7 +33,7 @@ def behave(how: int, patient: str) -> None:
     if how == SLEEP:
         time.sleep(3600)
     if how == RAISE:
-        print(f"{patient} is the first patient, says process {os.getpid()}")
+        sys.stdout.write(f"{patient} is the first patient\n")
         letter = {"to": patient, "rows": [patient] * 3}
         raise ValueError(f"patient {patient} has no record in {letter}")
 

@@ -7,29 +7,35 @@ import importlib.metadata
 import inspect
 import json
 import os
+import re
+import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import structlog
 import typer
 
 import fedscale as package
 from fedscale import cli, console, errors, identity
 from fedscale.cli import doctor, init, lazy, options
 from fedscale.cli.lazy import Entry
+from fedscale.cli.logs import configure
 from fedscale.cli.rounds import failure, fraction, results, round_line, totals
 from fedscale.errors import Cause, ConfigError, Failure, FedscaleError
 from fedscale.plan import Plan
 from fedscale.record import RoundRecord, RunRecord
-from tests.command import caught, fedscale, verbs
+from tests.command import Terminal, caught, fedscale, verbs
 
 VERBS = verbs()
 GROUPS = ["", *sorted({path.rpartition(" ")[0] for path in VERBS if " " in path})]
+PAINT = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # What a command line that only helps has no business to load.
 HEAVY = {"torch", "numpy", "pydantic", "sqlmodel", "sqlalchemy", "alembic", "grpc", "cryptography", "structlog", "safetensors", "sklearn"}
 
@@ -270,6 +276,20 @@ def test_the_module_is_the_program() -> None:
     assert done.stderr.startswith("error: there is no command 'fedscale nothing'")
 
 
+def test_a_terminal_that_lacks_a_letter_gets_an_escape(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fedscale.cli", "init", "Zürich-病院", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == r"would write Z\xfcrich-\u75c5\u9662/app.py"
+
+
+def test_a_narrow_terminal_folds_and_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    with caught(Terminal(), Terminal()) as (out, _):
+        assert cli.main(["doctor", "--server-home", "none", "--node-home", "none"]) == 0
+    assert max(len(PAINT.sub("", line)) for line in out.getvalue().splitlines()) <= 20
+
+
 def test_a_command_closed_early_does_not_fail_loudly() -> None:
     done = subprocess.run(f"{sys.executable} -m fedscale.cli --help | head -n 1", shell=True, capture_output=True, text=True, check=True)  # noqa: S602
     assert "Traceback" not in done.stderr
@@ -289,6 +309,15 @@ def test_a_template_becomes_a_job(template: str, tmp_path: Path) -> None:
     names = {getattr(node, "name", "") for node in ast.parse((tmp_path / "My Job/app.py").read_text()).body}
     assert {"model", "population"} <= names
     assert "fedscale simulate My Job/job.toml" in done.err
+
+
+@pytest.mark.requires("torch")
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_site_needs_nothing_but_torch_for_the_app_of_a_template(template: str, tmp_path: Path) -> None:
+    fedscale("init", "job", "--template", template)
+    script = "import sys; sys.modules['sklearn'] = None; sys.path.insert(0, 'job'); import app; print(type(app.app).__name__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("App\n", "")
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -362,6 +391,29 @@ def test_missing_packages_are_named_with_their_remedy(monkeypatch: pytest.Monkey
         "psycopg": "ok",
     }
     assert "fedscale-fl[torch]" in found["torch"].hint
+
+
+def test_a_taken_port_is_a_warning_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(doctor, "TICKET_PORT", taken.getsockname()[1])
+        found = checks()["ports"]
+    assert found["state"] == "warning"
+    assert f"{doctor.TICKET_PORT} taken" in found["found"]
+    assert "fedscale server init --port" in found["hint"]
+
+
+def test_a_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "ROOM_BYTES", 1 << 62)
+    assert checks()["disk"]["state"] == "warning"
+
+
+def test_a_machine_that_cannot_reach_itself_is_at_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    found = checks()["loopback"]
+    assert (found["state"], found["found"]) == ("fault", "Permission denied")
 
 
 def test_a_broken_database_is_found(tmp_path: Path) -> None:
@@ -466,3 +518,60 @@ def test_an_error_of_an_unknown_kind_is_shown_as_a_bug_never_swallowed(monkeypat
     assert fedscale("doctor").code == 2
     raising(monkeypatch, RuntimeError("second"))
     assert fedscale("doctor").code == 70
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs
+
+
+@pytest.fixture
+def log() -> Iterator[Any]:
+    """A logger, and afterwards the settings as they were."""
+    yield structlog.get_logger()
+    structlog.reset_defaults()
+
+
+def test_a_log_for_programs_is_one_object_a_line(log: Any) -> None:
+    with caught() as (out, err):
+        configure("json")
+        log.info("connected", node="north", datasets=["a"])
+        try:
+            raise ZeroDivisionError("no")
+        except ZeroDivisionError:
+            log.exception("it broke")
+    first, second = (json.loads(line) for line in err.getvalue().splitlines())
+    assert {key: first[key] for key in ("event", "level", "node", "datasets")} == {
+        "event": "connected",
+        "level": "info",
+        "node": "north",
+        "datasets": ["a"],
+    }
+    assert datetime.fromisoformat(first["timestamp"]).tzinfo is not None
+    assert "ZeroDivisionError: no" in second["exception"]
+    assert out.getvalue() == ""
+
+
+def test_a_log_for_people_is_plain_off_a_terminal_and_painted_on_it(log: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with caught() as (_, plain):
+        configure("text")
+        log.warning("disconnected", node="north")
+    with caught(err=Terminal()) as (_, painted):
+        configure("text")
+        log.warning("disconnected", node="north")
+    assert "[warning  ] disconnected" in plain.getvalue()
+    assert "node=north" in plain.getvalue()
+    assert "\x1b[" not in plain.getvalue()
+    assert "\x1b[" in painted.getvalue()
+
+
+def test_an_exception_in_a_log_for_people_shows_no_values(log: Any) -> None:
+    with caught() as (_, err):
+        configure("text")
+        secret = "patient 42"  # noqa: F841 - a local that a rich traceback would print
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            log.exception("it broke")
+    assert "ZeroDivisionError" in err.getvalue()
+    assert "patient 42" not in err.getvalue().replace('secret = "patient 42"', "")

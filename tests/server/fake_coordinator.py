@@ -26,7 +26,7 @@ class Coordinator:
     """What it answers, and what it was asked.
 
     Args:
-        answers: method to the message to answer with, or to the error to refuse with, or to a gRPC status.
+        answers: method to the message to answer with, or to the error to refuse with, or to a gRPC status, or to a function that makes one.
         streams: one for each call of WatchRun: messages, and at the end perhaps a status to break with.
         blobs: by digest.
     """
@@ -42,6 +42,7 @@ class Coordinator:
         return self.told(self.answers[method], context)
 
     def told(self, answer: Any, context: grpc.ServicerContext) -> Any:
+        answer = answer() if callable(answer) else answer
         if isinstance(answer, FedscaleError):
             body = {"type": type(answer).__name__, "what": answer.what, "where": answer.where, "why": answer.why, "hint": answer.hint}
             answer = json.dumps(body).encode()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedscale.cli.logs import configure
 from fedscale_server.app import Ready, serve
 from fedscale_server.settings import Settings
 from fedscale_server.spool import Spool
@@ -72,7 +73,7 @@ def live(order: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    sys.stdout = sys.stderr
+    configure("json")
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -242,25 +242,28 @@ class Node(Person):
             await self.do(await self.ask(), learner)
 
     async def do(self, ask: Ask, learner: Any) -> Any:
-        """Fetch the model, compute the answer as every node does, and deliver it."""
+        """Compute an answer and deliver it."""
+        body, schema = await self.compute(ask, learner)
+        return await self.submit(ask.key, body, schema=schema)
+
+    async def compute(self, ask: Ask, learner: Any) -> tuple[bytes, str]:
+        """Fetch the model and compute the answer as every node does; its bytes, and the schema of a first model."""
         task = ask.task
         model = model_from(await self.fetch(task.model), task.schema.size) if task.schema else None
         answer = perform(task, ask.plan, ask.plan.strategy.build(), learner, None, model)
-        if isinstance(answer, FirstModel):
-            return await self.initialize(ask, answer.model, answer.schema)
-        return await self.submit(ask.key, answer.tobytes())
+        return (answer.model.tobytes(), answer.schema.to_json()) if isinstance(answer, FirstModel) else (answer.tobytes(), "")
 
 
 class Counting:
-    """A learner whose model counts: every answer of training adds ``step`` to every coordinate."""
+    """A learner whose model counts: every answer of training adds ``step`` to every coordinate, from 0 or an eighth of the seed on."""
 
-    def __init__(self, step: float = 1.0) -> None:
-        self.step = np.float32(step)
+    def __init__(self, step: float = 1.0, *, seeded: bool = False) -> None:
+        self.step, self.seeded = np.float32(step), seeded
 
     def run(self, work: Work) -> Result:
         metrics = {name: np.array([1.0]) for name in work.metrics} or {"loss": np.array([1.0])}
         if work.phase is Phase.INIT or work.arrays is None:
-            return Result({"w": np.zeros(4, np.float32)}, 0)
+            return Result({"w": np.full(4, work.seed / 8 if self.seeded else 0, np.float32)}, 0)
         return Result({"w": work.arrays["w"] + self.step} if work.phase is Phase.TRAIN else None, 10, metrics)
 
 

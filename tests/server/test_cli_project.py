@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fedscale import cli
 from fedscale.errors import AccessDenied, Conflict, NotFound
 from fedscale.proto.v1 import control_pb2 as pb
-from tests.command import Done, fedscale
+from tests.command import Done, Terminal, caught, fedscale
 from tests.server.fake_coordinator import Coordinator, serving
 
 HEART = pb.Project(name="heart", nodes=2, runs=1)
@@ -77,6 +78,14 @@ def test_invite_prints_the_ticket_and_nothing_else(coordinator: Coordinator) -> 
     assert "fedscale node join" in done.err
     assert "fs1.abc" not in done.err
     assert coordinator.last("Invite") == pb.InviteRequest(project="heart", name="east", ttl_seconds=2 * 86_400.0, role="node")
+
+
+def test_a_ticket_is_one_word_on_the_narrowest_terminal(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    coordinator.answers["Invite"] = pb.InviteReply(ticket="fs1." + "x" * 200, expires_at=1.8e9)
+    with caught(Terminal(), Terminal()) as (out, _):
+        assert cli.main(["project", "invite", "heart"]) == 0
+    assert out.getvalue() == "fs1." + "x" * 200 + "\n"
 
 
 def test_invite_as_data(coordinator: Coordinator) -> None:

@@ -361,3 +361,30 @@ def test_export_without_a_model(coordinator: Coordinator) -> None:
     error = fedscale("run", "export", "risk-1", "--json").error
     assert (error["type"], error["exit_code"]) == (Conflict.__name__, 6)
     assert "fedscale run watch risk-1" in error["hint"]
+
+
+def test_a_model_that_cannot_be_written_leaves_no_half_of_it(coordinator: Coordinator, tmp_path: Path) -> None:
+    schema, model = Schema.of({"w": np.zeros(1, np.float32)}), b"\0" * 4
+    coordinator.blobs[digest_of(model)] = model
+    coordinator.answers["GetRun"] = detail(model=digest_of(model), schema=schema.to_json())
+    (tmp_path / "out/model").mkdir(parents=True)
+    error = fedscale("run", "export", "risk-1", "--out", "out/model", "--json").error
+    assert (error["type"], error["exit_code"]) == ("ConfigError", 2)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_a_model_other_than_announced_is_not_written(coordinator: Coordinator, tmp_path: Path) -> None:
+    schema = Schema.of({"w": np.zeros(1, np.float32)})
+    coordinator.blobs["0" * 64] = b"abcd"
+    coordinator.answers["GetRun"] = detail(model="0" * 64, schema=schema.to_json())
+    assert fedscale("run", "export", "risk-1", "--out", "model", "--json").error["type"] == "ProtocolError"
+    assert not (tmp_path / "model").exists()
+
+
+def test_hostile_names_and_reasons_cannot_steer_a_terminal(coordinator: Coordinator) -> None:
+    coordinator.answers["ListRuns"] = pb.ListRunsReply(runs=[info("failed", "\x1b]0;owned\x07")])
+    coordinator.streams = [[pb.RunEvent(kind="failed", node="\x1b[2J", detail=json.dumps({"what": "\x1b[31m"}))]]
+    coordinator.answers["GetRun"] = detail("failed", "\x1b[2J")
+    for words in (["list"], ["show", "risk-1"], ["watch", "risk-1"]):
+        done = fedscale("run", *words)
+        assert "\x1b" not in done.out + done.err, words

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import grpc
 import pytest
 
 from fedscale import errors, identity
-from fedscale.errors import AccessDenied, BundleError, ConfigError, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
+from fedscale.errors import AccessDenied, BundleError, ConfigError, Conflict, FedscaleError, NotFound, PlanError, ProtocolError, Unreachable
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import digest_of
 from fedscale_server import parcels
-from fedscale_server.answers import Event, Invitation, Project, RunInfo, Site
-from fedscale_server.control import Control, rebuilt
+from fedscale_server.answers import Detail, Event, Invitation, Project, RunInfo, Site, Status
+from fedscale_server.control import ERROR_KEY, Control, rebuilt
 from fedscale_server.profile import Profile
+from fedscale_server.services import guard
 from tests.server.fake_coordinator import Coordinator, serving, write_profile
 
 RUN = pb.RunInfo(run="r1", project="heart", name="risk", status="running", phase="train", number=3, rounds=8, created=5.0)
@@ -28,7 +30,7 @@ NODE = pb.NodeInfo(name="north", project="heart", connected=True, datasets=["def
 
 @pytest.fixture
 def coordinator() -> Coordinator:
-    return Coordinator()
+    return Coordinator(answers={"GetRun": DONE})
 
 
 @pytest.fixture
@@ -41,6 +43,9 @@ def profile(coordinator: Coordinator, tmp_path: Path) -> Iterator[Profile]:
 def control(profile: Profile) -> Iterator[Control]:
     with Control(profile) as opened:
         yield opened
+
+
+DONE = pb.RunDetail(info=pb.RunInfo(run="r1", status="completed"))
 
 
 def event(sequence: int, kind: str = "progress", **values: Any) -> pb.RunEvent:
@@ -79,6 +84,44 @@ def test_an_incomplete_profile_is_refused(tmp_path: Path, missing: str) -> None:
         Profile.load(folder)
     assert caught.value.where == str(folder / missing)
     assert "fedscale server init" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (Site, pb.NodeInfo),
+        (Project, pb.Project),
+        (RunInfo, pb.RunInfo),
+        (Detail, pb.RunDetail),
+        (Status, pb.StatusReply),
+        (Invitation, pb.InviteReply),
+        (Event, pb.RunEvent),
+    ],
+)
+def test_a_value_has_every_field_of_its_message(value: type, message: Any) -> None:
+    assert [field.name for field in fields(value)] == [field.name for field in message.DESCRIPTOR.fields]
+
+
+def test_every_call_of_the_service_has_its_method() -> None:
+    called = {"Status": "status", "ListNodes": "nodes", "ListRuns": "runs", "ListProjects": "projects", "GetRun": "run", "SubmitRun": "submit"}
+    called |= {"SteerRun": "steer", "WatchRun": "watch", "CreateProject": "create_project", "Invite": "invite", "Revoke": "revoke"}
+    assert {method.name for method in pb.DESCRIPTOR.services_by_name["Control"].methods} == set(called)
+    assert [name for name in called.values() if not callable(getattr(Control, name, None))] == []
+
+
+@pytest.mark.parametrize("error", [NotFound("no run 'x'", hint="did you mean 'y'?"), PlanError("no", where="plan:3", why="é"), ConfigError("")])
+async def test_what_the_servers_guard_sends_is_what_arrives(error: FedscaleError) -> None:
+    class Context:
+        sent: Any = None
+
+        async def abort(self, code: grpc.StatusCode, details: str, metadata: Any) -> None:
+            self.sent = dict(metadata)
+
+    context: Any = Context()
+    await guard.abort(context, error)
+    arrived = rebuilt(context.sent[ERROR_KEY])
+    assert type(arrived) is type(error)
+    assert vars(arrived) == vars(error)
 
 
 def test_status_becomes_plain_values(coordinator: Coordinator, control: Control) -> None:
@@ -144,6 +187,7 @@ def test_an_error_arrives_as_it_was_raised(coordinator: Coordinator, control: Co
         (b'{"what": "no type"}', "cannot be read"),
         (b'{"type": "SystemExit", "what": "trick"}', "trick"),
         (b'{"type": "annotations", "what": "trick"}', "trick"),
+        (b'{"type": "Failure", "what": "trick"}', "trick"),
         (b'{"type": "Future", "what": "new kind"}', "new kind"),
     ],
 )
@@ -223,8 +267,32 @@ def test_watching_goes_on_where_the_connection_broke(coordinator: Coordinator, c
     coordinator.streams = [[event(1), event(2), broken], [broken], [event(3), broken], [event(4, "finished")]]
     pauses: list[float] = []
     assert [e.sequence for e in control.watch("r1", wait=pauses.append)] == [1, 2, 3, 4]
-    assert [request.after for _, request in coordinator.asked] == [0, 2, 2, 3]
+    assert [request.after for method, request in coordinator.asked if method == "WatchRun"] == [0, 2, 2, 3]
     assert pauses == [0.1, 0.2, 0.1]
+
+
+def test_a_stream_that_ends_early_is_taken_up_again(coordinator: Coordinator, control: Control) -> None:
+    statuses = iter(["running", "paused", "stopped"])
+    coordinator.streams = [[event(1)], [event(2)], []]
+    coordinator.answers["GetRun"] = lambda: pb.RunDetail(info=pb.RunInfo(status=next(statuses)))
+    assert [e.sequence for e in control.watch("r1", wait=lambda _: None)] == [1, 2]
+    assert [request.after for method, request in coordinator.asked if method == "WatchRun"] == [0, 1, 2]
+
+
+def test_a_coordinator_that_goes_down_while_one_watches_is_waited_for(coordinator: Coordinator, control: Control) -> None:
+    details = iter([grpc.StatusCode.UNAVAILABLE, DONE])
+    coordinator.streams = [[event(1)], [event(2, "finished")]]
+    coordinator.answers["GetRun"] = lambda: next(details)
+    pauses: list[float] = []
+    assert [e.sequence for e in control.watch("r1", wait=pauses.append)] == [1, 2]
+    assert pauses == [0.1]
+
+
+def test_a_coordinator_that_shows_nothing_is_given_up(coordinator: Coordinator, control: Control) -> None:
+    coordinator.streams = [[] for _ in range(100)]
+    coordinator.answers["GetRun"] = pb.RunDetail(info=pb.RunInfo(status="running"))
+    with pytest.raises(Unreachable, match="ends the stream"):
+        list(control.watch("r1", patience=8.0, wait=lambda _: None))
 
 
 def test_watching_gives_up_after_a_while(coordinator: Coordinator, control: Control) -> None:

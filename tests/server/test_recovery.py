@@ -30,11 +30,12 @@ from fedscale_server.registry import Registry
 from fedscale_server.settings import Settings
 from fedscale_server.store.store import Store
 from tests.server import mortal
-from tests.server.running import BUNDLE, Ask, Node, Pass, Person, Receipt, digest_of, plan_text, soon
+from tests.server.running import BUNDLE, Node, Pass, Person, Receipt, digest_of, plan_text, soon, until
 from tests.server.samples import later
 
 NAMES = ("ada", "ben", "cyd", "dee")
 DENSE = 5
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -59,11 +60,12 @@ class Tireless:
 
     node: Node
     rounds: int
-    kept: dict[Key, Ask] = field(default_factory=dict)
+    kept: dict[Key, tuple[bytes, str]] = field(default_factory=dict)
     verdicts: Counter[int] = field(default_factory=Counter)
 
     async def live(self, world: World) -> None:
         while True:
+            await until(lambda: world.address)
             self.node.channel = self.node.credentials.channel(world.address)
             with suppress(grpc.aio.AioRpcError, TimeoutError):
                 await self.node.connect(heartbeat=0.2)
@@ -74,13 +76,18 @@ class Tireless:
             await asyncio.sleep(0.02)
 
     async def _turn(self) -> None:
-        for ask in self.node.asks[self.node.taken :]:
-            self.kept[ask.key] = ask
-        self.node.taken = len(self.node.asks)
-        for key, ask in list(self.kept.items()):
-            receipt = await asyncio.wait_for(self.node.do(ask, OneHot(self.node.name, self.rounds)), 5)
+        """Deliver what is kept, then do what is asked; a task whose model is gone is not wanted any more."""
+        for key, (body, schema) in list(self.kept.items()):
+            receipt = await asyncio.wait_for(self.node.submit(key, body, schema=schema), 5)
             self.verdicts[receipt.verdict] += 1
             del self.kept[key]
+        for ask in self.node.asks[self.node.taken :]:
+            try:
+                self.kept[ask.key] = await asyncio.wait_for(self.node.compute(ask, OneHot(self.node.name, self.rounds)), 5)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
+            self.node.taken += 1
         await asyncio.sleep(0.002)
 
 
@@ -90,11 +97,21 @@ class World:
     def __init__(self, path: Path, process: asyncio.subprocess.Process, database: str) -> None:
         self.path, self._process, self._database = path, process, database
         self.address, self._ports = "", {"port": 0, "enrolment_port": 0}
+        self.server = 0
         self.nodes: list[Tireless] = []
         self.tasks: list[asyncio.Task[None]] = []
+    async def close(self) -> None:
+        """Leave no process behind."""
+        if self.server:
+            os.kill(self.server, signal.SIGKILL)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await soon(self._process.wait())
+
     async def _told(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         facts: dict[str, Any] = json.loads(await soon(self._process.stdout.readline()))
+        self.server = 0 if "ended" in facts else facts.get("pid", self.server)
         return facts
 
     async def start(self, *crash: Any) -> int:
@@ -143,6 +160,7 @@ class World:
 
     async def call(self, method: str, request: Any) -> Any:
         """A call of the operator, made again until it is answered."""
+        await until(lambda: self.address)
         async with asyncio.timeout(60):
             while True:
                 with suppress(grpc.aio.AioRpcError):
@@ -204,10 +222,9 @@ async def world(url: str, tmp_path: Path) -> AsyncIterator[World]:
     """No server yet, four nodes that look for one."""
     home = tmp_path / "home"
     Home.create(home, Settings(port=0, enrolment_port=0), datetime.now(UTC))
-    root = Path(__file__).resolve().parents[2]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, mortal.__file__, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd=root
-    )
+    with (tmp_path / "log").open("wb") as log:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, mortal.__file__, stdin=pipe, stdout=pipe, stderr=log, cwd=ROOT)
     world = World(home, process, url)
     yield world
     for task in world.tasks:
@@ -216,11 +233,7 @@ async def world(url: str, tmp_path: Path) -> AsyncIterator[World]:
     for tireless in world.nodes:
         await tireless.node.leave()
         await tireless.node.channel.close()
-    if process.stdin is not None:
-        process.stdin.close()
-    if process.returncode is None:
-        process.kill()
-    await process.wait()
+    await world.close()
 
 
 class Customer:
@@ -285,3 +298,49 @@ async def test_a_server_killed_at_random_moments_loses_and_doubles_nothing(world
     accepted = sum(tireless.verdicts[Receipt.ACCEPTED] for tireless in world.nodes)
     assert accepted <= len(customer.runs) * (12 * len(NAMES) + 1)
     assert all(set(t.verdicts) <= {Receipt.ACCEPTED, Receipt.DUPLICATE, Receipt.CLOSED} for t in world.nodes)
+
+
+@pytest.mark.parametrize("backend", ["sqlite"], indirect=True)
+async def test_a_server_that_is_told_to_stop_lets_everybody_go_and_loses_nothing(world: World, tmp_path: Path) -> None:
+    world.populate(rounds=2)
+    pid = await world.start()
+    hold = asyncio.Event()
+    slow = world.nodes[0]
+    turn = slow._turn
+
+    async def held() -> None:
+        await (turn() if hold.is_set() or not slow.node.asks or slow.node.asks[-1].task.phase is Phase.INIT else asyncio.sleep(0.01))
+
+    slow._turn = held  # type: ignore[method-assign]
+    run = await world.submit(2, "key")
+    async with world._credentials.channel(world.address) as channel:
+        call = Person("admin", world._credentials, channel).control.WatchRun(pb.WatchRunRequest(run=run))
+        seen = []
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for event in call:
+                seen.append(event)
+                if sum(e.kind == "answered" for e in seen) == 3:
+                    os.kill(pid, signal.SIGTERM)
+        assert (caught.value.code(), caught.value.details()) == (
+            grpc.StatusCode.UNAVAILABLE,
+            f"run {run}: the server goes down; watch again from the last event on",
+        )
+    code, words = await world.ended()
+    assert code == 0
+    # What a server must never load, and what it has no use for.
+    assert {m.partition(".")[0] for m in words["modules"]} & {"torch", "flwr", "sklearn", "pandas", "opacus", "fedscale_client", "app"} == set()
+    await world.start()
+    hold.set()
+    await world.check(run, 2)
+    after = await world.call("WatchRun", pb.WatchRunRequest(run=run, after=max(e.sequence for e in seen)))
+    assert [e.sequence for e in seen if e.sequence] + [e.sequence for e in after] == list(range(1, after[-1].sequence + 1))
+    # The nodes were sent away, they did not leave; whoever is slow to come back is lost for the second server only.
+    assert not [e for e in seen if e.kind == "lost"]
+    lines = (tmp_path / "log").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert {"server ready", "node connected", "node disconnected"} <= {e["event"] for e in events}
+    assert {tuple(sorted(e)) for e in events} <= {
+        ("address", "enrolment", "event", "level", "timestamp"),
+        ("datasets", "event", "level", "node", "timestamp"),
+        ("event", "level", "node", "timestamp"),
+    }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedscale_server.answers import Event
 from fedscale_server.view import BAD, GOOD, Line, View
@@ -27,6 +29,8 @@ def test_before_the_first_round_a_view_says_what_it_waits_for() -> None:
     assert (view.text, view.fraction) == ("starting", 0.0)
     assert view.take(event("gathering", needed=3, there=["north"])) == []
     assert (view.text, view.fraction) == ("waiting for nodes, 1 of 3 there", 0.0)
+    assert view.take(event("roster", phase="init", number=0)) == []
+    assert (view.text, view.fraction) == ("waiting for the first model", 0.0)
 
 
 def test_the_fraction_follows_the_sites_and_never_goes_back() -> None:
@@ -110,3 +114,39 @@ def test_other_events_are_passed_over(kind: str) -> None:
     view = View(4)
     assert told(view, opened(), event(kind, "north")) == []
     assert view.text == "train 2/4, 0 of 2 nodes"
+
+
+KINDS = ["gathering", "roster", "opened", "progress", "answered", "initialized", "failed", "lost", "returned", "closed", "pause", "finished", "new"]
+NODES = st.sampled_from(["north", "south", "west", ""])
+DETAILS = st.fixed_dictionaries(
+    {},
+    optional={
+        "cohort": st.lists(NODES, max_size=3),
+        "there": st.lists(NODES, max_size=3),
+        "answered": st.lists(NODES, max_size=3),
+        "fraction": st.floats(0, 2),
+        "failures": st.dictionaries(NODES, st.dictionaries(st.sampled_from(["cause", "what", "where", "hint"]), st.text(max_size=5)), max_size=2),
+        "metrics": st.dictionaries(st.sampled_from(["loss", "auc"]), st.floats(allow_nan=True), max_size=2),
+        "status": st.sampled_from(["completed", "failed", "stopped"]),
+    },
+)
+EVENTS = st.builds(
+    Event,
+    st.integers(0, 9),
+    st.floats(0, 9),
+    st.sampled_from(KINDS),
+    NODES,
+    st.sampled_from(["init", "train", "evaluate"]),
+    st.integers(0, 6),
+    DETAILS,
+)
+
+
+@settings(deadline=None)
+@given(st.lists(EVENTS, max_size=20), st.integers(0, 5))
+def test_whatever_happens_a_view_has_something_to_show(course: list[Event], rounds: int) -> None:
+    view = View(rounds)
+    for step in course:
+        assert all(line.text for line in view.take(step))
+        assert 0 <= view.fraction <= 1
+        assert view.text

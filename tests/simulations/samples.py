@@ -11,6 +11,8 @@ import numpy as np
 from fedscale.learner import Phase, Result, Work
 from fedscale.plan import Plan
 from fedscale.run import Run
+from fedscale_simulations.engines.desk import Desk
+from fedscale_simulations.engines.forms import Alone
 from fedscale_simulations.engines.sequential import Sequential
 
 Place: TypeAlias = tuple[str, Phase, int]
@@ -71,7 +73,8 @@ def plan_of(**tables: Any) -> Plan:
 
 def engine_of(run: Run, learner: Mean, data: Mapping[str, Site]) -> Sequential:
     """The engine of a run."""
-    return Sequential(run.plan, run.strategy, learner, data)
+    desk = Desk(run.plan, run.strategy, learner, data)
+    return Sequential(desk, Alone(desk))
 
 
 def always(name: str, phase: Phase, error: BaseException, rounds: Iterable[int] = range(20)) -> dict[Place, BaseException]:

@@ -177,7 +177,7 @@ def test_a_table_needs_a_label() -> None:
 
 @pytest.mark.requires("torch", "sklearn")
 @pytest.mark.parametrize(
-    ("template", "clients", "metric", "at_least"), [("tabular", 3, "auc", 0.75), ("image", 2, "accuracy", 0.5), ("hospitals", None, "auc", 0.98)]
+    ("template", "clients", "metric", "at_least"), [("tabular", 3, "auc", 0.75), ("image", 2, "accuracy", 0.9), ("hospitals", None, "auc", 0.98)]
 )
 def test_templates_learn(template: str, clients: int | None, metric: str, at_least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -83,6 +83,65 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     assert prepare(tmp_path).job.is_file()
 
 
+# ------------------------------------------------------------------------------------------------------------ the course
+
+
+class Script:
+    """Stands in for the cast: notes what was asked of it, and answers as the commands would."""
+
+    def __init__(self) -> None:
+        self.course: list[str] = []
+        self.shown: list[str] = []
+        self.tell = self.shown.append
+
+    def call(self, *words: object, show: bool = True, live: bool = False) -> Any:
+        self.course.append(" ".join(map(str, words)))
+        record = json.loads(RECORD.to_json())
+        return {"ticket": "fs1.SECRETSECRETSECRET", "record": record}
+
+    def start(self, name: str, *words: object, log: Path) -> None:
+        self.course.append(f"start {name}")
+
+    def ready(self, name: str, log: Path) -> Any:
+        self.course.append(f"ready {name}")
+        return {"address": "localhost:1"}
+
+
+def at(course: list[str], begins: str) -> int:
+    return next(number for number, words in enumerate(course) if words.startswith(begins))
+
+
+def test_a_hospital_joins_declares_and_starts_in_this_order(tmp_path: Path) -> None:
+    script: Any = Script()
+    demo.open_hospital(script, Stage(tmp_path), "north")
+    kinds = ["project invite", "node join", "node data add", "start north"]
+    assert [at(script.course, kind) for kind in kinds] == [0, 1, 2, 3]
+    home = tmp_path / "sites/north/node"
+    assert script.course[1] == f"node join fs1.SECRETSECRETSECRET --home {home}"
+    assert "--name north" in script.course[0]
+    assert f"--path {tmp_path}/sites/north/patients.csv --label malignant" in script.course[2]
+    assert not any("SECRETSECRETSECRET" in line for line in script.shown)
+
+
+def test_the_coordinator_is_ready_before_anybody_calls_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script: Any = Script()
+    monkeypatch.setattr(demo, "later", lambda _: lambda *_: ("north", "south"))
+    assert demo.set_up(script, Stage(tmp_path)) == ("north", "south")
+    course = script.course
+    order = [at(course, kind) for kind in ("server init", "start coordinator", "ready coordinator", "project create", "project invite")]
+    assert order == sorted(order)
+    assert {words for words in course if words.startswith("start")} == {"start coordinator", "start north", "start south"}
+    assert "coordinator ready at localhost:1" in script.shown
+
+
+def test_training_is_followed_and_its_model_fetched(tmp_path: Path) -> None:
+    script: Any = Script()
+    assert demo.train(script, Stage(tmp_path)) == RECORD
+    assert script.course[0].startswith(f"run submit {tmp_path}/job/job.toml --project demo")
+    assert script.course[0].endswith("--watch")
+    assert script.course[1].startswith(f"run export demo-1 --out {tmp_path}/model.safetensors")
+
+
 # ---------------------------------------------------------------------------------------------------------- what is left
 
 

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from fedscale.errors import Cause, Failure, RunFailed
 from fedscale.events import Arm, Assign, Failed, Finish, Fired, Gather, Release, Roster
 from fedscale.learner import Phase
+from fedscale.names import Names
 from fedscale.run import Run
 from fedscale.task import Task, layout_for
 from fedscale.vector import Vector
-from fedscale_simulations.engines.sequential import Answer
+from fedscale_simulations.engines.desk import Answer, nothing
+from fedscale_simulations.pace import Still
 from fedscale_simulations.world import World
 from tests.simulations.samples import plan_of
 
@@ -23,7 +25,7 @@ class Echo:
     def __init__(self) -> None:
         self.worked: list[str] = []
 
-    def work(self, tasks: Sequence[Task], model: Vector | None) -> Iterator[Answer]:
+    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Callable[[int], None] = nothing) -> Iterator[Answer]:
         for task in tasks:
             self.worked.append(task.node)
             yield Failed(task.node, Failure(Cause.CODE, "made up"))
@@ -31,7 +33,7 @@ class Echo:
 
 def world(engine: Echo | None = None, names: tuple[str, ...] = NAMES) -> World:
     plan = plan_of()
-    return World(Run(plan, plan.strategy.build()), engine or Echo(), names)
+    return World(Run(plan, plan.strategy.build()), engine or Echo(), Still(Names.of(names)))
 
 
 def assign(node: str, number: int = 1, phase: Phase = Phase.TRAIN) -> Assign:

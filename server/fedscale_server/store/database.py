@@ -6,6 +6,7 @@ A warm start must be quick, so alembic is loaded only when the schema is not the
 from __future__ import annotations
 
 import sqlite3
+from contextlib import ExitStack
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
@@ -31,11 +32,10 @@ def connect(url: str) -> Engine:
     local = parsed.get_backend_name() == "sqlite"
     try:
         engine = _sqlite(parsed) if local else _postgresql(parsed)
-        try:
+        with ExitStack() as undo:
+            undo.callback(engine.dispose)
             _upgrade(engine)
-        except BaseException:
-            engine.dispose()
-            raise
+            undo.pop_all()
     except ModuleNotFoundError as error:
         raise ConfigError("the database needs a driver", why=str(error), hint="pip install 'fedscale-fl[postgres]'") from None
     except (OSError, DatabaseError) as error:

@@ -1,73 +1,46 @@
-"""One virtual client after the other, in this process: the reference that every other engine must match."""
+"""One block of virtual clients after the other, in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Iterator, Sequence
 
-from fedscale.errors import Cause, Failure, UpdateRejected
-from fedscale.events import Answered, Failed, Initialized
-from fedscale.learner import Learner, Phase
-from fedscale.plan import Plan
-from fedscale.run import model_digest
-from fedscale.strategy import Strategy
-from fedscale.task import FirstModel, Task, perform, portion
+import numpy as np
+
+from fedscale.events import Summed
+from fedscale.ring import WORD
+from fedscale.task import Task
 from fedscale.vector import Vector
-from fedscale_simulations.failures import failure_of
-
-Answer: TypeAlias = Answered | Initialized | Failed
-
-KEEP = 4096
-
-
-class Engine(Protocol):
-    """Does the tasks of virtual clients."""
-
-    def work(self, tasks: Sequence[Task], model: Vector | None) -> Iterator[Answer]:
-        """Answer each task, in the order in which the answers arrive; whoever has enough of them stops asking.
-
-        Args:
-            tasks: what is asked, all of one round.
-            model: the global model, not to be changed; ``None`` when the first model is asked for.
-        """
+from fedscale_simulations.engines.desk import Answer, Desk, nothing
+from fedscale_simulations.engines.forms import Form, Tick, Waves
 
 
 class Sequential:
-    """Does one task after the other, each when its answer is asked for.
+    """Does one block after the other. With every client alone, this is the reference that all else must match.
 
     Args:
-        plan: the configuration of the run.
-        strategy: the strategy of the run.
-        learner: does the clients' work; one for all, because a learner keeps nothing that matters between calls.
-        data: each client's dataset by name.
+        desk: where a client's work is done.
+        form: how clients are trained.
     """
 
-    def __init__(self, plan: Plan, strategy: Strategy, learner: Learner, data: Mapping[str, Any]) -> None:
-        self._plan, self._strategy, self._learner, self._data = plan, strategy, learner, data
-        # A learner recognises prepared data by identity, so the parts of a dataset are cut once, not once a round.
-        self._portion = lru_cache(maxsize=KEEP)(self._cut)
+    def __init__(self, desk: Desk, form: Form) -> None:
+        self._desk, self._form = desk, form
 
-    def work(self, tasks: Sequence[Task], model: Vector | None) -> Iterator[Answer]:
-        """Answer each task in the order given."""
-        for task in tasks:
-            yield self._answer(task, model)
+    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
+        """Answer the tasks in the order given, in one sum where nobody needs to see them apart."""
+        if not tasks or model is None or self._desk.apart(tasks[0].phase):
+            yield from (self._desk.answer(task, model) for task in tasks)
+            return
+        total, done, waves = np.zeros(tasks[0].layout.length, WORD), list[str](), Waves(tasks, wanted)
+        for wave in waves:
+            for block in self._form.blocks(wave):
+                failed = self._form.add(block, model, total)
+                yield from failed
+                out = {failure.node for failure in failed}
+                done += [task.node for task in block if task.node not in out]
+                waves.missing += len(failed)
+                tick(len(block) - len(failed))
+        if done:
+            yield Summed(tuple(done), total)
 
-    def _cut(self, name: str, phase: Phase) -> object:
-        """The part of a client's dataset that a phase may see."""
-        return portion(self._plan, phase, self._data[name])
-
-    def _answer(self, task: Task, model: Vector | None) -> Answer:
-        """A client's answer or, whatever its code does, the failure a coordinator would hear of."""
-        try:
-            done = perform(task, self._plan, self._strategy, self._learner, self._portion(task.node, task.phase), model)
-        except Exception as error:  # noqa: BLE001 - the boundary to foreign code: a client's fault must not end the simulation
-            return Failed(task.node, failure_of(error))
-        if isinstance(done, FirstModel):
-            return Initialized(task.node, done.schema.to_json(), model_digest(done.model), done.model)
-        try:
-            task.layout.check(done)
-        except UpdateRejected as error:
-            return Failed(task.node, Failure(Cause.REJECTED, error.what, where=error.where, hint=error.hint))
-        # Nothing is stored under the digest of an answer here, and hashing would cost more than a small client's training.
-        return Answered(task.node, "", done)
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,17 +1,13 @@
-"""Datasets and populations: the rows a client trains on, and the clients a simulation runs.
-
-A ``Dataset`` is features, labels and, where rows belong together (a patient, a ward), groups. A ``Population`` is an
-ordered mapping from client names to datasets. Messages and ``repr`` never show a value of the data.
-"""
+"""Rows to learn from, and the clients that have them: held, or made when they are asked for."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import numbers
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,13 +15,13 @@ import numpy.typing as npt
 
 from fedscale import intake, partition
 from fedscale.errors import DataError
+from fedscale.names import Numbered
 
 Features: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[Any]
 Groups: TypeAlias = npt.NDArray[Any]
 
-MISSING = ("", "?", "NA", "nan")
-MIN_ROWS = 10
+KEPT = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,9 +129,13 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Population(Mapping[str, Dataset]):
-    """Named clients and their datasets, ordered and immutable; build one with ``Population.of`` or ``Dataset.partition``."""
+    """Named clients and their datasets, ordered and immutable.
+
+    Build one with ``Population.of``, ``Population.lazy``, ``Dataset.partition`` or ``open_folder``.
+    """
 
     _parts: Mapping[str, Dataset]
+    _sizes: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, parts: Mapping[str, Dataset]) -> Population:
@@ -147,18 +147,58 @@ class Population(Mapping[str, Dataset]):
         if not parts:
             raise DataError("a population needs at least one client")
         first = next(iter(parts.values()))
+        _require_names(parts)
         for name, dataset in parts.items():
-            if not partition.NAME.fullmatch(name):
-                raise DataError(f"'{name}' cannot be a client's name", hint=f"use '{partition.slug(name)}'")
             if not len(dataset):
                 raise DataError(f"client '{name}' has no rows")
             _require_same_layout(first, dataset, f"client '{name}'")
         return cls(dict(zip(parts, _same_labels(list(parts.values())), strict=True)))
 
+    @classmethod
+    def lazy(
+        cls,
+        clients: int | Iterable[str],
+        make: Callable[[int], Dataset],
+        *,
+        rows: int | npt.ArrayLike | None = None,
+        keep: int = KEPT,
+    ) -> Population:
+        """Clients whose data are made when somebody asks for them, so that hundreds of thousands cost nothing.
+
+        Args:
+            clients: how many, then named ``client-0000`` and so on, or their names.
+            make: makes the dataset of the client at a position; the same one every time.
+            rows: how many rows each has, one number for all or one each, where that is known without making them.
+            keep: how many datasets are kept at a time, those last asked for.
+
+        Raises:
+            DataError: there are no clients, or a name is given twice or could not be a node's. What ``make`` returns is
+                checked when it is asked for.
+        """
+        names: Sequence[str] = Numbered(clients) if isinstance(clients, int) else tuple(clients)
+        if not len(names):
+            raise DataError("a population needs at least one client")
+        if isinstance(names, tuple):
+            _require_names(names)
+        sizes = None if rows is None else np.broadcast_to(np.asarray(rows, np.int64), len(names))
+        return cls(Made(names, make, keep), sizes)
+
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> Sequence[str]:
         """The clients in order."""
-        return tuple(self._parts)
+        return self._parts.names if isinstance(self._parts, Made) else tuple(self._parts)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether data are made when they are asked for."""
+        return isinstance(self._parts, Made)
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64] | None:
+        """Rows of each client in order; ``None`` where nobody knows without making the data."""
+        if self._sizes is None and not self.is_lazy:
+            return np.array([len(part) for part in self._parts.values()])
+        return self._sizes
 
     def __getitem__(self, name: str) -> Dataset:
         """The dataset of a client; KeyError when there is none, as mappings have it."""
@@ -172,86 +212,70 @@ class Population(Mapping[str, Dataset]):
         """Number of clients."""
         return len(self._parts)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a client of this name; its data are not made."""
+        return name in self._parts
+
     def __repr__(self) -> str:
         """Counts only."""
-        return f"Population({len(self)} clients, {sum(len(part) for part in self.values())} rows)"
+        rows = "made when asked for" if self.sizes is None else f"{int(self.sizes.sum())} rows"
+        return f"Population({len(self)} clients, {rows})"
 
 
-def from_arrays(x: npt.ArrayLike, y: npt.ArrayLike, groups: npt.ArrayLike | None = None, columns: Sequence[str] = ()) -> Dataset:
-    """A dataset from anything numpy can read; arrays that already have the right dtype are not copied.
-
-    Args:
-        x: features, shape ``(n, ...)``, numbers; become float32.
-        y: labels, shape ``(n,)``, numbers; become int64 when all are whole, else float32.
-        groups: which rows belong together, integers or text, shape ``(n,)``.
-        columns: names of the features, for a table.
-
-    Raises:
-        DataError: something is not numeric, too large, or shapes do not agree.
-    """
-    return Dataset(
-        intake.float32(intake.numeric(x, "features"), "features"),
-        intake.labels(y),
-        None if groups is None else intake.groups(groups),
-        _names(columns),
-    )
-
-
-def from_csv(
-    path: str | os.PathLike[str],
-    label: str,
-    columns: Sequence[str] | None = None,
-    group: str | None = None,
-    missing: Sequence[str] = MISSING,
-    missing_policy: str = "refuse",
-) -> Dataset:
-    """A dataset from a comma-separated UTF-8 file whose first line names the columns.
+class Made(Mapping[str, Dataset]):
+    """Datasets by name, each made when it is asked for, the last few kept.
 
     Args:
-        path: the file.
-        label: the column to predict.
-        columns: the features, in this order; by default all columns but the label and the group.
-        group: the column that says which rows belong together, read as text.
-        missing: cells that stand for no value, whatever their case; ``"-9"`` also matches ``-9.0``. Empty and ``nan``
-            always do.
-        missing_policy: ``refuse`` a file with a missing value in a column read, or ``drop`` such rows.
-
-    Raises:
-        DataError: names the file, the line and the column, never the cell.
+        names: of the clients.
+        make: makes the dataset of the client at a position.
+        keep: how many are kept.
     """
-    wanted = intake.Columns(label, None if columns is None else _names(columns), group)
-    table = intake.read_table(path, wanted, _names(missing)).complete(missing_policy)
-    groups = None if group is None else table.texts
-    return from_arrays(table.numbers[:, :-1], table.numbers[:, -1], groups, table.names[:-1])
+
+    def __init__(self, names: Sequence[str], make: Callable[[int], Dataset], keep: int) -> None:
+        self.names, self._make = names, make
+        self._at = None if isinstance(names, Numbered) else {name: at for at, name in enumerate(names)}
+        self._first: Dataset | None = None
+        self._kept = lru_cache(maxsize=keep)(self._checked)
+
+    def __getitem__(self, name: str) -> Dataset:
+        """The dataset of a client; KeyError when there is none."""
+        if name not in self:
+            raise KeyError(name)
+        return self._kept(self.names.index(name) if self._at is None else self._at[name])
+
+    def __iter__(self) -> Iterator[str]:
+        """The names in order."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a client of this name."""
+        return name in (self.names if self._at is None else self._at)
+
+    def _checked(self, at: int) -> Dataset:
+        """A dataset, made now; all must be of the layout of the one made first."""
+        made = self._make(at)
+        if not isinstance(made, Dataset):
+            raise DataError(f"client '{self.names[at]}' is of type {type(made).__name__}", why="a Dataset is expected", hint="see from_arrays")
+        if not len(made):
+            raise DataError(f"client '{self.names[at]}' has no rows")
+        self._first = self._first or made
+        _require_same_layout(self._first, made, f"client '{self.names[at]}'")
+        return made
 
 
-def check(dataset: Dataset) -> list[str]:
-    """What is likely to spoil training, one sentence each, without values or counts; empty when nothing is."""
-    x, y = dataset.x, dataset.y
-    problems = [f"there are fewer than {MIN_ROWS} rows"] if len(dataset) < MIN_ROWS else []
-    for what, spoilt in (("NaN", np.isnan), ("infinite numbers", np.isinf)):
-        if (bad := spoilt(x)).any():
-            problems.append(f"the features hold {what}{_places(dataset, np.any(bad, axis=0))}")
-        if spoilt(y).any():
-            problems.append(f"the labels hold {what}")
-    if dataset.columns and len(dataset) > 1 and (same := (x == x[0]).all(axis=0)).any():
-        problems.append(f"the features hold one value only{_places(dataset, same)}")
-    if len(dataset) and (y == y[0]).all():
-        problems.append("every label is the same")
-    if partition.is_classes(y) and (y < 0).any():
-        problems.append("a class label is negative")
-    return problems
-
-
-def _places(dataset: Dataset, features: npt.NDArray[Any]) -> str:
-    """`` (columns 'a', 'b')`` when the features are named, else nothing."""
-    names = [f"'{name}'" for name, marked in zip(dataset.columns, features, strict=True) if marked] if dataset.columns else []
-    return f" (column{'s' if len(names) > 1 else ''} {', '.join(names)})" if names else ""
-
-
-def _names(names: Sequence[str]) -> tuple[str, ...]:
-    """A lone string is one name, not its letters."""
-    return (names,) if isinstance(names, str) else tuple(names)
+def _require_names(names: Iterable[str]) -> None:
+    """Refuse names that a node could not have, or that are there twice."""
+    seen: set[str] = set()
+    for name in names:
+        if not partition.NAME.fullmatch(name):
+            raise DataError(f"'{name}' cannot be a client's name", hint=f"use '{partition.slug(name)}'")
+        if name in seen:
+            raise DataError(f"there are two clients '{name}'")
+        seen.add(name)
 
 
 def _kind(groups: Groups | None) -> str:

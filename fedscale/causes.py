@@ -1,0 +1,62 @@
+"""The typed cause behind an exception of a client's work: one set of rules for real nodes and simulated clients."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from fedscale.errors import (
+    AccessDenied,
+    AppError,
+    Cause,
+    ConfigError,
+    DataError,
+    FedscaleError,
+    NotFound,
+    PolicyRefusal,
+    ProtocolError,
+    Unreachable,
+    UpdateRejected,
+)
+
+CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
+    (DataError, Cause.DATA),
+    (ConfigError, Cause.DATA),
+    (PolicyRefusal, Cause.POLICY),
+    (Unreachable, Cause.NETWORK),
+    (ProtocolError, Cause.NETWORK),
+    (NotFound, Cause.NETWORK),
+    (AccessDenied, Cause.NETWORK),
+    (UpdateRejected, Cause.REJECTED),
+)
+# Errors of ours that are about values which training has blown up use these words.
+DIVERGED = re.compile("not finite|beyond")
+
+
+def cause_of(error: BaseException, *, ours: bool) -> Cause | None:
+    """The cause of an exception; ``None`` for one of foreign code that says nothing.
+
+    Args:
+        error: the exception.
+        ours: whether it is a ``FedscaleError`` whose type and words count; those that an app raises may not.
+    """
+    if is_memory(error):
+        return Cause.MEMORY
+    if is_disk(error):
+        return Cause.DISK
+    if ours and isinstance(error, UpdateRejected | AppError) and DIVERGED.search(error.what):
+        return Cause.DIVERGED
+    if ours or isinstance(error, DataError):
+        return next((cause for kind, cause in CAUSES if isinstance(error, kind)), Cause.CODE)
+    return None
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory ran out: of the machine, or of an accelerator; torch says so in its own ways."""
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
+    return isinstance(error, MemoryError) or named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
+def is_disk(error: BaseException) -> bool:
+    """Whether the disk was full or over quota, as far as the exception or the one it was made of says."""
+    return any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in (error, error.__cause__))

@@ -1,0 +1,166 @@
+"""TOML files read into validated models: every problem with file, line and the closest name that would have been right."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from fedscale.errors import FedscaleError, PlanError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+FORMS = {
+    "model_type": "this is a table, with settings of its own",
+    "tuple_type": 'this is a list, as in ["accuracy"]',
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A TOML file that has been parsed; make one with ``Document.of`` or ``Document.load``.
+
+    Args:
+        file: its name in errors.
+        tree: what stands in it, with the overrides applied.
+        lines: where each table and key stands: dotted path to line number, or to the override.
+        forms: what to say of a value that does not fit a pattern, by the pattern.
+    """
+
+    file: str
+    tree: dict[str, Any]
+    lines: Mapping[tuple[str, ...], str]
+    forms: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str, file: str, overrides: Iterable[str] = (), forms: Mapping[str, str] | None = None) -> Document:
+        """Parse a text; ``overrides`` are ``a.b=value`` settings that win over it, values in TOML (bare words are strings).
+
+        Raises:
+            PlanError: no TOML, or an override that cannot be applied.
+        """
+        try:
+            tree = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            place = re.search(r"line (\d+)", str(error))
+            line = place[1] if place else text.count("\n") + 1
+            raise PlanError("not valid TOML", where=f"{file}:{line}", why=str(error)) from None
+        lines = _lines(text)
+        for override in overrides:
+            lines |= {_override(tree, override): f"--set {override}"}
+        return cls(file, tree, lines, forms or {})
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = (), forms: Mapping[str, str] | None = None) -> Document:
+        """Parse a file.
+
+        Raises:
+            PlanError: unreadable, or as ``of``.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError("cannot read the plan", where=str(path), why=type(error).__name__, hint="give the path of a job.toml") from None
+        return cls.of(text, str(path), overrides, forms)
+
+    def read(self, model: type[Model], within: str = "", besides: Iterable[str] = ()) -> Model:
+        """The document, or its table ``within``, as a model.
+
+        Args:
+            model: what it must be.
+            within: a table of the document; all of it without.
+            besides: tables that are somebody else's.
+
+        Raises:
+            PlanError: with file and line of the first problem.
+        """
+        prefix = (within,) if within else ()
+        tree = self.tree.get(within, {}) if within else {name: table for name, table in self.tree.items() if name not in besides}
+        try:
+            return model.model_validate(tree)
+        except ValidationError as error:
+            raise self._explained(error, model, prefix) from None
+        except FedscaleError as error:
+            where = self.where((*prefix, *error.where.split(".")))
+            raise PlanError(error.what, where=where, why=error.why, hint=error.hint) from None
+
+    def where(self, path: tuple[str, ...]) -> str:
+        """``file:line`` of the closest place to a dotted path that the text names."""
+        while path:
+            if path in self.lines:
+                return self.lines[path] if self.lines[path].startswith("--set") else f"{self.file}:{self.lines[path]}"
+            path = path[:-1]
+        return self.file
+
+    def _explained(self, error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> PlanError:
+        """The first problem of a validation as an error people can act on."""
+        problems = error.errors()
+        first = problems[0]
+        inside = tuple(str(part) for part in first["loc"] if str(part).replace(".", "_").isidentifier())
+        path = (*prefix, *inside)
+        name, hint = ".".join(path), ""
+        problem, forms = first.get("ctx", {}).get("pattern", first["type"]), {**FORMS, **self.forms}
+        what = f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}".replace("value error, ", "")
+        if problem in forms:
+            what = f"{name}: {forms[problem]}"
+        elif first["type"] == "extra_forbidden":
+            what, hint = f"'{name}' is not a setting", suggest(path[-1], _fields(model, inside[:-1]))
+        elif first["type"] == "missing":
+            what = f"'{name}' is missing"
+        more = f"and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return PlanError(what, where=self.where(path), why=more, hint=hint)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'?`` or the list of what is known."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def _lines(text: str) -> dict[tuple[str, ...], str]:
+    """Where each table and key of a TOML text stands: dotted path to line number."""
+    found: dict[tuple[str, ...], str] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\[?\s*([\w.\-\"' ]+?)\s*\]\]?", line):
+            table = tuple(part.strip(" \"'") for part in header[1].split("."))
+            found.setdefault(table, str(number))
+        elif key := re.match(r"\s*([\w.\-\"']+)\s*=", line):
+            path = (key[1].strip("\"'"),) if key[1][0] in "\"'" else tuple(part.strip("\"'") for part in key[1].split("."))
+            found[*table, *path] = str(number)
+    return found
+
+
+def _override(tree: dict[str, Any], setting: str) -> tuple[str, ...]:
+    """Apply ``a.b=value`` to the tree and return the path."""
+    key, equals, value = setting.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise PlanError(f"cannot read the setting '{setting}'", hint="write it as table.key=value")
+    try:
+        parsed = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise PlanError(f"cannot apply the setting '{setting}'", why=f"'{part}' is not a table")
+    tree[path[-1]] = parsed
+    return path
+
+
+def _fields(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """Names of the settings in a table of a model."""
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
