@@ -1,4 +1,7 @@
-"""Measurements: every module here has ``measure()``, which yields ``Figure`` values; run them all with ``make bench``."""
+"""Measurements: every module here has ``measure()``, which yields ``Figure`` values; run them all with ``make bench``.
+
+Modules whose names begin with an underscore are helpers. Those that start real processes do it as the end-to-end tests do.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,17 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number."""
+    """One measured number, and the largest value that is good enough where somebody demands one."""
 
     name: str
     value: float
     unit: str
+    at_most: float | None = None
+
+    def __str__(self) -> str:
+        """One line of a table."""
+        demanded = "" if self.at_most is None else f"at most {self.at_most:g}" + ("" if self.value <= self.at_most else ": MISSED")
+        return f"{self.name:44} {self.value:12.4g} {self.unit:5} {demanded}".rstrip()
 
 
 def seconds(work: Callable[[], object], repeat: int = 5) -> float:

@@ -13,7 +13,7 @@ import benchmarks
 
 def main() -> None:
     """Print one line a figure, as soon as it is known."""
-    names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__"]
+    names = [module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")]
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"out of {', '.join(names)}; all by default")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -22,8 +22,7 @@ def main() -> None:
         parser.error(f"no measurement '{min(unknown)}'; there are {', '.join(names)}")
     for name in options.names or names:
         for figure in importlib.import_module(f"benchmarks.{name}").measure():
-            shown = f"{name:12} {figure.name:40} {figure.value:12.4g} {figure.unit}"
-            print(json.dumps({"benchmark": name} | asdict(figure)) if options.json else shown, flush=True)
+            print(json.dumps({"benchmark": name} | asdict(figure)) if options.json else f"{name:12} {figure}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def add(
     path: Annotated[Path | None, typer.Option(help="A file: .csv, .parquet or .npz.")] = None,
     label: Annotated[str, typer.Option(help="The column to predict, or the labels' array of an .npz file.")] = "",
     columns: Annotated[str, typer.Option(help="The features in order, separated by commas; by default all other columns.")] = "",
-    group: Annotated[str | None, typer.Option(help="The column, or the array of an .npz file, that says which rows belong together, such as a patient's.")] = None,
+    group: Annotated[str | None, typer.Option(help="The column or .npz array that says which rows belong together, such as a patient's.")] = None,
     missing: Annotated[Literal["refuse", "drop"], typer.Option(help="What to do with rows that have a missing value.")] = "refuse",
     loader: Annotated[str, typer.Option(metavar="MODULE:FUNCTION", help="A function of this site that returns the data, instead of a file.")] = "",
     home: HomeFolder = HOME,

@@ -74,7 +74,7 @@ def _mapped(place: Path) -> Population:
         about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
         x, y, ends = (np.load(place / f"{name}.npy", mmap_mode="c") for name in ("x", "y", "ends"))
         names, columns = about["names"], tuple(about["columns"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError("a population on disk is damaged", where=str(place), why=type(error).__name__) from None
     begins = np.concatenate([[0], ends[:-1]])
     count = names if isinstance(names, int) else len(names)
@@ -93,5 +93,5 @@ def _read(file: Path) -> Dataset:
     try:
         with np.load(file) as arrays:
             return from_arrays(arrays["x"], arrays["y"], arrays.get("groups", None))
-    except (OSError, KeyError, ValueError, BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
         raise DataError("a client's file cannot be read", where=str(file), why=type(error).__name__, hint="it needs the arrays x and y") from None

@@ -133,6 +133,7 @@ class _Finder:
         if self._profile is Profile.MALICIOUS:
             # Twice the threshold must exceed the degree plus the colluders: then no two answers can both reach it.
             most = (most + degree) // 2
+        # A share that is the secret itself would be none; like the published finder, this does not count the failures anew.
         return max(most + 1, 2) if least > most else None
 
     def _disconnected(self, degree: int) -> float:

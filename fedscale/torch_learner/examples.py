@@ -75,8 +75,8 @@ def aligned(outputs: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Ten
     One output an example loses its second dimension; where both have one shape, the targets take the outputs' dtype;
     otherwise the targets are classes and the outputs have one more dimension.
     """
-    rows = len(targets)
-    if outputs.ndim == 0 or len(outputs) != rows:
+    rows = targets.shape[0]
+    if outputs.ndim == 0 or outputs.shape[0] != rows:
         raise AppError(f"the model returned shape {tuple(outputs.shape)} for {rows} examples", why="one row for each is expected")
     if outputs.shape == (rows, 1) and targets.ndim == 1:
         outputs = outputs.reshape(rows)

@@ -132,7 +132,7 @@ class TorchLearner:
         sizes = _batch_sizes(len(examples), training.batch_size, pairs=resident.normalized)
         steps = min(training.epochs * len(sizes), training.max_steps or math.inf)
         losses: list[Tensor] = []
-        loss_sum, seen = np.zeros(1), 0
+        loss_sum, seen = 0.0, 0
         resident.module.train()
         for step, rows in enumerate(islice(self._batches(len(examples), sizes, work.seed), int(steps)), 1):
             outputs, targets = self._forward(resident, examples, rows, amp=training.amp)
@@ -141,13 +141,13 @@ class TorchLearner:
                 optimizer.descend(loss)
             else:
                 optimizer.descend_scaled(loss, scaler)
-            losses.append(loss.detach() * len(rows))
-            seen += len(rows)
+            losses.append(loss.detach())
+            seen += targets.shape[0]
             if step % len(sizes) == 0 or step == steps:
-                loss_sum += _require_finite(torch.stack(losses))
+                loss_sum += _weighted(losses, sizes)
                 losses.clear()
             work.progress(step / steps)
-        return Result(resident.arrays(), len(examples), {"loss": loss_sum * (len(examples) / seen)})
+        return Result(resident.arrays(), len(examples), {"loss": np.array([loss_sum * (len(examples) / seen)])})
 
     def _batches(self, rows: int, sizes: list[int], seed: int) -> Iterator[Tensor]:
         """Row numbers of one batch after the other, in a new order each epoch, without end."""
@@ -164,7 +164,7 @@ class TorchLearner:
         with torch.no_grad():
             for rows in torch.split(torch.arange(len(examples)), EVALUATION_FACTOR * work.training.batch_size):
                 outputs, targets = self._forward(resident, examples, rows, amp=work.training.amp)
-                _add(sums, "loss", _require_finite(self._loss(outputs, targets).double() * len(rows)))
+                _add(sums, "loss", np.array([_finite(float(self._loss(outputs, targets)) * len(rows))]))
                 for name in work.metrics:
                     if name != "loss":
                         _add(sums, name, self._measure(name, outputs, targets))
@@ -240,9 +240,15 @@ def as_learner(app: object, keep: int = KEEP) -> Learner:
     raise AppError(f"the app is {found}", why="an App, or an object with the method run(work), is expected")
 
 
+@lru_cache(maxsize=1)
+def _cuda() -> bool:
+    """Whether there is a CUDA device; asking takes a while."""
+    return torch.cuda.is_available()
+
+
 def _device(wanted: str) -> torch.device:
     """The device a plan asks for."""
-    present = torch.cuda.is_available()
+    present = _cuda()
     if wanted == "cuda" and not present:
         raise PlanError("the plan asks for CUDA, which this machine does not have", where="train.device", hint='use device = "auto"')
     return torch.device("cuda", torch.cuda.current_device()) if present and wanted != "cpu" else torch.device("cpu")
@@ -269,12 +275,16 @@ def _batch_sizes(rows: int, size: int, *, pairs: bool) -> list[int]:
     return [*sizes[:-2], size + 1] if pairs and len(sizes) > 1 and sizes[-1] == 1 < size else sizes
 
 
-def _require_finite(loss: Tensor) -> Sums:
-    """A summed loss, shape ``(1,)``, unless training diverged."""
-    sums = total(loss)
-    if not np.isfinite(sums).all():
+def _weighted(losses: list[Tensor], sizes: list[int]) -> float:
+    """The loss summed over an epoch's examples, from the means of its batches."""
+    return _finite(sum(mean * size for mean, size in zip(torch.stack(losses).tolist(), sizes, strict=False)))
+
+
+def _finite(loss: float) -> float:
+    """A loss, unless training diverged."""
+    if not math.isfinite(loss):
         raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
-    return sums
+    return loss
 
 
 def _add(sums: dict[str, Sums], name: str, more: Sums) -> None:

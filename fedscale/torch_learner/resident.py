@@ -38,7 +38,7 @@ class Resident:
         self.images = any(isinstance(part, nn.Conv2d) for part in self.module.modules())
         self._local = [(buffer, buffer.clone()) for name, buffer in self.module.named_buffers() if name not in self.shared]
         self._schema = Schema.of(arrays_of(self.shared))
-        self._flat = _flatten(self.module, self.shared, device)
+        self._flat, self._turned = _flatten(self.module, self.shared, device)
         kernels.install(self.module, device)
 
     def load(self, arrays: Arrays) -> None:
@@ -46,6 +46,8 @@ class Resident:
         with torch.no_grad():
             if self._flat is not None and isinstance(arrays, Packed) and self._knows(arrays.schema):
                 self._flat.copy_(tensor_of(arrays.vector))
+                for part, entry in self._turned:
+                    entry.copy_(part)
             else:
                 self._require_same(arrays)
                 for name, tensor in self.shared.items():
@@ -57,6 +59,8 @@ class Resident:
         """A copy of what travels."""
         if self._flat is None:
             return arrays_of(self.shared)
+        for part, entry in self._turned:
+            part.copy_(entry)
         return self._schema.unpack(self._flat.to("cpu", copy=True).numpy())
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -99,16 +103,25 @@ def arrays_of(state: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _flatten(module: nn.Module, shared: dict[str, Tensor], device: torch.device) -> Tensor | None:
-    """Move what travels into one vector, of which it becomes views; ``None`` where dtypes differ or memory is shared."""
+def _flatten(module: nn.Module, shared: dict[str, Tensor], device: torch.device) -> tuple[Tensor | None, list[tuple[Tensor, Tensor]]]:
+    """Move what travels into one vector, of which it becomes views; ``None`` where dtypes differ or memory is shared.
+
+    The kernels of convolutions keep memory of their own, channels last, where the gradient of such a kernel comes out that
+    way; for each, its part of the vector comes along with it.
+    """
     owners = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     plain = all(name in owners and entry.dtype is torch.float32 and entry.layout is torch.strided for name, entry in shared.items())
     places = [entry.untyped_storage().data_ptr() for entry in shared.values() if entry.numel()]
     if not plain or len(set(places)) < len(places):
-        return None
+        return None, []
+    kernel_ids = {id(part.weight) for part in module.modules() if isinstance(part, nn.Conv2d)}
     flat = torch.empty(sum(entry.numel() for entry in shared.values()), device=device)
+    turned: list[tuple[Tensor, Tensor]] = []
     for name, part in zip(shared, flat.split([entry.numel() for entry in shared.values()]), strict=True):
-        part.copy_(shared[name].reshape(-1))
-        owners[name].data = part.view(shared[name].shape)
-        shared[name] = owners[name].detach()
-    return flat
+        here, owner = part.view(shared[name].shape), owners[name]
+        here.copy_(shared[name])
+        owner.data = here.contiguous(memory_format=torch.channels_last) if id(owner) in kernel_ids else here
+        shared[name] = owner.detach()
+        if shared[name].data_ptr() != here.data_ptr():
+            turned.append((here, shared[name]))
+    return flat, turned

@@ -31,7 +31,8 @@ class Steps:
 
     def __init__(self, parameters: Sequence[nn.Parameter], wanted: LocalOptimizer, proximal: float = 0.0) -> None:
         self.param_groups = [{"params": list(parameters)}]  # where torch's GradScaler finds the gradients
-        self._parameters, self._wanted, self._proximal = parameters, wanted, proximal
+        self._parameters: list[Tensor] = list(parameters)
+        self._wanted, self._proximal = wanted, proximal
         self._anchor = [parameter.detach().clone() for parameter in parameters] if proximal else []
         adaptive = wanted.name != "sgd"
         self._first = [torch.zeros_like(parameter) for parameter in parameters] if adaptive or wanted.momentum else []
@@ -60,9 +61,10 @@ class Steps:
 
     def _move(self, found: Sequence[Tensor | None]) -> None:
         """Move the parameters for which there is a gradient."""
-        wanted, reached = self._wanted, [gradient is not None for gradient in found]
-        gradients = [gradient for gradient in found if gradient is not None]
-        parameters, anchor, first, second = (_only(tensors, reached) for tensors in (self._parameters, self._anchor, self._first, self._second))
+        wanted, gradients = self._wanted, [gradient for gradient in found if gradient is not None]
+        parameters, anchor, first, second = self._parameters, self._anchor, self._first, self._second
+        if len(gradients) < len(found):
+            parameters, anchor, first, second = (_reached(tensors, found) for tensors in (parameters, anchor, first, second))
         self._count += 1
         with torch.no_grad():
             if anchor:
@@ -91,8 +93,6 @@ class Steps:
         torch._foreach_addcdiv_(parameters, first, spread, -self._wanted.lr / (1 - BETA1**self._count))
 
 
-def _only(tensors: Sequence[Tensor], reached: Sequence[bool]) -> list[Tensor]:
+def _reached(tensors: Sequence[Tensor], found: Sequence[Tensor | None]) -> list[Tensor]:
     """The tensors of the parameters that have a gradient; none where there are none at all."""
-    if all(reached):
-        return list(tensors)
-    return [tensor for tensor, has in zip(tensors, reached, strict=True) if has] if tensors else []
+    return [tensor for tensor, gradient in zip(tensors, found, strict=True) if gradient is not None] if tensors else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +85,3 @@ class Spool:
         for digest in self.blobs.names():
             if digest not in needed:
                 self.blobs.delete(digest)
-
-    def remove(self) -> None:
-        """Delete everything of the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)

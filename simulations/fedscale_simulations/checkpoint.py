@@ -65,7 +65,7 @@ def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], f
         plan: the plan, which must be the same.
         strategy: the strategy, likewise.
         names: the clients, likewise.
-        facts: what else its record must say, by key.
+        facts: what its record must say of population and devices.
 
     Raises:
         NotFound: there is no checkpoint in the folder.
@@ -82,7 +82,7 @@ def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], f
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("a checkpoint is damaged", where=str(path), why=type(error).__name__) from None
     _require_same(path, plan, names, record)
-    if changed := [key for key, value in facts.items() if record.extra.get(key) != value]:
+    if changed := [key for key in ("population", "devices") if record.extra.get(key) != facts.get(key)]:
         raise ConfigError(f"the checkpoint belongs to another {changed[0]}", where=str(path), hint="resume with the same data and devices")
     return Run.restore(plan, strategy, state, vectors), record
 

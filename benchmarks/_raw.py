@@ -1,0 +1,137 @@
+"""Nodes that speak the protocol and train nothing: what a server costs can be seen without the cost of its nodes.
+
+They join through the command line like any other, keep their control streams alive, fetch every model and upload answers of
+the right layout. All of them live in one process and need neither torch nor a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+
+import fedscale
+from fedscale.learner import Phase
+from fedscale.plan import Plan
+from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
+from fedscale.task import Task
+from fedscale.update import Layout, Update
+from fedscale.vector import Schema
+from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames
+from fedscale.wire.convert import assignment_from_proto, key_text
+from fedscale.wire.limits import HEARTBEAT_SECONDS
+from fedscale_client.home import NodeHome
+from fedscale_client.rpc import open_channel
+from tests.e2e.federation import Event, Federation, Process
+
+DATASET, LOOK_SECONDS = "raw", 0.05
+
+
+def join(federation: Federation, count: int) -> list[NodeHome]:
+    """Homes of so many nodes that have joined and are not started."""
+    homes = []
+    for number in range(count):
+        name = f"raw-{number:03}"
+        federation.ask("node", "join", federation.invite(name), "--home", federation.node_home(name))
+        homes.append(NodeHome(federation.node_home(name)))
+    return homes
+
+
+def write_job(folder: Path, size: int, rounds: int, nodes: int) -> Path:
+    """A job whose model has ``size`` coordinates; nobody ever imports its app."""
+    folder.mkdir(parents=True)
+    (folder / "app.py").write_text("")
+    tables = {"job": {"name": f"raw-{size}", "data": DATASET}, "strategy": {"rounds": rounds}, "clients": {"min_per_round": nodes}}
+    (folder / "job.toml").write_text(Plan.model_validate(tables | {"evaluate": {"every": 0}}).to_toml())
+    return folder / "job.toml"
+
+
+def play(federation: Federation, nodes: int, size: int, rounds: int) -> list[Event]:
+    """A run to its end with so many nodes and a model of ``size`` coordinates; everything that happened."""
+    homes = join(federation, nodes)
+    watching = federation.watch(federation.submit(write_job(federation.folder / "job", size, rounds, nodes)))
+    asyncio.run(_take_part(homes, size, watching))
+    done = watching.wait()
+    assert done.code == 0, done
+    return watching.events()
+
+
+async def _take_part(homes: Sequence[NodeHome], size: int, watching: Process) -> None:
+    """Be these nodes for as long as somebody watches."""
+    async with asyncio.TaskGroup() as group:
+        nodes = [group.create_task(_node(home, size)) for home in homes]
+        while watching.alive:
+            await asyncio.sleep(LOOK_SECONDS)
+        for node in nodes:
+            node.cancel()
+
+
+@lru_cache(maxsize=2)
+def _first(size: int) -> tuple[bytes, str, str]:
+    """A model as bytes, its digest and its schema."""
+    body = bytes(4 * size)
+    return body, digest_of(body), Schema.of({"w": np.zeros(size, np.float32)}).to_json()
+
+
+@lru_cache(maxsize=2)
+def _words(layout: Layout) -> tuple[bytes, str]:
+    """An answer as bytes, and its digest."""
+    delta = np.random.default_rng(0).normal(0, 1e-3, layout.size).astype(np.float32)
+    body = layout.encode(Update(delta, 100.0, {"loss": np.ones(1)})).tobytes()
+    return body, digest_of(body)
+
+
+async def _node(home: NodeHome, size: int) -> None:
+    """One node: greets, stays alive and does what it is asked."""
+    settings, credentials = home.settings(), home.credentials()
+    async with AsyncExitStack() as stack:
+        control, bulk = [await stack.enter_async_context(open_channel(settings, credentials, name=name)) for name in ("control", "bulk")]
+        stream: Any = node_pb2_grpc.NodeStub(control).Connect()
+        await stream.write(node_pb2.NodeMessage(hello=node_pb2.Hello(version=fedscale.__version__, datasets=[DATASET])))
+        async with asyncio.TaskGroup() as group, _heartbeats(stream):
+            while isinstance(message := await stream.read(), node_pb2.ServerMessage):
+                if message.WhichOneof("message") == "assignment":
+                    group.create_task(_answer(bulk, settings.name, message.assignment, size))
+
+
+@asynccontextmanager
+async def _heartbeats(stream: Any) -> AsyncIterator[None]:
+    async def beat() -> None:
+        while True:
+            await stream.write(node_pb2.NodeMessage(heartbeat=node_pb2.Heartbeat()))
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+
+
+async def _answer(bulk: grpc.aio.Channel, name: str, assignment: node_pb2.Assignment, size: int) -> None:
+    """Fetch the model and hand in an answer."""
+    run, _, task = assignment_from_proto(assignment, name)
+    await _fetch(bulk, task)
+    body, digest, schema = _first(size) if task.phase is Phase.INIT else (*await asyncio.to_thread(_words, task.layout), "")
+    metadata = [(TASK_KEY, key_text((run, task.phase, task.number))), (DIGEST_KEY, digest), (SIZE_KEY, str(len(body)))]
+    submit: Any = bulk.stream_unary(SUBMIT, None, bulk_pb2.Receipt.FromString)
+    receipt = await submit(_frames(body), metadata=[*metadata, *([(SCHEMA_KEY, schema.encode())] if schema else [])])
+    assert receipt.verdict == bulk_pb2.Receipt.ACCEPTED, receipt
+
+
+async def _fetch(bulk: grpc.aio.Channel, task: Task) -> None:
+    """Receive the model, as a node does that has just joined."""
+    if task.schema is not None:
+        fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)
+        received = [len(frame) async for frame in fetch(bulk_pb2.FetchRequest(digest=task.model))]
+        assert sum(received) == 4 * task.schema.size
+
+
+def _frames(body: bytes) -> Iterator[bytes]:
+    yield from frames(body)

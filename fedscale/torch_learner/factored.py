@@ -1,0 +1,198 @@
+"""Linear layers of many clients at once.
+
+After some steps of SGD the weights of client ``k`` are ``W_k = a W + sum_j c_j D_kj^T X_kj``: the global weights ``W``, and
+for each step the layer's inputs ``X`` and the gradients ``D`` at its outputs. So ``x W_k^T`` is one product with the shared
+weights for all clients and small products with what each has seen, and weights of a client need never be written down.
+Momentum, weight decay and FedProx's pull are linear in weights and gradients and change only the numbers ``a`` and
+``c``. This is exact, and fast where a client sees fewer rows than the layer is wide; other layers keep their own weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fedscale.learner import LocalOptimizer
+from fedscale.torch_learner.chain import Dense
+
+Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+# What a processor does in a second, roughly; only the ratios matter, and only for which form a layer takes.
+LARGE_PRODUCTS, SMALL_PRODUCTS, MEMORY = 100e9, 30e9, 10e9
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The steps that every client of a block takes.
+
+    Args:
+        steps: how many.
+        batch: rows of each, padding included.
+        optimizer: SGD.
+        proximal: FedProx's mu.
+    """
+
+    steps: int
+    batch: int
+    optimizer: LocalOptimizer
+    proximal: float
+
+    def course(self) -> tuple[list[float], list[list[float]]]:
+        """``a_t`` and ``c_tj`` for the weights after ``t`` steps, ``W_t = a_t W + sum_j c_tj G_j``, for ``t`` from 0."""
+        lr, momentum, decay = self.optimizer.lr, self.optimizer.momentum, self.optimizer.weight_decay
+        a, c = [1.0], [[0.0] * self.steps]
+        base, parts = 0.0, [0.0] * self.steps
+        for step in range(self.steps):
+            base = momentum * base + decay * a[-1] + self.proximal * (a[-1] - 1)
+            parts = [momentum * v + (decay + self.proximal) * w for v, w in zip(parts, c[-1], strict=True)]
+            parts[step] += 1.0
+            a.append(a[-1] - lr * base)
+            c.append([w - lr * v for w, v in zip(c[-1], parts, strict=True)])
+        return a, c
+
+
+class Layer(Protocol):
+    """A linear layer of a block of clients, at one step after the other."""
+
+    def forward(self, step: int, rows: Tensor) -> Tensor:
+        """Outputs ``(clients, batch, out)`` for inputs ``(clients, batch, in)``."""
+
+    def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:
+        """Take a step down the gradient at the outputs; the gradient at the inputs, where it is wanted."""
+
+    def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """How weight and bias have changed, summed over the clients with these weights, shape ``(clients,)``."""
+
+
+class Bias:
+    """The bias of each client; it is small, so everybody has one."""
+
+    def __init__(self, bias: Tensor | None, clients: int, pace: Pace) -> None:
+        self._first, self._pace = bias, pace
+        self._own = torch.empty(0) if bias is None else bias.expand(clients, -1).clone()
+        self._speed = torch.zeros_like(self._own)
+
+    def added(self, outputs: Tensor) -> Tensor:
+        """Outputs with the bias, in place."""
+        return outputs if self._first is None else outputs.add_(self._own.unsqueeze(1))
+
+    def descend(self, gradient: Tensor) -> None:
+        """Take a step down the gradient at the outputs."""
+        if self._first is not None:
+            descend(self._own, self._speed, gradient.sum(1), self._first, self._pace)
+
+    def change(self, weights: Tensor) -> Tensor:
+        """How the bias has changed, summed with these weights."""
+        return self._own if self._first is None else weights @ (self._own - self._first)
+
+
+def descend(own: Tensor, speed: Tensor, gradient: Tensor, first: Tensor, pace: Pace) -> None:
+    """A step of SGD, in place; ``first`` is where the weights began."""
+    wanted = pace.optimizer
+    if wanted.weight_decay:
+        gradient = gradient.add(own, alpha=wanted.weight_decay)
+    if pace.proximal:
+        gradient = gradient.add(own - first, alpha=pace.proximal)
+    if wanted.momentum:
+        gradient = speed.mul_(wanted.momentum).add_(gradient)
+    own.add_(gradient, alpha=-wanted.lr)
+
+
+class Own:
+    """A layer of which every client has weights of its own; for layers so small that they stay in the cache."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace) -> None:
+        self._first, self._pace, self._bias = weight, pace, Bias(bias, clients, pace)
+        self._own = weight.expand(clients, -1, -1).clone()
+        self._speed = torch.zeros_like(self._own) if pace.optimizer.momentum else torch.empty(0)
+        self._rows = torch.empty(0)
+
+    def forward(self, step: int, rows: Tensor) -> Tensor:  # noqa: ARG002 - a layer
+        """One small product a client."""
+        self._rows = rows
+        return self._bias.added(torch.bmm(rows, self._own.transpose(1, 2)))
+
+    def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:  # noqa: ARG002 - a layer
+        """Move the client's weights."""
+        back, wanted = torch.bmm(gradient, self._own) if inwards else None, self._pace.optimizer
+        if wanted.momentum or wanted.weight_decay or self._pace.proximal:
+            descend(self._own, self._speed, torch.bmm(gradient.transpose(1, 2), self._rows), self._first, self._pace)
+        else:
+            self._own.baddbmm_(gradient.transpose(1, 2), self._rows, alpha=-wanted.lr)
+        self._bias.descend(gradient)
+        return back
+
+    def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum of the differences."""
+        flat = (self._own - self._first).view(len(weights), -1)
+        return (weights @ flat).view_as(self._first), self._bias.change(weights)
+
+
+class Shared:
+    """A layer whose client weights are never written down.
+
+    Args:
+        weight: the global weights ``(out, in)``.
+        bias: the global bias ``(out,)``, if there is one.
+        clients: how many.
+        pace: the steps.
+        product: ``(x, w) -> x @ w.T``.
+        rows: all inputs ``(clients, steps * batch, in)`` where they are known beforehand.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace, product: Product, rows: Tensor | None) -> None:
+        self._weight, self._pace, self._product, self._bias = weight, pace, product, Bias(bias, clients, pace)
+        self._a, c = pace.course()
+        self._c = torch.tensor(c).repeat_interleave(pace.batch, 1).unsqueeze(2)
+        count, (outputs, inputs) = pace.steps * pace.batch, weight.shape
+        self._known = rows is not None
+        self._rows = weight.new_empty(clients, count, inputs) if rows is None else rows
+        self._gradients = weight.new_empty(clients, count, outputs)
+        if rows is not None:
+            self._outputs = product(rows.view(-1, inputs), weight).view(clients, count, outputs)
+            self._alike = torch.bmm(rows, rows.transpose(1, 2)) if pace.steps > 1 else rows
+
+    def forward(self, step: int, rows: Tensor) -> Tensor:
+        """The shared product, and what the client's own steps add to it."""
+        begin, end = step * self._pace.batch, (step + 1) * self._pace.batch
+        if self._known:
+            outputs = self._outputs[:, begin:end]
+        else:
+            self._rows[:, begin:end] = rows
+            outputs = self._product(rows.reshape(-1, rows.shape[2]), self._weight).view(*rows.shape[:2], -1)
+        if not step:
+            return self._bias.added(outputs.clone())
+        alike = self._alike[:, begin:end, :begin] if self._known else torch.bmm(rows, self._rows[:, :begin].transpose(1, 2))
+        return self._bias.added(torch.baddbmm(outputs, alike, self._gradients[:, :begin] * self._c[step, :begin], beta=self._a[step]))
+
+    def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:
+        """Keep the gradient: that is the step."""
+        begin, end = step * self._pace.batch, (step + 1) * self._pace.batch
+        self._gradients[:, begin:end] = gradient
+        self._bias.descend(gradient)
+        if not inwards:
+            return None
+        back = self._product(gradient.reshape(-1, gradient.shape[2]), self._weight.t()).view(*gradient.shape[:2], -1)
+        if not step:
+            return back
+        alike = torch.bmm(gradient, (self._gradients[:, :begin] * self._c[step, :begin]).transpose(1, 2))
+        return torch.baddbmm(back, alike, self._rows[:, :begin], beta=self._a[step])
+
+    def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """One product over all rows of all clients."""
+        scaled = (self._gradients * (self._c[-1] * weights.view(-1, 1, 1))).view(-1, self._weight.shape[0])
+        moved = self._product(scaled.t(), self._rows.view(-1, self._weight.shape[1]).t())
+        return moved.add_(self._weight, alpha=(self._a[-1] - 1) * float(weights.sum())), self._bias.change(weights)
+
+
+def shares(layer: Dense, pace: Pace, *, first: bool) -> bool:
+    """Whether a layer is faster without weights of each client, by the work and the memory traffic of both forms."""
+    rows, size, width = pace.steps * pace.batch, layer.inputs * layer.outputs, layer.inputs + layer.outputs
+    products = (4 if first else 6) * rows * size
+    shared = products / LARGE_PRODUCTS + (2 if first else 4) * rows * rows * width / SMALL_PRODUCTS
+    own = products / SMALL_PRODUCTS + 4 * size * (2 + 4 * pace.steps) / MEMORY
+    return shared < own
