@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -35,3 +38,22 @@ def seconds(work: Callable[[], object], repeat: int = 5) -> float:
         work()
         times.append(time.perf_counter() - began)
     return median(times)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one round of secure aggregation took.
+
+    Args:
+        client: seconds of one client.
+        server: seconds of the server.
+        uploaded: bytes of one client.
+        mean: what came out.
+        extra: seconds of one client beyond quantising.
+    """
+
+    client: float
+    server: float
+    uploaded: int
+    mean: npt.NDArray[np.float32]
+    extra: float = 0.0

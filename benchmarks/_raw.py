@@ -94,9 +94,13 @@ async def _node(home: NodeHome, size: int) -> None:
         control, bulk = [await stack.enter_async_context(open_channel(settings, credentials, name=name)) for name in ("control", "bulk")]
         stream: Any = node_pb2_grpc.NodeStub(control).Connect()
         await stream.write(node_pb2.NodeMessage(hello=node_pb2.Hello(version=fedscale.__version__, datasets=[DATASET])))
+        taken: set[tuple[str, int]] = set()
         async with asyncio.TaskGroup() as group, _heartbeats(stream):
             while isinstance(message := await stream.read(), node_pb2.ServerMessage):
-                if message.WhichOneof("message") == "assignment":
+                key = message.assignment.key
+                # A task may be asked for twice around a connection; it is answered once.
+                if message.WhichOneof("message") == "assignment" and (key.phase, key.number) not in taken:
+                    taken.add((key.phase, key.number))
                     group.create_task(_answer(bulk, settings.name, message.assignment, size))
 
 

@@ -44,6 +44,7 @@ COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "flower": (module("flwr"), "pip install 'fedscale-fl[flower]'"),
     "sklearn": (module("sklearn"), "pip install 'fedscale-fl[demo]'"),
     "pandas": (module("pandas"), "pip install 'fedscale-fl[dev]'"),
+    "optuna": (module("optuna"), "pip install 'fedscale-fl[sweep]'"),
     "shared-data": (shared_data, OPTIONAL_DATA),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -10,12 +9,11 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
-from fedscale import errors
 from fedscale.errors import AccessDenied, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
+from fedscale.wire.faults import ERROR_KEY, unpacked
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_client.home import Credentials, NodeSettings
 
-ERROR_KEY = "fedscale-error-bin"
 RETRY_KEY = "retry-after-ms"
 LEAST_PAUSE, MOST_PAUSE = 0.1, 5.0
 MOST_RETRY_AFTER = 60.0
@@ -41,7 +39,6 @@ KINDS: Mapping[grpc.StatusCode, type[FedscaleError]] = {
     grpc.StatusCode.ALREADY_EXISTS: Conflict,
     **dict.fromkeys(PASSING, Unreachable),
 }
-NAMED = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, FedscaleError)}
 
 # What gRPC says about a connection that failed, in the words of the person who has to mend it.
 REASONS = {
@@ -72,7 +69,7 @@ def error_of(error: CallError, address: str) -> FedscaleError:
     """What a failed call means: the error the server raised, or the nearest one of ours."""
     if isinstance(error, TimeoutError):
         return Unreachable("the server does not answer", where=address, why="no answer in time", hint=REACH)
-    if raised := _raised(error):
+    if raised := unpacked(_metadata(error).get(ERROR_KEY)):
         return raised
     kind, details = KINDS.get(error.code(), ProtocolError), error.details() or ""
     if kind is Unreachable:
@@ -92,17 +89,6 @@ def pause(attempt: int, error: CallError | None = None) -> float:
     if isinstance(error, grpc.RpcError) and str(asked := _metadata(error).get(RETRY_KEY, "")).isdecimal():
         return min(float(asked) / 1000, MOST_RETRY_AFTER) * (0.5 + jitter)
     return min(MOST_PAUSE, LEAST_PAUSE * 2.0 ** min(attempt, 16)) * jitter
-
-
-def _raised(error: grpc.RpcError) -> FedscaleError | None:
-    """The error of ours that the server packed into the status, if it did."""
-    try:
-        body = json.loads(_metadata(error)[ERROR_KEY])
-        kind = NAMED[body["type"]]
-        what, where, why, hint = (str(body[part])[:LONGEST] for part in ("what", "where", "why", "hint"))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return kind(what, where=where, why=why, hint=hint)
 
 
 def _metadata(error: grpc.RpcError) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fedscale.errors import ConfigError, FedscaleError
 NOUNS = {
     "init": Entry("fedscale.cli.init:init", "Write a runnable job into a folder."),
     "simulate": Entry("fedscale_simulations.cli:simulate", "Run a job with virtual clients on this machine."),
+    "sweep": Entry("fedscale_simulations.cli_sweep:sweep", "Search the settings of a job by simulation."),
     "demo": Entry("fedscale_simulations.demo:demo", "Train on real medical data with a coordinator and four hospital nodes on this machine."),
     "server": Entry("fedscale_server.nouns:server", "Run a coordinator."),
     "project": Entry("fedscale_server.nouns:project", "Group sites and runs, invite sites."),
@@ -30,7 +31,7 @@ NOUNS = {
     "secagg": Entry("fedscale.cli.secagg:secagg", "Plan secure aggregation."),
     "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
 }
-EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower"}
+EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower", "optuna": "sweep"}
 
 
 class Root(Lazy):

@@ -26,6 +26,8 @@ def parameters(
 ) -> None:
     """Compute degree and threshold for a cohort."""
     found = (find if suite is Suite.GRAPH else complete)(nodes, adversarial, dropout, profile)
-    promise = f"secure but for 2^-{SECURITY_BITS}, complete but for 2^-{FAILURE_BITS}" if suite is Suite.GRAPH else "secure and complete within these rates"
+    promise = (
+        f"secure but for 2^-{SECURITY_BITS}, complete but for 2^-{FAILURE_BITS}" if suite is Suite.GRAPH else "secure and complete within these rates"
+    )
     shown = console.facts({"degree": found.degree, "threshold": found.threshold, "promise": promise})
     console.emit({"degree": found.degree, "threshold": found.threshold}, shown, as_json=json)

@@ -38,11 +38,11 @@ def metric_keys(record: RunRecord) -> list[tuple[Phase, str]]:
 def metric_figures(record: RunRecord) -> list[Markup]:
     """One chart a metric: the pooled value bold over the sites' thin lines, each site in the same style on every chart."""
     measured = {site for row in record.rounds for site in row.sites}
-    styles = _styles([site for site in participants(record) if site in measured])
+    styles = styles_of([site for site in participants(record) if site in measured])
     return [_metric_figure(record, phase, name, styles) for phase, name in metric_keys(record)[:FIGURES]]
 
 
-def _styles(sites: Sequence[str]) -> dict[str, str]:
+def styles_of(sites: Sequence[str]) -> dict[str, str]:
     """A colour and dashes of its own for each of a few sites, none for any of many."""
     return {site: f"c{at % COLOURS} d{at % DASHES}" if len(sites) <= DISTINCT_SITES else HAIR for at, site in enumerate(sites)}
 
@@ -55,15 +55,16 @@ def _metric_figure(record: RunRecord, phase: Phase, name: str, styles: Mapping[s
         for site, metrics in row.sites.items():
             if name in metrics:
                 sites[site].append((float(row.number), metrics[name]))
-    lines = [_line(site, sites[site], style) for site, style in styles.items() if site in sites]
+    lines = [line_of(site, sites[site], style) for site, style in styles.items() if site in sites]
     lines += _extremes([line for line in lines if line.style.startswith(HAIR)])
     if pooled:
-        lines.append(_line("all sites", pooled, "pooled", labelled=True))
+        lines.append(line_of("all sites", pooled, "pooled", labelled=True))
     title = f"{metric_title(name)}, {FULL_NAMES[phase]}"
-    return _figure(title, line_chart(lines, f"{title}, by round"), _legend(lines))
+    return figure(title, line_chart(lines, f"{title}, by round"), legend(lines))
 
 
-def _line(name: str, points: Sequence[Point], style: str, *, labelled: bool = False) -> Line:
+def line_of(name: str, points: Sequence[Point], style: str, *, labelled: bool = False) -> Line:
+    """A curve; a single point and a few are drawn with marks, hairlines without."""
     size = " lone" if len(points) == 1 else " few" if len(points) <= FEW_POINTS else ""
     return Line(name, tuple(points), style + size, hair=style == HAIR and len(points) > 1, labelled=labelled)
 
@@ -74,10 +75,10 @@ def _extremes(hairs: Sequence[Line]) -> list[Line]:
     if not ended:
         return []
     lowest, highest = (choose(ended, key=lambda line: line.points[-1][1]) for choose in (min, max))
-    return [_line(lowest.name, lowest.points, "c1 d2"), _line(highest.name, highest.points, "c0 d1")]
+    return [line_of(lowest.name, lowest.points, "c1 d2"), line_of(highest.name, highest.points, "c0 d1")]
 
 
-def _legend(lines: Sequence[Line], *, values: bool = True) -> Markup:
+def legend(lines: Sequence[Line], *, values: bool = True) -> Markup:
     """The pooled line first, then every line with a style of its own, with its last value if wanted; hairlines share one entry."""
     hairs = [line for line in lines if line.style.startswith(HAIR)]
     shown = [line for line in reversed(lines) if line.labelled] + [line for line in lines if line not in hairs and not line.labelled]
@@ -87,7 +88,8 @@ def _legend(lines: Sequence[Line], *, values: bool = True) -> Markup:
     return tag("ul", *entries, class_="legend")
 
 
-def _figure(title: str, *parts: str, style: str | None = None) -> Markup:
+def figure(title: str, *parts: str, style: str | None = None) -> Markup:
+    """A picture with its title and whatever stands below it."""
     return tag("figure", tag("h3", title), *parts, class_=style)
 
 
@@ -103,13 +105,13 @@ def traffic_figures(record: RunRecord) -> list[Markup]:
     time_line = _scaled("all phases", seconds, scale, "pooled")
     byte_lines = [_scaled("to the nodes", down, size, "c1 d1"), _scaled("from the nodes", up, size, "c0")]
     return [
-        _figure(f"Time per round, {name}", line_chart([time_line], "time per round", from_zero=True)),
-        _figure(f"Traffic per round, {size_name}", line_chart(byte_lines, "traffic per round", from_zero=True), _legend(byte_lines, values=False)),
+        figure(f"Time per round, {name}", line_chart([time_line], "time per round", from_zero=True)),
+        figure(f"Traffic per round, {size_name}", line_chart(byte_lines, "traffic per round", from_zero=True), legend(byte_lines, values=False)),
     ]
 
 
 def _scaled(name: str, values: Mapping[int, float], scale: float, style: str) -> Line:
-    return _line(name, [(float(at), value / scale) for at, value in sorted(values.items())], style)
+    return line_of(name, [(float(at), value / scale) for at, value in sorted(values.items())], style)
 
 
 def participation_figure(record: RunRecord) -> Markup:
@@ -128,7 +130,7 @@ def participation_figure(record: RunRecord) -> Markup:
     ends = [str(numbers[min(at + width, len(numbers)) - 1]) for at in range(0, len(numbers), width)]
     picture = state_grid(rows, ends, f"participation of {len(rows)} nodes in {len(numbers)} rounds")
     caption = tag("figcaption", " ".join(notes)) if notes else ""
-    return _figure("Who took part, by round", tag("div", picture, class_="scroll"), _state_key(), caption, style="wide")
+    return figure("Who took part, by round", tag("div", picture, class_="scroll"), _state_key(), caption, style="wide")
 
 
 def _states(record: RunRecord) -> dict[str, dict[int, str]]:

@@ -58,17 +58,18 @@ def write(record: RunRecord, folder: Path) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            _replace(folder / name, text.encode("utf-8", "replace"))
+            replace_text(folder / name, text)
     except OSError as error:
         raise ConfigError("the run's files cannot be written", where=str(folder), why=error.strerror or type(error).__name__) from error
     return {name: folder / name for name in texts}
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file in one step; OSError where that fails."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
         with draft.open("xb") as file:
-            file.write(content)
+            file.write(text.encode("utf-8", "replace"))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -78,45 +79,51 @@ def _replace(path: Path, content: bytes) -> None:
 
 def html(record: RunRecord) -> str:
     """The report: valid HTML, every text escaped, no script, nothing loaded from anywhere."""
+    return document(f"{record.name}: federated run {record.run}", _header(record), *_sections(record), _footer(record))
+
+
+def document(title: str, *parts: str) -> str:
+    """A whole page in the style of all reports."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", f"{record.name}: federated run {record.run}"),
+        tag("title", title),
         tag("style", Markup(files("fedscale.report").joinpath("style.css").read_text("utf-8"))),
     )
-    body = tag("body", tag("main", _header(record), *_sections(record), _footer(record)))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
 
 
 def _sections(record: RunRecord) -> Iterator[Markup]:
     compared = comparison(record.extra.get("comparison"))
     if compared is not None:
-        yield _section("Alone, federated, in one place", compared)
+        yield section("Alone, federated, in one place", compared)
     if not record.rounds:
         yield tag("p", "No round was closed, so there is nothing to draw. The plan below is what was asked for.", class_="empty")
     else:
-        yield _section("Metrics", _charts(metric_figures(record)) or tag("p", "The plan asked for no metric.", class_="empty"))
-        yield _section("Participation", participation_figure(record))
+        yield section("Metrics", charts(metric_figures(record)) or tag("p", "The plan asked for no metric.", class_="empty"))
+        yield section("Participation", participation_figure(record))
     if any(row.failures for row in record.rounds):
-        yield _section("Failures", *_failures(record))
+        yield section("Failures", *_failures(record))
     if privacy := _flat(record.extra.get("privacy")):
-        yield _section("Privacy", pairs(privacy.items()))
+        yield section("Privacy", pairs(privacy.items()))
     if record.rounds:
-        yield _section("Time and traffic", _traffic_text(record), _charts(traffic_figures(record)), _rounds(record))
-    yield _section("Plan", tag("pre", record.plan_toml) if record.plan_toml.strip() else tag("p", "No plan was kept.", class_="empty"))
+        yield section("Time and traffic", _traffic_text(record), charts(traffic_figures(record)), _rounds(record))
+    yield section("Plan", tag("pre", record.plan_toml) if record.plan_toml.strip() else tag("p", "No plan was kept.", class_="empty"))
     if facts := _reproduction(record):
-        yield _section("To repeat this run", pairs(facts.items()))
+        yield section("To repeat this run", pairs(facts.items()))
     if further := _flat({key: value for key, value in record.extra.items() if key not in PLACED}):
-        yield _section("Further facts", pairs(further.items()))
+        yield section("Further facts", pairs(further.items()))
 
 
-def _section(title: str, *parts: str) -> Markup:
+def section(title: str, *parts: str) -> Markup:
+    """A part of a page with its heading."""
     return tag("section", tag("h2", title), *parts)
 
 
-def _charts(figures: list[Markup]) -> Markup:
+def charts(figures: list[Markup]) -> Markup:
+    """Figures side by side; nothing without any."""
     return tag("div", *figures, class_="charts") if figures else Markup()
 
 

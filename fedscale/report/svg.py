@@ -91,13 +91,14 @@ def thinned(points: Sequence[Point], limit: int) -> list[Point]:
     return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
 
 
-def line_chart(lines: Sequence[Line], label: str, *, from_zero: bool = False) -> Markup:
-    """Curves over rounds with axes, grid and hover text.
+def line_chart(lines: Sequence[Line], label: str, *, from_zero: bool = False, over: str = "round") -> Markup:
+    """Curves over rounds, or whatever else, with axes, grid and hover text.
 
     Args:
         lines: drawn in order, so the most important one comes last.
         label: what a screen reader says.
         from_zero: let the vertical axis start at zero.
+        over: what the horizontal axis counts.
     """
     points = [point for line in lines for point in line.points if drawable(point[1])]
     if not points:
@@ -106,7 +107,7 @@ def line_chart(lines: Sequence[Line], label: str, *, from_zero: bool = False) ->
     marks = ticks(min(heights + [0.0] * from_zero), max(heights))
     across = Scale(min(x for x, _ in points), max(x for x, _ in points), LEFT + 6, WIDTH - RIGHT)
     up = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
-    drawn = [*_y_axis(marks, up), *_x_axis(across), *(_curve(line, across, up) for line in lines)]
+    drawn = [*_y_axis(marks, up), *_x_axis(across, over), *(_curve(line, across, up, over) for line in lines)]
     return tag("svg", *drawn, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=label, class_="chart")
 
 
@@ -117,12 +118,12 @@ def _y_axis(marks: Sequence[float], up: Scale) -> Iterator[Markup]:
         yield tag("text", name, x=LEFT - 8, y=up(mark) + 4, class_="tick end")
 
 
-def _x_axis(across: Scale) -> Iterator[Markup]:
+def _x_axis(across: Scale, over: str) -> Iterator[Markup]:
     base = HEIGHT - BOTTOM
     for mark in whole_ticks(across.low, across.high):
         yield tag("line", x1=across(mark), x2=across(mark), y1=base, y2=base + 4, class_="axis")
         yield tag("text", f"{mark:g}", x=across(mark), y=base + 17, class_="tick middle")
-    yield tag("text", "round", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, class_="tick middle")
+    yield tag("text", over, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, class_="tick middle")
 
 
 def whole_ticks(low: float, high: float, count: int = 8) -> list[int]:
@@ -141,14 +142,16 @@ def tick_names(marks: Sequence[float]) -> list[str]:
     return [f"{mark + 0.0:.{decimals}f}" for mark in marks]
 
 
-def _curve(line: Line, across: Scale, up: Scale) -> Markup:
+def _curve(line: Line, across: Scale, up: Scale, over: str) -> Markup:
     points = thinned(line.points, HAIR_POINTS if line.hair else CURVE_POINTS)
     commands = _path(points, across, up)
     path = tag("path", tag("title", line.name), d=commands, class_="curve")
     finite = [point for point in points if drawable(point[1])]
     if line.hair or not finite:
         return tag("g", path, class_=line.style)
-    dots = join(tag("circle", tag("title", f"round {x:g}, {line.name}: {number(y)}"), cx=across(x), cy=up(y), r=3) for x, y in thinned(finite, MARKS))
+    dots = join(
+        tag("circle", tag("title", f"{over} {x:g}, {line.name}: {number(y)}"), cx=across(x), cy=up(y), r=3) for x, y in thinned(finite, MARKS)
+    )
     x, y = finite[-1]
     end = tag("text", number(y), x=across(x) + 8, y=up(y) + 4, class_="value") if line.labelled else ""
     halo = tag("path", d=commands, class_="halo") if line.labelled else ""

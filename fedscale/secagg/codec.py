@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, Protocol
 
 from fedscale.errors import ProtocolError
@@ -199,6 +200,27 @@ class Many:
     def read(self, reader: Reader) -> tuple[Any, ...]:
         """The items."""
         return tuple(self.item.read(reader) for _ in range(reader.length(MOST_SEATS)))
+
+
+class Rows:
+    """Any number of values that are a number and some pieces of bytes of fixed sizes, as a tuple of what ``kind`` makes of them."""
+
+    def __init__(self, kind: Callable[..., Any], **sizes: int) -> None:
+        self._kind, self._sizes = kind, tuple(sizes.items())
+        self._row = struct.Struct(">Q" + "".join(f"{size}s" for size in sizes.values()))
+
+    def write(self, value: Sequence[Any]) -> bytes:
+        """Count and rows."""
+        rows = [(item.seat, *(getattr(item, name) for name, _ in self._sizes)) for item in value]
+        # struct would cut or pad without a word.
+        if any(len(piece) != size for row in rows for piece, (_, size) in zip(row[1:], self._sizes, strict=True)):
+            raise ProtocolError("a part of a message has a wrong size")
+        return LENGTH.pack(len(rows)) + b"".join(self._row.pack(*row) for row in rows)
+
+    def read(self, reader: Reader) -> tuple[Any, ...]:
+        """The values."""
+        data = reader.take(reader.length(MOST_SEATS) * self._row.size)
+        return tuple(starmap(self._kind, self._row.iter_unpack(data)))
 
 
 @dataclass(frozen=True, slots=True)

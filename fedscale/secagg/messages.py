@@ -28,7 +28,7 @@ from itertools import pairwise
 from typing import TypeAlias, TypeVar
 
 from fedscale.errors import ProtocolError
-from fedscale.secagg.codec import Blob, Fixed, Many, Number, Reader, Record, Seats, record
+from fedscale.secagg.codec import Blob, Fixed, Number, Reader, Record, Rows, Seats, record
 from fedscale.secagg.keys import CURVE_KEY, KEM_KEY, KEM_TEXT, KEY, SIGNATURE, TAG
 from fedscale.secagg.shamir import SIZE
 from fedscale.secagg.terms import TERMS, Terms
@@ -133,8 +133,8 @@ class Parcel:
 
     Args:
         seat: the holder.
-        box: the sealed shares; empty for the node itself.
-        pair: hash of the mask key of the pair; nothing for the node itself.
+        box: the sealed shares; zeros for the node itself.
+        pair: hash of the mask key of the pair; zeros for the node itself.
         self_share: hash of the share of the self mask.
         pair_share: hash of the share of the key to the pair masks.
     """
@@ -220,15 +220,15 @@ Kind = TypeVar("Kind", bound=Message)
 _SESSION, _SEATS = Fixed(DIGEST), Seats()
 
 
-def _items(size: int) -> Many:
-    return Many(record(Item, seat=Number(), data=Fixed(size)))
+def _items(size: int) -> Rows:
+    return Rows(Item, data=size)
 
 
 _KEYS = record(Keys, member=Number(), curve=Fixed(CURVE_KEY), kem=Fixed(KEM_KEY), signature=Fixed(SIGNATURE))
 _COLUMN = Blob(MOST_BYTES)
 DIRECTORY = record(Directory, members=_SEATS, curves=_COLUMN, kems=_COLUMN, signatures=_COLUMN)
-_PARCEL = record(Parcel, seat=Number(), box=Blob(BOX), pair=Blob(DIGEST), self_share=Fixed(DIGEST), pair_share=Fixed(DIGEST))
-_SHARES = record(Shares, session=_SESSION, escrow=Blob(ESCROW_BYTES), self_secret=Fixed(DIGEST), pair_secret=Fixed(DIGEST), parcels=Many(_PARCEL))
+_PARCELS = Rows(Parcel, box=BOX, pair=DIGEST, self_share=DIGEST, pair_share=DIGEST)
+_SHARES = record(Shares, session=_SESSION, escrow=Blob(ESCROW_BYTES), self_secret=Fixed(DIGEST), pair_secret=Fixed(DIGEST), parcels=_PARCELS)
 
 FORMATS: dict[type[Message], Record] = {
     Open: record(Open, terms=TERMS),

@@ -28,7 +28,7 @@ from fedscale.secagg.prg import Core, Mask
 from fedscale.secagg.session import Session, advance, check_words, consent_text
 from fedscale.secagg.shamir import Entropy
 from fedscale.secagg.terms import Mark, Policy, Roster, Terms
-from fedscale.secagg.transcript import digest
+from fedscale.secagg.transcript import DIGEST, digest
 
 OTHERS = "a node that is there does not help to open its own pair masks"
 
@@ -227,7 +227,7 @@ class ShareKeys:
 
 def _parcel(place: Place, holder: int, keys: Pair | None, shares: tuple[bytes, ...]) -> m.Parcel:
     """The shares for one holder; for the node itself only their hashes."""
-    session, dealer, box, agreed = place.session, place.seat, b"", b""
+    session, dealer, box, agreed = place.session, place.seat, bytes(m.BOX), bytes(DIGEST)
     if keys is not None:
         box = seal(keys.up if dealer < holder else keys.down, b"".join(shares), session.box_context(dealer, holder))
         agreed = session.pair_commitment(dealer, holder, keys.mask)

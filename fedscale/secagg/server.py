@@ -8,7 +8,7 @@ holders left; otherwise the round is given up and nothing is opened.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -24,7 +24,6 @@ from fedscale.secagg.keys import KEY, TAG, check_public, verify
 from fedscale.secagg.prg import Core, Mask
 from fedscale.secagg.session import Session, advance, consent_text, verify_keys
 from fedscale.secagg.terms import Roster, Terms
-from fedscale.secagg.transcript import DIGEST
 
 Outbox: TypeAlias = dict[str, bytes]
 Body: TypeAlias = bytes | memoryview | Words | None
@@ -129,11 +128,11 @@ class Agreeing(Stage):
 
 def _inbox(answers: Mapping[int, Mapping[int, bytes]]) -> dict[int, tuple[m.Item, ...]]:
     """What was sent to each seat, by sender, out of what each seat sent."""
-    letters: dict[int, tuple[m.Item, ...]] = {}
+    letters: defaultdict[int, list[m.Item]] = defaultdict(list)
     for sender in sorted(answers):
         for receiver, data in answers[sender].items():
-            letters[receiver] = (*letters.get(receiver, ()), m.Item(sender, data))
-    return letters
+            letters[receiver].append(m.Item(sender, data))
+    return {receiver: tuple(items) for receiver, items in letters.items()}
 
 
 @dataclass(slots=True)
@@ -150,16 +149,15 @@ class Sharing(Stage):
         pairs = self.agreed.intersection(graph.neighbours(seat))
         if [parcel.seat for parcel in shares.parcels] != sorted(self.agreed.intersection(graph.holders(seat))):
             raise ProtocolError(f"node '{name}' did not share with its neighbours")
-        sizes = {(len(parcel.box), len(parcel.pair)) for parcel in shares.parcels if parcel.seat != seat}
-        if len(shares.escrow) != KEY * len(pairs) + TAG or not sizes <= {(m.BOX, DIGEST)}:
-            raise ProtocolError(f"node '{name}' sent shares of a wrong size")
+        if len(shares.escrow) != KEY * len(pairs) + TAG:
+            raise ProtocolError(f"node '{name}' sent an escrow of a wrong size")
         self.answers.setdefault(seat, shares)
 
     def close(self) -> tuple[State, Outbox]:
         """To each node its boxes; nodes that do not agree with their neighbours about the masks of the pair are left out."""
         self._exclude()
         session, present = self.session, frozenset(self.answers)
-        inbox = _inbox({seat: {p.seat: p.box for p in shares.parcels if p.box} for seat, shares in self.answers.items()})
+        inbox = _inbox({seat: {p.seat: p.box for p in shares.parcels if p.seat != seat} for seat, shares in self.answers.items()})
         outbox = {session.name(seat): m.encode(m.Boxes(session.id, present, inbox.get(seat, ()))) for seat in sorted(present)}
         return Masking(session, advance(self.transcript, "shared", present), self.answers, complaints=self.complaints), outbox
 

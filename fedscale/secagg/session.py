@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from fedscale.secagg.messages import Directory, Keys
 from fedscale.secagg.terms import Roster, Terms
 from fedscale.secagg.transcript import digest, frame
 
+ENDS = struct.Struct(">QQ")
 SELF, PAIR = "self mask", "pair masks"
 
 
@@ -98,7 +102,7 @@ class Session:
 
     def commitment(self, use: str, dealer: int, holder: int, value: bytes) -> bytes:
         """A hash that binds a node to a random value of 32 bytes without telling it."""
-        return digest("commitment", use.encode(), *self.context(dealer, holder), value)
+        return hashlib.sha256(_about(self.id, self.terms.round, use) + ENDS.pack(dealer, holder) + value).digest()
 
     def pair_commitment(self, one: int, other: int, mask: bytes) -> bytes:
         """The hash of a pair's mask key, the same from both ends."""
@@ -126,6 +130,12 @@ class Session:
 
     def _escrow_context(self, seat: int) -> bytes:
         return frame(PAIR, *self.context(seat, seat), self.graph.digest)
+
+
+@lru_cache(maxsize=64)
+def _about(session: bytes, number: int, use: str) -> bytes:
+    """What all commitments of a session to one kind of value begin with; what follows has a fixed length."""
+    return frame("commitment", session, number, use.encode())
 
 
 def verify_keys(keys: Keys, roster: Roster, terms: Terms) -> None:

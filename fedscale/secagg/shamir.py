@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from math import prod
 from operator import mul
 from typing import TypeAlias
 
@@ -69,16 +70,10 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
 @lru_cache(maxsize=4096)
 def lagrange(points: tuple[int, ...]) -> tuple[int, ...]:
     """What each point's value weighs in the value at zero."""
-    tops, bottoms = [], []
-    for point in points:
-        top = bottom = 1
-        for other in points:
-            if other != point:
-                top = top * other % PRIME
-                bottom = bottom * (other - point) % PRIME
-        tops.append(top)
-        bottoms.append(bottom)
-    return tuple(top * inverse % PRIME for top, inverse in zip(tops, _inverses(bottoms), strict=True))
+    # Points are small, so their products are worked out before they are reduced.
+    top = prod(points) % PRIME
+    bottoms = [point * prod(other - point for other in points if other != point) % PRIME for point in points]
+    return tuple(top * inverse % PRIME for inverse in _inverses(bottoms))
 
 
 def _inverses(values: Sequence[int]) -> list[int]:

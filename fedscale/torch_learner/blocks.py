@@ -16,9 +16,10 @@ from fedscale.errors import UpdateRejected
 from fedscale.learner import Training
 from fedscale.sampling import Shuffle
 from fedscale.torch_learner import kernels
-from fedscale.torch_learner.chain import Dense, Elementwise, Stage
+from fedscale.torch_learner.chain import Dense, Stage, chain_of
 from fedscale.torch_learner.examples import Examples
-from fedscale.torch_learner.factored import Layer, Own, Pace, Shared, shares
+from fedscale.torch_learner.factored import Activation, Layer, Own, Pace, Shared, shares
+from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
 from fedscale.vector import Packed, Schema, Vector
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -55,17 +56,17 @@ LOSSES: tuple[tuple[object, type[nn.Module], Loss], ...] = (
 )
 
 
-def loss_of(loss: object) -> Loss | None:
-    """The form for many clients of a loss, where it has one: torch's own, as they come."""
+def loss_of(loss: object, outputs: int) -> Loss | None:
+    """The form for many clients of a loss, where it has one: torch's own as they come, for classes or for one number a row."""
     for function, kind, form in LOSSES:
         plain = type(loss) is kind and repr(vars(loss)) == repr(vars(kind()))
-        if loss is function or plain:
+        if (loss is function or plain) and (outputs > 1) == (form is cross_entropy):
             return form
     return None
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Learnt:
     """What a block of clients has learnt.
 
     Args:
@@ -75,6 +76,19 @@ class Outcome:
 
     delta: Vector
     losses: npt.NDArray[np.float64]
+
+
+def blocks_for(module: nn.Module, loss: object, training: Training, proximal: float) -> tuple[Blocks | None, str]:
+    """What trains blocks of clients of a freshly built module; or nothing and why not."""
+    if training.optimizer.name != "sgd" or training.amp:
+        return None, f"the optimizer is {training.optimizer.name}" if not training.amp else "mixed precision is asked for"
+    stages, why = chain_of(module)
+    if why:
+        return None, why
+    form = loss_of(loss, next(stage.outputs for stage in reversed(stages) if isinstance(stage, Dense)))
+    if form is None:
+        return None, "the loss is not one of torch's as it comes, for classes or for one output"
+    return Blocks(stages, form, Schema.of(arrays_of(shared_state(module))), training, proximal), ""
 
 
 class Blocks:
@@ -105,7 +119,7 @@ class Blocks:
         """How many clients make a block: as many as stay in the cache, whatever the machine."""
         return max(1, min(MOST_CLIENTS, MOST_FEATURES // (pace.steps * pace.batch * self._width)))
 
-    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Outcome:
+    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Learnt:
         """Train clients of one pace from a model on.
 
         Raises:
@@ -120,30 +134,29 @@ class Blocks:
             for step in range(pace.steps):
                 some = slice(step * pace.batch, (step + 1) * pace.batch)
                 losses += self._step(layers, step, first[:, some], targets[:, some], share[:, some])
-            delta = self._change(layers, torch.tensor(weights) / sum(weights))
+            delta = self._change(layers, torch.tensor(weights, dtype=torch.float32) / sum(weights))
         if not (torch.isfinite(losses).all() and np.isfinite(delta @ delta)):
             raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
-        return Outcome(delta, (losses / (share > 0).sum(1)).numpy())
+        return Learnt(delta, (losses / (share > 0).sum(1)).numpy())
 
     def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Features, targets and what each row counts in its batch, in the order in which each client sees them; padding counts nothing."""
-        count, batch = pace.steps * pace.batch, pace.batch
-        kind = examples[0].targets
-        features, targets = torch.zeros(len(examples), count, self._width), torch.zeros(len(examples), count, dtype=kind.dtype)
-        share = torch.zeros(len(examples), count)
-        for at, (own, seed) in enumerate(zip(examples, seeds, strict=True)):
-            rows, flat = len(own), own.features.reshape(len(own), -1)
-            if own.targets.ndim != 1 or own.targets.dtype != kind.dtype or flat.shape[1] != self._width or own.classes > max(self._outputs, 2):
+        count, kind = pace.steps * pace.batch, examples[0].targets
+        features, targets = torch.empty(len(examples), count, self._width), torch.empty(len(examples), count, dtype=kind.dtype)
+        shares: dict[int, Tensor] = {}
+        for own, seed, into, labels in zip(examples, seeds, features.unbind(), targets.unbind(), strict=True):
+            rows, flat = own.targets.shape[0], own.features if own.features.ndim == 2 else own.features.flatten(1)
+            if own.targets.shape != (rows,) or labels.dtype != own.targets.dtype or flat.shape[1] != self._width or flat.dtype != features.dtype:
                 raise UpdateRejected("the rows of a client do not fit the model")
+            if rows not in shares:
+                shares[rows] = _shares(rows, pace)
             self._shuffle.seed(seed)
-            for begin in range(0, count, -(-rows // batch) * batch):
-                order = torch.from_numpy(self._shuffle.draw(rows))[: count - begin]
-                end = begin + len(order)
-                torch.index_select(flat, 0, order, out=features[at, begin:end])
-                torch.index_select(own.targets, 0, order, out=targets[at, begin:end])
-                full = begin + len(order) // batch * batch
-                share[at, begin:full] = 1 / batch
-                share[at, full:end] = 1 / max(end - full, 1)
+            order = torch.from_numpy(self._shuffle.draw(rows) if rows == count else _padded(self._shuffle, rows, pace))
+            torch.index_select(flat, 0, order, out=into)
+            torch.index_select(own.targets, 0, order, out=labels)
+        share = torch.stack([shares[own.targets.shape[0]] for own in examples])
+        if self._outputs > 1 and (targets.is_floating_point() or int(targets.min()) < 0 or int(targets.max()) >= self._outputs):
+            raise UpdateRejected("the labels of a client do not fit the model")
         return features, targets, share
 
     def _first(self, rows: Tensor) -> Tensor:
@@ -154,52 +167,63 @@ class Blocks:
             rows = stage(rows)
         return rows
 
-    def _layers(self, model: Packed, clients: int, pace: Pace, rows: Tensor) -> list[Layer | Elementwise]:
+    def _layers(self, model: Packed, clients: int, pace: Pace, rows: Tensor) -> list[Layer | Activation]:
         """The chain from the first linear layer on, with the global model in it."""
-        layers: list[Layer | Elementwise] = []
+        layers: list[Layer | Activation] = []
         for stage in self._stages:
-            if isinstance(stage, Dense):
-                weight = torch.from_numpy(model[stage.weight])
-                bias = torch.from_numpy(model[stage.bias]) if stage.bias else None
-                if shares(stage, pace, first=not layers):
-                    layers.append(Shared(weight, bias, clients, pace, self._product, None if layers else rows))
-                else:
-                    layers.append(Own(weight, bias, clients, pace))
-            elif layers:
-                layers.append(stage)
+            if not isinstance(stage, Dense):
+                layers += [Activation(stage)] if layers else []
+                continue
+            weight = tensor_of(model[stage.weight])
+            bias = tensor_of(model[stage.bias]) if stage.bias else None
+            if shares(stage, pace, first=not layers):
+                layers.append(Shared(weight, bias, clients, pace, self._product, None if layers else rows))
+            else:
+                layers.append(Own(weight, bias, clients, pace))
         return layers
 
-    def _step(self, layers: list[Layer | Elementwise], step: int, rows: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    def _step(self, layers: list[Layer | Activation], step: int, rows: Tensor, targets: Tensor, share: Tensor) -> Tensor:
         """One step of all clients; the loss of each, summed over its batch."""
-        passed: list[tuple[Tensor, Tensor]] = []
-        values = rows
         for layer in layers:
-            if isinstance(layer, Shared | Own):
-                values = layer.forward(step, values)
-                passed.append((values, values))
-            elif isinstance(layer, nn.ReLU) or layer in RELUS:
-                values = values.relu()
-                passed.append((values, values))
-            else:
-                with torch.enable_grad():
-                    inner = values.requires_grad_()
-                    values = layer(inner)
-                passed.append((inner, values))
-                values = values.detach()
-        losses, gradient = self._loss(values, targets)
-        gradient = gradient.mul_(share.unsqueeze(2))
+            rows = layer.forward(step, rows)
+        losses, gradient = self._loss(rows, targets)
+        back: Tensor | None = gradient.mul_(share.unsqueeze(2))
         for at in reversed(range(len(layers))):
-            gradient = _back(layers[at], step, gradient, passed[at], inwards=at > 0)
+            back = layers[at].backward(step, back, inwards=at > 0) if back is not None else None
         return (losses * (share > 0)).sum(1, dtype=torch.float64)
 
-    def _change(self, layers: list[Layer | Elementwise], weights: Tensor) -> Vector:
+    def _change(self, layers: list[Layer | Activation], weights: Tensor) -> Vector:
         """The weighted mean of the model changes."""
         flat = self._schema.zeros()
         parts = self._schema.unpack(flat)
         dense = [stage for stage in self._stages if isinstance(stage, Dense)]
-        for stage, layer in zip(dense, (layer for layer in layers if isinstance(layer, Shared | Own)), strict=True):
+        for stage, layer in zip(dense, [layer for layer in layers if not isinstance(layer, Activation)], strict=True):
             weight, bias = layer.change(weights)
             parts[stage.weight][:] = weight.numpy()
             if stage.bias:
                 parts[stage.bias][:] = bias.numpy()
         return flat
+
+
+def _product(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows @ weight.T`` by torch's own kernel."""
+    return rows @ weight.t()
+
+
+def _padded(shuffle: Shuffle, rows: int, pace: Pace) -> npt.NDArray[np.int64]:
+    """The rows of each step in turn, epoch after epoch; where a batch is not full, its place is taken by row 0."""
+    epoch, count = -(-rows // pace.batch) * pace.batch, pace.steps * pace.batch
+    order = np.zeros(-(-count // epoch) * epoch, np.int64)
+    for begin in range(0, count, epoch):
+        order[begin : begin + rows] = shuffle.draw(rows)
+    return order[:count]
+
+
+def _shares(rows: int, pace: Pace) -> Tensor:
+    """What each place of ``_padded`` counts in the mean of its batch; nothing where it is only filled."""
+    epoch, count = -(-rows // pace.batch) * pace.batch, pace.steps * pace.batch
+    last = rows % pace.batch or pace.batch
+    share = torch.full((epoch,), 1 / pace.batch)
+    share[epoch - pace.batch :] = 0.0
+    share[epoch - pace.batch : epoch - pace.batch + last] = 1 / last
+    return share.repeat(-(-count // epoch))[:count]

@@ -55,8 +55,8 @@ Stage: TypeAlias = Dense | Elementwise
 
 def chain_of(module: nn.Module) -> tuple[list[Stage], str]:
     """The stages of a module, features flattened first; or none and why not."""
-    if type(module) is nn.Linear:
-        module = nn.Sequential(module)
+    if type(module) is nn.Linear and (only := _part("", module)) is not None:
+        return _checked([only], module)
     try:
         graph = fx.Tracer().trace(module)
     except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError) as error:

@@ -66,7 +66,7 @@ class Examples:
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self.targets)
+        return self.targets.shape[0]
 
 
 def aligned(outputs: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:

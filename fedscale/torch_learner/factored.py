@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedscale.learner import LocalOptimizer
-from fedscale.torch_learner.chain import Dense
+from fedscale.torch_learner.chain import Dense, Elementwise
 
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,6 +66,29 @@ class Layer(Protocol):
 
     def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """How weight and bias have changed, summed over the clients with these weights, shape ``(clients,)``."""
+
+
+class Activation:
+    """An elementwise function of all clients' values.
+
+    Args:
+        function: what is applied.
+    """
+
+    def __init__(self, function: Elementwise) -> None:
+        self._function = function
+        self._inner = self._outer = torch.empty(0)
+
+    def forward(self, step: int, rows: Tensor) -> Tensor:  # noqa: ARG002 - as a layer
+        """The function's values."""
+        with torch.enable_grad():
+            self._inner = rows.detach().requires_grad_()
+            self._outer = self._function(self._inner)
+        return self._outer.detach()
+
+    def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:  # noqa: ARG002 - as a layer
+        """The gradient at its arguments."""
+        return torch.autograd.grad(self._outer, self._inner, gradient)[0] if inwards else None
 
 
 class Bias:

@@ -17,9 +17,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fedscale.data import Dataset
 from fedscale.errors import AppError, DataError, PlanError, UpdateRejected
-from fedscale.learner import App, Learner, Phase, Result, Work
+from fedscale.learner import App, Learner, Phase, Result, Training, Work
 from fedscale.metrics import Sums
 from fedscale.sampling import Shuffle
+from fedscale.torch_learner.blocks import Blocks, blocks_for
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.measures import MEASURES, total
 from fedscale.torch_learner.resident import Resident, arrays_of, shared_state
@@ -108,6 +109,16 @@ class TorchLearner:
         """
         self._resident_on(_device(device))
 
+    def on_cuda(self, device: str) -> bool:
+        """Whether training on that device, as a plan names it, means CUDA."""
+        return _device(device).type == "cuda"
+
+    def blocks(self, training: Training, proximal: float) -> tuple[Blocks | None, str]:
+        """What trains many clients of this app at once; or nothing and why not."""
+        device = _device(training.device)
+        with _seeded(0, device):
+            return blocks_for(self._module(), self._app.loss, training, proximal) if device.type == "cpu" else (None, "there is a CUDA device")
+
     def _resident_on(self, device: torch.device) -> Resident:
         """The resident module."""
         if self._resident is None or self._resident.device != device:
@@ -126,7 +137,7 @@ class TorchLearner:
 
     def _train(self, work: Work, device: torch.device) -> Result:
         """Train from the global model on."""
-        examples, resident, training = self._examples_of(work.data), self._loaded(work, device), work.training
+        examples, resident, training = self.examples_of(work.data), self._loaded(work, device), work.training
         optimizer = Steps(resident.trained, training.optimizer, work.proximal)
         scaler = torch.amp.GradScaler(device.type) if training.amp and device.type == "cuda" else None
         sizes = _batch_sizes(len(examples), training.batch_size, pairs=resident.normalized)
@@ -158,7 +169,7 @@ class TorchLearner:
     def _evaluate(self, work: Work, device: torch.device) -> Result:
         """Sum the loss and the metrics over all rows."""
         self.check(work.metrics)
-        examples, resident = self._examples_of(work.data), self._loaded(work, device)
+        examples, resident = self.examples_of(work.data), self._loaded(work, device)
         sums: dict[str, Sums] = {}
         resident.module.eval()
         with torch.no_grad():
@@ -206,7 +217,7 @@ class TorchLearner:
             raise AppError(f"metric '{name}' returned shape {tuple(values.shape)} for {len(targets)} examples", why="one value for each is expected")
         return total(values)
 
-    def _examples_of(self, data: object) -> Examples:
+    def examples_of(self, data: object) -> Examples:
         """The rows of a dataset, prepared by the app once and kept."""
         if not isinstance(data, Dataset | TorchDataset):
             raise DataError(f"a torch app cannot learn from {type(data).__name__}", hint="give a fedscale or a torch dataset")

@@ -16,6 +16,7 @@ from fedscale.cli.lazy import later
 from fedscale.cli.logs import LogFormat, configure
 from fedscale.cli.options import DryRun, Json
 from fedscale.errors import Conflict
+from fedscale_server.heap import share_one_heap
 from fedscale_server.home import Home
 from fedscale_server.settings import load
 
@@ -69,5 +70,6 @@ def start(
         data = asdict(where) | {"home": str(home), "pid": os.getpid()}
         console.emit(data, f"coordinator ready: sites and people at {where.address}, tickets at {where.enrolment}; Ctrl-C stops it", as_json=json)
 
+    share_one_heap()
     asyncio.run(later("fedscale_server.app:serve")(home, settings, ready))
     console.note("the coordinator has stopped; runs go on where they are when it is started again")

@@ -13,10 +13,10 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import grpc
 
-from fedscale import errors
 from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import control_pb2_grpc
+from fedscale.wire.faults import ERROR_KEY, unpacked
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_server.answers import Detail, Event, Invitation, Project, RunInfo, Site, Status
 from fedscale_server.profile import Profile
@@ -24,7 +24,6 @@ from fedscale_server.profile import Profile
 T = TypeVar("T")
 P = ParamSpec("P")
 
-ERROR_KEY = "fedscale-error-bin"
 TIMEOUT, PATIENCE = 15.0, 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 OVER = ("completed", "failed", "stopped")
@@ -172,9 +171,8 @@ class Control:
     def explain(self, error: grpc.RpcError) -> FedscaleError:
         """What gRPC raised as an error of ours: the coordinator's own where it sent one."""
         call: Any = error
-        sent = dict(call.trailing_metadata() or ()).get(ERROR_KEY)
-        if sent is not None:
-            return rebuilt(sent)
+        if raised := unpacked(dict(call.trailing_metadata() or ()).get(ERROR_KEY)):
+            return raised
         code, details = call.code(), call.details() or ""
         kind = KINDS.get(code, ProtocolError)
         if kind is not Unreachable:
@@ -187,19 +185,6 @@ class Control:
             return Unreachable("the coordinator does not answer in time", where=self.profile.address, hint="see its log, or try again")
         why = next((reason for sign, reason in REASONS.items() if sign in details), details)
         return Unreachable("the coordinator cannot be reached", where=self.profile.address, why=why, hint="is it running? fedscale server start")
-
-
-def rebuilt(sent: bytes | str) -> FedscaleError:
-    """The error that a server put into the metadata of its answer."""
-    try:
-        told = json.loads(sent)
-        kind = getattr(errors, str(told["type"]), None)
-        texts = {name: str(told.get(name, "")) for name in ("what", "where", "why", "hint")}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return ProtocolError("the coordinator sent an error that cannot be read", hint="do both sides run the same release?")
-    if not (isinstance(kind, type) and issubclass(kind, FedscaleError)):
-        kind = ProtocolError
-    return kind(texts.pop("what"), **texts)
 
 
 def _valid_until(certificate: bytes) -> datetime:

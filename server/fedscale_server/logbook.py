@@ -97,6 +97,7 @@ class Logbook:
         closed = self.store.outcomes(self.row.id)
         facts = {**checkpoint.facts, "history": [{name: row[name] for name in FACTS} for row in closed]}
         self.run = Run.restore(self.plan, self.run.strategy, facts, vectors)
+        self.traffic = Traffic(**checkpoint.facts["traffic"])
         self._rounds = [_round(row) for row in closed]
         self._nodes = {node for row in closed for node in row["cohort"]}
         if checkpoint.outcome is not None:
@@ -112,8 +113,7 @@ class Logbook:
         if event is None:
             self._damaged.add(entry.unique_key or "")
             return
-        self.traffic.up += entry.payload["detail"].get("bytes", 0)
-        self._take(event, entry.seq, entry.at)
+        self._take(event, entry.seq, entry.at, entry.payload["detail"])
 
     def _loaded(self, event: Event, payload: dict[str, Any]) -> Event | None:
         """A journaled event with its payload read back; ``None`` when the payload is damaged, so that the node is asked again."""
@@ -142,20 +142,21 @@ class Logbook:
         seq = self.store.append(self.row.id, kind, payload, at, None if unique in self._damaged else unique)
         if seq is None:
             return None
-        effects, notes = self._take(event, seq, at)
+        effects, notes = self._take(event, seq, at, payload["detail"])
         return effects, [Entry(seq, at, kind, phase, number, payload["node"], payload["detail"]), *notes]
 
-    def _take(self, event: Event, seq: int, at: datetime) -> tuple[list[Effect], list[Entry]]:
+    def _take(self, event: Event, seq: int, at: datetime, detail: dict[str, Any]) -> tuple[list[Effect], list[Entry]]:
         """Let the run handle a journaled event; carry out what must survive a crash and note what people want to know."""
         before = self.run.round
+        self.traffic.up += detail.get("bytes", 0)
         effects = self.run.handle(event)
         entries: list[Entry] = []
         if self.run.round is not None and self.run.round is not before:
             terms = self.run.round.terms
             self._opened, self._cohort = at, terms.cohort
             self._nodes.update(terms.cohort)
-            detail = {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}
-            entries += self._note("opened", at, detail, (str(terms.phase), terms.number))
+            known = {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}
+            entries += self._note("opened", at, known, (str(terms.phase), terms.number))
         for effect in effects:
             if isinstance(effect, Commit):
                 entries += self._checkpoint(effect.outcome, seq, at)
@@ -175,6 +176,7 @@ class Logbook:
         facts, vectors = self.run.snapshot()
         # Each checkpoint brings its own outcome; repeating all earlier ones would grow with the square of the rounds.
         del facts["history"]
+        facts["traffic"] = asdict(Traffic() if outcome else self.traffic)
         digests = {name: self.spool.store(vector) for name, vector in vectors.items()}
         model = digests.pop("model")
         slots = {name.removeprefix("slot/"): digest for name, digest in digests.items()}

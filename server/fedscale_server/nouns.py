@@ -35,6 +35,7 @@ run = group(
         "pause": Entry("fedscale_server.cli_run:pause", "Begin no further round until the run is resumed."),
         "resume": Entry("fedscale_server.cli_run:resume", "Go on with a paused run."),
         "report": Entry("fedscale_server.cli_run:report", "Write a run's report, metrics and summary into a folder."),
+        "compare": Entry("fedscale.cli.compare:compare", "Compare runs by the folders they left: one table, and one page with their curves."),
         "export": Entry("fedscale_server.cli_export:export", "Write a run's newest model as safetensors."),
     },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import grpc
 
@@ -27,7 +28,7 @@ def put(control: Control, bundle: bytes, progress: Callable[[float], None] = lam
     """
     digest = digest_of(bundle)
     metadata = ((DIGEST_KEY, digest), (SIZE_KEY, str(len(bundle))))
-    call = control.channel.stream_unary(PUT, request_serializer=None, response_deserializer=pb.Receipt.FromString)
+    call: Any = control.channel.stream_unary(PUT, request_serializer=None, response_deserializer=pb.Receipt.FromString)
     try:
         receipt = call(_told(frames(bundle), len(bundle), progress), timeout=_limit(len(bundle)), metadata=metadata)
     except grpc.RpcError as error:
@@ -48,7 +49,7 @@ def fetch(control: Control, digest: str, size: int) -> bytes:
     Raises:
         ProtocolError: another size or content.
     """
-    call = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=None)
+    call: Any = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=None)
     try:
         received = bytearray()
         for frame in call(pb.FetchRequest(digest=digest), timeout=_limit(size)):

@@ -15,6 +15,7 @@ from fedscale.cli.options import Json, Settings
 from fedscale.cli.rounds import failure, fraction, round_line
 from fedscale.errors import ConfigError, RunFailed
 from fedscale.record import RoundRecord, summary
+from fedscale.report.units import number
 
 if TYPE_CHECKING:
     from fedscale_simulations.job import Table
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 OPTIONS = {"dirichlet": "alpha", "quantity": "alpha", "shards": "per_client", "column": "column"}
 FAILURES_SHOWN = 5
+# A bar drawn for every client would cost more than a small client's training.
+REDRAW_SECONDS = 0.1
 
 
 def simulate(
@@ -34,11 +37,13 @@ def simulate(
     partition: Annotated[str, typer.Option(help="How to spread it: iid, dirichlet:0.5, shards:2, quantity:1 or column:NAME.")] = "iid",
     out: Annotated[Path | None, typer.Option(help="Where checkpoints and results go; runs/JOB-NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in that folder.")] = False,
+    engine: Annotated[str, typer.Option(help="How clients are trained: auto, sequential, vectorized or pool.")] = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="How many processes; one for each processor by default.")] = None,
     json: Json = False,
 ) -> None:
     """Run a job with virtual clients on this machine."""
     folder = out or Path("runs", later("fedscale.plan:Plan").load(job, settings or ()).job.name)
-    given = {"table": _table(data, label, partition), "resume": folder if resume else None}
+    given = {"table": _table(data, label, partition), "resume": folder if resume else None, "engine": engine, "workers": workers}
     with console.Bar("simulating") as bar:
         show = Show(bar)
         try:
@@ -58,15 +63,27 @@ class Show:
 
     def __init__(self, bar: console.Bar) -> None:
         self._bar, self.rounds = bar, 0
+        self._step, self._before, self._loss = ("", 0, 0), 0, ""
+        self._began = self._drawn = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
         """Draw how far it is, and a line for each closed round."""
-        within = progress.done / max(progress.asked, 1)
+        now = time.monotonic()
+        step = (progress.phase, progress.number, progress.done)
+        if step[:2] != self._step[:2]:
+            self._before += self._step[2]
+        self._step = step
         if progress.closed is not None:
             self.rounds += 1
+            self._loss = f", loss {number(progress.closed.metrics['loss'])}" if "loss" in progress.closed.metrics else self._loss
             self._tell(progress.closed, progress.rounds)
-        text = f"{progress.phase} {progress.number}/{progress.rounds}, {progress.done} of {progress.asked} clients"
-        self._bar.update(fraction(progress.number, progress.rounds, progress.phase, within), text, time.monotonic())
+        elif now < self._drawn + REDRAW_SECONDS:
+            return
+        self._drawn = now
+        within = progress.done / max(progress.asked, 1)
+        rate = (self._before + progress.done) / max(now - self._began, 1e-9)
+        text = f"{progress.phase} {progress.number}/{progress.rounds}, {progress.done} of {progress.asked} clients, {rate:.3g} clients/s{self._loss}"
+        self._bar.update(fraction(progress.number, progress.rounds, progress.phase, within), text, now)
 
     def _tell(self, closed: RoundRecord, rounds: int) -> None:
         at, detail = f"{closed.phase} {closed.number}/{rounds}", asdict(closed)
@@ -98,11 +115,19 @@ def _number(text: str) -> float | str:
     return int(value) if value.is_integer() else value
 
 
+def _engine(ended: Simulation) -> str:
+    """Which engine did the work and why, as a line of its own."""
+    engine = ended.record.extra.get("engine")
+    if not isinstance(engine, dict):
+        return ""
+    return f"{'engine':<10}{engine['form']}, {engine['workers']} process{'' if engine['workers'] == 1 else 'es'}: {engine['why']}\n"
+
+
 def _conclude(ended: Simulation, folder: Path, *, as_json: bool) -> int:
     """Print the results; returns the exit code."""
     data = summary(ended.record) | {"folder": str(folder), "report": str(folder / "report.html")}
     if ended.status != "completed":
         problem = RunFailed(f"the simulation {ended.status}", why=ended.record.reason, hint=f"see {folder / 'report.html'}")
         return console.refuse(problem, as_json=as_json, data=data)
-    console.emit(data, f"{ended.summary()}\n{'report':<10}{folder / 'report.html'}", as_json=as_json)
+    console.emit(data, f"{ended.summary()}\n{_engine(ended)}{'report':<10}{folder / 'report.html'}", as_json=as_json)
     return 0

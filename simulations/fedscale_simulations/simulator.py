@@ -170,7 +170,7 @@ def _simulate(
     if resume is not None:
         run, before = load(Path(resume), job.plan, job.strategy, census.listed, facts)
     pace = paced(devices, census, job.plan) if devices else Still(census.names)
-    with one_thread(), opened(choice, Desk(job.plan, job.strategy, job.learner, job.data), census.names) as engine:
+    with one_thread(), opened(choice.after(before), Desk(job.plan, job.strategy, job.learner, job.data), census.names, facts) as engine:
         world = World(run, engine, pace, on_progress, before.seconds if before else 0.0)
         clock = world if devices else SystemClock()
         books = Books.after(before, clock, facts) if before else Books(clock, facts)

@@ -19,8 +19,10 @@ from pydantic import BaseModel
 import fedscale
 from fedscale import cli
 from fedscale.errors import Cause, FedscaleError
-from fedscale.plan import BUILT_IN_METRICS, Plan
+from fedscale.plan import BESIDES, BUILT_IN_METRICS, Plan
 from fedscale.strategy import STRATEGIES
+from fedscale_simulations.devices import Devices
+from fedscale_simulations.sweep.space import Sweep
 from tests.architecture import measure
 
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s#]+)[^)]*\)")
@@ -136,6 +138,12 @@ def test_strategies_with_their_arguments(reference: Reference) -> None:
 
 def test_metrics(reference: Reference) -> None:
     assert reference.missing(iter(BUILT_IN_METRICS)) == []
+
+
+@pytest.mark.parametrize(("table", "model"), [("devices", Devices), ("sweep", Sweep)])
+def test_tables_beside_the_plan(reference: Reference, table: str, model: type[BaseModel]) -> None:
+    assert table in BESIDES
+    assert reference.missing(fields(model, f"{table}.")) == []
 
 
 @pytest.mark.parametrize("package", ["fedscale_server", "fedscale_client"])

@@ -27,6 +27,7 @@ from fedscale_client.workers import Done, Worker, Workers
 from tests.client.conftest import LEARNER, ROWS, learner, write_csv
 from tests.client.coordinator import MODEL, SCHEMA, digest, plan_text, until
 
+ROOT = Path(__file__).parents[2]
 CANARY = "Erika_Mustermann_1951"
 PATIENT = "'Erika_' + 'Mustermann_1951'"  # as an app comes to it: not by a literal in its source
 
@@ -203,7 +204,8 @@ sys.stdout.write("x" * 300000 + "\\n")
     assert shop.log.stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_bundle_comes_first_in_the_path_and_is_where_the_app_is(shop: Shop) -> None:
+async def test_the_bundle_comes_first_in_the_path_and_is_where_the_app_is(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     bundle = shop.app(LEARNER.replace("import numpy", "import helper, os\nprint(helper.here, os.getcwd())\nimport numpy"))
     shop.app("here = 'helper of the bundle'", module="helper")
     shop.app("raise SystemExit('not the library')", module="json")
@@ -492,22 +494,23 @@ async def test_a_worker_that_cannot_start(shop: Shop, monkeypatch: pytest.Monkey
 
 
 async def test_a_worker_does_not_outlive_the_node(tmp_path: Path) -> None:
+    """Killed in the middle of a task, the node can tell nobody; the system ends its worker."""
     script = f"""
 import asyncio, os, pathlib
-from fedscale_client.workers import Worker
+from tests.client.test_workers import Shop, learner
 async def main():
-    declaration = {{"kind": "npz", "path": "x"}}
-    seat = {{"bundle": {str(tmp_path)!r}, "home": {str(tmp_path)!r}, "dataset": "d", "declaration": declaration}}
-    (pathlib.Path({str(tmp_path)!r}) / "log").mkdir()
-    worker = await Worker.start(seat, pathlib.Path({str(tmp_path)!r}) / "log/w.log")
-    print(worker.pid, flush=True)
+    shop = Shop(pathlib.Path({str(tmp_path)!r}))
+    task = asyncio.create_task(shop.do(shop.app(learner("import time; work.progress(0.1); time.sleep(1000)"))))
+    while not shop.progress:
+        await asyncio.sleep(0.01)
+    print(*(worker.pid for worker in shop.workers._busy), flush=True)
     os.kill(os.getpid(), 9)
 asyncio.run(main())
 """
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
     out, _ = await process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert await until(lambda: gone(int(out)))
+    assert await until(lambda: gone(int(out)), 10)
 
 
 async def test_a_log_that_has_grown_makes_room_for_a_new_one(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

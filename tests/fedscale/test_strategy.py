@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,3 +101,12 @@ def code_lines(module: ModuleType, name: str) -> int:
 def test_fed_adam_costs_at_most_ten_lines_beyond_fed_avg() -> None:
     assert code_lines(strategy, "fed_adam") + code_lines(optimizers, "adam") <= 10
     assert np.isfinite(fed_adam().optimizer.update(vector(1), vector(0), {"first": vector(0), "second": vector(0)}, 1)[0]).all()
+
+
+def test_what_is_composed_of_a_strategy_is_custom() -> None:
+    made = fed_avg(lr=0.5)
+    assert (made.name, made.params) == ("fedavg", {"lr": 0.5})
+    changed = replace(made, proximal=0.1)
+    assert (changed.name, changed.params, changed.optimizer) == ("custom", {}, made.optimizer)
+    with pytest.raises(ValueError, match="name"):
+        replace(made, name="mine")

@@ -43,7 +43,7 @@ Receipt = bulk_pb2.Receipt
 T = TypeVar("T")
 
 
-async def until(condition: Callable[[], T], patience: float = PATIENCE) -> T:
+async def until(condition: Callable[[], T | None], patience: float = PATIENCE) -> T:
     """Wait until something is so, and return it."""
     async with asyncio.timeout(patience):
         while not (value := condition()):
@@ -96,10 +96,10 @@ class Person:
 
     @property
     def control(self) -> control_pb2_grpc.ControlAsyncStub:
-        return control_pb2_grpc.ControlStub(self.channel)  # type: ignore[return-value]
+        return control_pb2_grpc.ControlStub(self.channel)
 
     async def fetch(self, digest: str, offset: int = 0) -> bytes:
-        call = self.channel.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)(bulk_pb2.FetchRequest(digest=digest, offset=offset))
+        call: Any = self.channel.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)(bulk_pb2.FetchRequest(digest=digest, offset=offset))
         return b"".join([frame async for frame in call])
 
     async def put(self, data: bytes, digest: str | None = None, size: str | None = None) -> Any:
@@ -116,7 +116,7 @@ class Person:
                 for part in parts:
                     yield part
 
-        call = self.channel.stream_unary(method, None, Receipt.FromString)
+        call: Any = self.channel.stream_unary(method, None, Receipt.FromString)
         return await call(each(), metadata=metadata)
 
 
@@ -301,7 +301,8 @@ class Running:
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         with patch("fedscale_server.app.Engine", recorded):
             task = asyncio.create_task(serve(path, settings, ready.set_result))
-            await asyncio.wait({task, ready}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            either: list[asyncio.Future[Any]] = [task, ready]
+            await asyncio.wait(either, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         return cls(path, settings, ready.result(), engines[0], task)

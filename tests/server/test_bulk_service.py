@@ -163,7 +163,7 @@ def limbs(words: Any, ask: Ask) -> None:
     words[ask.task.layout.size] |= 1 << 12
 
 
-POISON = {
+POISON: dict[Callable[[Any, Ask], None], str] = {
     weightless: "rejected: the weight of an answer is not within its bounds",
     overweight: "rejected: the weight of an answer is not within its bounds",
     beyond: "rejected: coordinate 0: a value is beyond the agreed range",

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -14,6 +15,7 @@ import pytest
 from fedscale.identity import Identity, Role, certificate_pem, key_pem, new_authority, new_key, new_request
 from fedscale.proto.v1 import bulk_pb2, control_pb2, node_pb2
 from fedscale.proto.v1 import control_pb2 as pb
+from fedscale.wire.faults import ERROR_KEY
 from fedscale_server.home import Home
 from fedscale_server.services import guard
 from tests.server.running import OPTIONS, Pass, Running, plan_text, refusal, soon
@@ -52,8 +54,8 @@ async def code_of(channel: grpc.aio.Channel, name: str) -> grpc.StatusCode:
     method = METHODS[name]
 
     async def nothing() -> AsyncIterator[bytes]:
-        for item in ():
-            yield item
+        for part in list[bytes]():
+            yield part
 
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
     call = getattr(channel, kind)(name)(nothing() if method.client_streaming else b"", timeout=20)
@@ -128,7 +130,8 @@ async def test_the_enrolment_port_offers_nothing_else(server: Running) -> None:
 
 
 async def test_an_unknown_method_is_unimplemented(server: Running) -> None:
-    error = await refusal(server.admin.channel.unary_unary("/fedscale.v1.Control/Sudo")(b""))
+    call: Any = server.admin.channel.unary_unary("/fedscale.v1.Control/Sudo")
+    error = await refusal(call(b""))
     assert error.code() is Code.UNIMPLEMENTED
 
 
@@ -169,12 +172,12 @@ async def test_revocation_cuts_an_upload_on_its_way(server: Running) -> None:
 
 async def test_errors_arrive_with_their_class_and_words(server: Running) -> None:
     error = await refusal(server.admin.control.GetRun(pb.GetRunRequest(run="nothing-here")))
-    sent = dict(error.trailing_metadata() or ())[guard.ERROR_KEY]
+    sent = dict(error.trailing_metadata() or ())[ERROR_KEY]
     assert (error.code(), error.details()) == (Code.NOT_FOUND, "no run 'nothing-here'")
     assert json.loads(sent) == {"type": "NotFound", "what": "no run 'nothing-here'", "where": "", "why": "", "hint": ""}
     error = await refusal(server.admin.control.CreateProject(pb.CreateProjectRequest(name="ward")))
     assert (error.code(), error.details()) == (Code.ALREADY_EXISTS, "project 'ward' exists already")
 
 
-async def _all(call: AsyncIterator[pb.RunEvent]) -> list[pb.RunEvent]:
+async def _all(call: Any) -> list[pb.RunEvent]:
     return [event async for event in call]

@@ -66,7 +66,8 @@ async def test_bytes_that_are_no_message_end_the_stream(server: Running) -> None
         await asyncio.sleep(60)
 
     async def heard() -> list[Any]:
-        return [message async for message in ada.channel.stream_stream("/fedscale.v1.Node/Connect")(junk())]
+        call: Any = ada.channel.stream_stream("/fedscale.v1.Node/Connect")
+        return [message async for message in call(junk())]
 
     assert (await refusal(heard())).code() in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, BAD)
     await ada.connect()
@@ -145,8 +146,8 @@ async def test_an_unknown_phase_ends_the_stream_and_no_run(server: Running, kind
     await ada.connect(heartbeat=3.0)  # grpc.aio forgets why a stream ended when it is writing to it at that moment
     run, _ = await server.begun(ada)
     key = node_pb2.TaskKey(run=run, phase="attack", number=1)
-    kinds = {"progress": node_pb2.Progress(key=key), "failed": node_pb2.Failed(key=key), "accepted": node_pb2.Accepted(key=key)}
-    ada.say(node_pb2.NodeMessage(**{kind: kinds[kind]}))
+    bodies: dict[str, Any] = {"progress": node_pb2.Progress(key=key), "failed": node_pb2.Failed(key=key), "accepted": node_pb2.Accepted(key=key)}
+    ada.say(node_pb2.NodeMessage(**{kind: bodies[kind]}))
     await soon(ada._tasks[0], 10)
     assert ada.ended is not None
     assert (ada.ended.code(), ada.ended.details()) == (BAD, "a task key names an unknown phase")

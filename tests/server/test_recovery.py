@@ -24,13 +24,14 @@ import pytest
 from fedscale.identity import Identity, Role, certificate_pem, key_pem, new_key, new_request
 from fedscale.learner import Phase, Result, Work
 from fedscale.proto.v1 import control_pb2 as pb
+from fedscale.wire.codec import digest_of
 from fedscale.wire.convert import Key
 from fedscale_server.home import Home
 from fedscale_server.registry import Registry
 from fedscale_server.settings import Settings
 from fedscale_server.store.store import Store
 from tests.server import mortal
-from tests.server.running import BUNDLE, Node, Pass, Person, Receipt, digest_of, plan_text, soon, until
+from tests.server.running import BUNDLE, Node, Pass, Person, Receipt, plan_text, refusal, soon, until
 from tests.server.samples import later
 
 NAMES = ("ada", "ben", "cyd", "dee")
@@ -100,6 +101,7 @@ class World:
         self.server = 0
         self.nodes: list[Tireless] = []
         self.tasks: list[asyncio.Task[None]] = []
+
     async def close(self) -> None:
         """Leave no process behind."""
         if self.server:
@@ -315,13 +317,9 @@ async def test_a_server_that_is_told_to_stop_lets_everybody_go_and_loses_nothing
     run = await world.submit(2, "key")
     async with world._credentials.channel(world.address) as channel:
         call = Person("admin", world._credentials, channel).control.WatchRun(pb.WatchRunRequest(run=run))
-        seen = []
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for event in call:
-                seen.append(event)
-                if sum(e.kind == "answered" for e in seen) == 3:
-                    os.kill(pid, signal.SIGTERM)
-        assert (caught.value.code(), caught.value.details()) == (
+        seen: list[pb.RunEvent] = []
+        error = await refusal(_watched(call, seen, pid))
+        assert (error.code(), error.details()) == (
             grpc.StatusCode.UNAVAILABLE,
             f"run {run}: the server goes down; watch again from the last event on",
         )
@@ -344,3 +342,11 @@ async def test_a_server_that_is_told_to_stop_lets_everybody_go_and_loses_nothing
         ("datasets", "event", "level", "node", "timestamp"),
         ("event", "level", "node", "timestamp"),
     }
+
+
+async def _watched(call: Any, seen: list[pb.RunEvent], server: int) -> None:
+    """Watch until three have answered, tell the server to stop, and watch on."""
+    async for event in call:
+        seen.append(event)
+        if event.kind == "answered" and sum(e.kind == "answered" for e in seen) == 3:
+            os.kill(server, signal.SIGTERM)

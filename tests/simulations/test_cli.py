@@ -163,6 +163,53 @@ def test_failures_of_a_crowd_are_cut() -> None:
     assert len(lines) == 7
 
 
+class Bar:
+    """Keeps what would be drawn."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.fractions: list[float] = []
+
+    def note(self, text: str, style: str = "") -> None:
+        pass
+
+    def update(self, fraction: float, text: str, at: float) -> None:
+        self.texts.append(text)
+        self.fractions.append(fraction)
+
+
+def test_the_bar_tells_how_far_how_fast_and_how_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    bar = Bar()
+    show = cli.Show(bar)  # type: ignore[arg-type]
+    closed = RoundRecord(1, "train", ("a",), {}, {"loss": 0.25}, {}, 1.0, 1.0, 0, 0)
+    for seconds, step in [
+        (101.0, Progress(1, 2, "train", 10, 20)),
+        (101.01, Progress(1, 2, "train", 11, 20)),
+        (102.0, Progress(1, 2, "train", 20, 20, closed)),
+        (104.0, Progress(1, 2, "evaluate", 4, 8)),
+        (108.0, Progress(2, 2, "train", 8, 20)),
+    ]:
+        now[0] = seconds
+        show(step)
+    assert bar.texts == [
+        "train 1/2, 10 of 20 clients, 10 clients/s",
+        "train 1/2, 20 of 20 clients, 10 clients/s, loss 0.250",
+        "evaluate 1/2, 4 of 8 clients, 6 clients/s, loss 0.250",
+        "train 2/2, 8 of 20 clients, 4 clients/s, loss 0.250",
+    ]
+    assert bar.fractions == sorted(bar.fractions)
+
+
+def test_a_job_with_devices_takes_place_in_virtual_time(job: Path) -> None:
+    plain = fedscale("simulate", job, "--out", "plain", "--json").data
+    moved = fedscale("simulate", job, "--out", "moved", "--set", "devices.speed=0.01", "--json").data
+    assert moved["seconds"] > 100 > plain["seconds"]
+    assert (moved["model_digest"], moved["plan_hash"]) == (plain["model_digest"], plain["plan_hash"])
+    assert fedscale("simulate", job, "--set", "devices.sped=1").code == 2
+
+
 @pytest.mark.parametrize(("text", "value"), [("2", 2), ("0.5", 0.5), ("1e1", 10), ("age", "age"), ("", "")])
 def test_options_of_a_partition_are_numbers_where_they_can_be(text: str, value: Any) -> None:
     assert cli._number(text) == value

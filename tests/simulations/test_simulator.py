@@ -276,7 +276,8 @@ def test_progress_is_shown_for_every_client_and_every_closed_phase() -> None:
 
 
 def test_a_strategy_composed_by_hand_is_simulated() -> None:
-    doubled = replace(fed_avg(lr=2.0), name="custom", params={}, aggregator=MeanOfAnswers())
+    doubled = replace(fed_avg(lr=2.0, weighting="equal"), aggregator=MeanOfAnswers())
     result = run_of(data={"a": Site("a", 1.0)}, strategy=doubled, rounds=1, aggregate={"weight_cap": 20})
     assert result.model["w"] == pytest.approx(1.0, abs=1e-6)
-    assert 'name = "custom"' in result.record.plan_toml
+    plan = Plan.from_toml(result.record.plan_toml)
+    assert (plan.strategy.name, plan.strategy.weighting, plan.strategy.model_extra) == ("custom", "equal", {"weighting": "equal"})

@@ -81,7 +81,6 @@ class BulkService:
                 raise ProtocolError(f"an answer of {size} bytes", why=f"the round asks for {expected}")
             staged = driver.book.spool.blobs.staging()
             await _receive_into(staged, frames, size, digest)
-            driver.book.traffic.up += size
             return await driver.answered(key, node, staged, digest, schema)
 
     async def put(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:

@@ -7,8 +7,8 @@ opens it here.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -18,12 +18,12 @@ import structlog
 from fedscale import errors
 from fedscale.errors import AccessDenied, FedscaleError
 from fedscale.identity import Identity, Role
+from fedscale.wire.faults import packed
 from fedscale_server.registry import Registry
 
 log = structlog.get_logger()
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-ERROR_KEY = "fedscale-error-bin"
 CHECK_SECONDS = 0.5
 OPERATORS = frozenset({Role.COORDINATOR, Role.RESEARCHER})
 READERS = OPERATORS | {Role.AUDITOR}
@@ -68,9 +68,7 @@ def caller() -> Identity:
 
 async def abort(context: Context, error: FedscaleError) -> None:
     """End a call with an error whose class and words arrive at the other side."""
-    body = {"type": type(error).__name__, "what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
-    code = STATUS.get(type(error), grpc.StatusCode.INVALID_ARGUMENT)
-    await context.abort(code, str(error), ((ERROR_KEY, json.dumps(body).encode()),))
+    await context.abort(STATUS.get(type(error), grpc.StatusCode.INVALID_ARGUMENT), str(error), (packed(error),))
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
@@ -130,7 +128,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
 
         return admitted() if hasattr(request, "__aiter__") else request
 
-    async def _response(self, messages: AsyncGenerator[Any, None], identity: Identity | None) -> AsyncIterator[Any]:
+    async def _response(self, messages: AsyncGenerator[Any, None], identity: Identity | None) -> AsyncGenerator[Any, None]:
         """A stream of answers, which ends when its reader is shut out, even while there is nothing to read."""
         turn: asyncio.Future[Any] | None = None
         try:
@@ -163,8 +161,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         async def call(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
                 identity = self._admit(method, context)
-                async for message in self._response(inner(self._request(request, identity), context), identity):
-                    yield message
+                async with aclosing(self._response(inner(self._request(request, identity), context), identity)) as messages:
+                    async for message in messages:
+                        yield message
             except FedscaleError as error:
                 await abort(context, error)
 

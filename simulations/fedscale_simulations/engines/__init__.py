@@ -1,1 +1,1 @@
-"""Ways to do the work of many virtual clients on one machine; all give the same bits."""
+"""Ways to do the work of many virtual clients on one machine."""

@@ -1,21 +1,32 @@
-"""Which engine does the work."""
+"""Which engine does the work: the one asked for, or the one that is fastest on the first clients."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from fedscale_simulations.engines.desk import Desk, Engine
-from fedscale_simulations.engines.forms import Alone
+import numpy as np
+
+from fedscale.errors import PlanError
+from fedscale.learner import Phase
+from fedscale.record import JSON, RunRecord
+from fedscale.ring import WORD
+from fedscale.task import Task
+from fedscale.torch_learner import TorchLearner
+from fedscale.vector import Vector
+from fedscale_simulations.engines.desk import Answer, Desk, Engine, nothing
+from fedscale_simulations.engines.forms import Alone, Form, Tick, Together, together
 from fedscale_simulations.engines.pool import Pool
 from fedscale_simulations.engines.sequential import Sequential
 
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+ENGINES = ("auto", "sequential", "pool", "vectorized")
+LEAST_GAIN = 1.25
+LEAST_SECONDS = 1.0
+LEAST_ROUND = 0.01
+TRIAL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +34,122 @@ class Choice:
     """What the user wants.
 
     Args:
-        engine: ``auto``, ``sequential``, ``vectorized`` or ``pool``.
+        engine: ``auto``, ``sequential``, ``pool`` or ``vectorized``.
         workers: how many processes; as many as there are processors where it is ``None``.
+        form: the form a run goes on with, where it has begun before.
+
+    Raises:
+        PlanError: there is no such engine.
     """
 
     engine: str = "auto"
     workers: int | None = None
+    form: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what does not exist."""
+        if self.engine not in ENGINES:
+            raise PlanError(f"there is no engine '{self.engine}'", hint=f"known: {', '.join(ENGINES)}")
+
+    def after(self, record: RunRecord | None) -> Choice:
+        """The choice for a run that goes on: in the form in which it began, so that it ends with the same bits."""
+        engine = record.extra.get("engine") if record else None
+        return replace(self, form=str(engine["form"])) if isinstance(engine, dict) and "form" in engine else self
+
+
+class Chooser:
+    """An engine that becomes another one when the first clients are to be trained.
+
+    Args:
+        choice: what the user wants.
+        desk: where a client's work is done.
+        names: all clients.
+        facts: where the engine and the reason for it are noted, under ``engine``.
+    """
+
+    def __init__(self, choice: Choice, desk: Desk, names: Sequence[str], facts: dict[str, JSON]) -> None:
+        self._choice, self._desk, self._names, self._facts = choice, desk, names, facts
+        self._engine: Engine | None = None
+
+    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
+        """As the engine that was chosen."""
+        if self._engine is None and (not tasks or model is None or tasks[0].phase is not Phase.TRAIN):
+            return Sequential(self._desk, Alone(self._desk)).work(tasks, model, wanted, tick)
+        if self._engine is None and model is not None:
+            self._engine = self._chosen(tasks, model)
+        return self._engine.work(tasks, model, wanted, tick) if self._engine else iter(())
+
+    def close(self) -> None:
+        """End what the engine has started."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def _chosen(self, tasks: Sequence[Task], model: Vector) -> Engine:
+        """The engine, and a note of why."""
+        form, each, why = self._form(tasks, model)
+        workers = self._workers(len(tasks), each)
+        self._facts["engine"] = {"form": form.name, "workers": workers, "why": why}
+        return Sequential(self._desk, form) if workers == 1 else Pool(self._desk, form, self._names, workers)
+
+    def _form(self, tasks: Sequence[Task], model: Vector) -> tuple[Form, float, str]:
+        """How clients are trained, how many seconds one takes, and why so."""
+        wanted, alone = self._choice.form or self._choice.engine, Alone(self._desk)
+        if wanted in ("sequential", "pool"):
+            return alone, 0.0, "asked for"
+        many, why = together(self._desk)
+        if many is None:
+            return alone, self._seconds(alone, tasks, model) if self._forkable() else 0.0, why
+        if wanted == "vectorized":
+            return many, self._seconds(many, tasks, model), "asked for"
+        return self._faster(many, alone, tasks, model)
+
+    def _faster(self, many: Together, alone: Alone, tasks: Sequence[Task], model: Vector) -> tuple[Form, float, str]:
+        """The faster form on the first clients; the plain one, where the other does not gain much."""
+        one, each = self._seconds(alone, tasks, model), self._seconds(many, tasks, model)
+        said = f"{1000 * one:.3g} ms a client one by one, {1000 * each:.3g} ms in blocks"
+        return (many, each, said) if one > LEAST_GAIN * each else (alone, one, said)
+
+    def _seconds(self, form: Form, tasks: Sequence[Task], model: Vector) -> float:
+        """How long a client takes: a block to warm up, then blocks for a moment, whose answers are thrown away."""
+        if self._choice.engine != "auto":
+            return 0.0
+        blocks = sorted(form.blocks(tasks), key=len, reverse=True)[:8]
+        total = np.zeros(tasks[0].layout.length, WORD)
+        form.add(blocks[0], model, total)
+        began, clients = time.perf_counter(), 0
+        for block in blocks:
+            form.add(block, model, total)
+            clients += len(block)
+            if time.perf_counter() - began > TRIAL_SECONDS:
+                break
+        return (time.perf_counter() - began) / clients
+
+    def _workers(self, clients: int, each: float) -> int:
+        """How many processes: one where they would not earn their start, or where the learner's work cannot be forked."""
+        engine, workers = self._choice.engine, self._choice.workers
+        if engine == "sequential" or workers == 1:
+            return 1
+        if engine == "auto":
+            rounds = self._desk.plan.strategy.rounds
+            if not self._forkable() or clients == 1 or each * clients < LEAST_ROUND or each * clients * rounds < LEAST_SECONDS:
+                return 1
+        return workers or processors()
+
+    def _forkable(self) -> bool:
+        """Whether other processes can do the learner's work: we know it of apps on the processor, and of nothing else."""
+        learner = self._desk.learner
+        return isinstance(learner, TorchLearner) and not learner.on_cuda(self._desk.plan.train.device)
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def opened(choice: Choice, desk: Desk, names: Sequence[str]) -> Iterator[Engine]:
-    """The engine of that name, closed in the end."""
-    engine = Pool(desk, Alone(desk), names, choice.workers or processors()) if choice.engine == "pool" else Sequential(desk, Alone(desk))
+def opened(choice: Choice, desk: Desk, names: Sequence[str], facts: dict[str, JSON] | None = None) -> Iterator[Engine]:
+    """The engine that was chosen, closed in the end."""
+    engine = Chooser(choice, desk, names, {} if facts is None else facts)
     try:
         yield engine
     finally:

@@ -41,6 +41,9 @@ class Engine(Protocol):
             tick: called with the number of clients that are done and whose answers will come in a sum.
         """
 
+    def close(self) -> None:
+        """End what was started."""
+
 
 class Desk:
     """Does one client's task, whatever the client's code does.
@@ -64,7 +67,7 @@ class Desk:
 
     def answer(self, task: Task, model: Vector | None) -> Answered | Initialized | Failed:
         """A client's answer or, whatever its code does, the failure a coordinator would hear of."""
-        done = self._guarded(task, lambda: perform(task, *self._how(task), model))
+        done = self.guarded(task, lambda: perform(task, *self._how(task), model))
         if isinstance(done, Failed):
             return done
         if isinstance(done, FirstModel):
@@ -78,7 +81,7 @@ class Desk:
 
     def add(self, task: Task, model: Vector, total: Words) -> Failed | None:
         """Add a client's answer to a sum: the same bits as those of ``answer``, which is never written down; or its failure."""
-        failed: Failed | None = self._guarded(task, lambda: self._add(task, model, total))
+        failed: Failed | None = self.guarded(task, lambda: self._add(task, model, total))
         return failed
 
     def _add(self, task: Task, model: Vector, total: Words) -> None:
@@ -86,7 +89,7 @@ class Desk:
         if not isinstance(update, FirstModel):
             task.layout.add(update, total)
 
-    def _guarded(self, task: Task, work: Callable[[], Any]) -> Any:
+    def guarded(self, task: Task, work: Callable[[], Any]) -> Any:
         """The result of work, or the failure of whoever's code raised."""
         try:
             return work()

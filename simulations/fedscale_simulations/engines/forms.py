@@ -6,12 +6,22 @@ them, so any number of processes gives the same bits.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
+import numpy as np
+
+from fedscale.errors import UpdateRejected
 from fedscale.events import Failed
+from fedscale.learner import Phase
 from fedscale.ring import Words
+from fedscale.sampling import derived_seed
 from fedscale.task import Task
+from fedscale.torch_learner import TorchLearner
+from fedscale.torch_learner.blocks import Blocks, Learnt
+from fedscale.torch_learner.factored import Pace
+from fedscale.update import Update
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Desk
 
@@ -50,6 +60,80 @@ class Alone:
         """The client's answer, added."""
         failed = [self._desk.add(task, model, total) for task in block]
         return [failure for failure in failed if failure is not None]
+
+
+class Together:
+    """Many clients at once, where the app's model allows it: the same steps up to rounding, laid out as one update.
+
+    A block in which anything goes wrong is done again one by one, to find out with whom.
+
+    Args:
+        desk: where a client's work is done.
+        learner: the desk's learner.
+        trainer: trains blocks.
+    """
+
+    name = "vectorized"
+
+    def __init__(self, desk: Desk, learner: TorchLearner, trainer: Blocks) -> None:
+        self._desk, self._learner, self._trainer = desk, learner, trainer
+        self._alone, self._rows = Alone(desk), dict[str, int]()
+
+    def blocks(self, tasks: Sequence[Task]) -> list[Block]:
+        """Clients that take the same steps, in the order of their names."""
+        if tasks[0].phase is not Phase.TRAIN:
+            return self._alone.blocks(tasks)
+        alike: dict[Pace | None, list[Task]] = defaultdict(list)
+        for task in sorted(tasks, key=lambda task: task.node):
+            rows = self._rows.get(task.node) or self._count(task)
+            alike[self._trainer.pace(rows) if rows else None].append(task)
+        sizes = {pace: self._trainer.most(pace) if pace else 1 for pace in alike}
+        return [group[at : at + sizes[pace]] for pace, group in alike.items() for at in range(0, len(group), sizes[pace])]
+
+    def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
+        """The weighted mean of the block's changes, added."""
+        if block[0].phase is not Phase.TRAIN or len(block) == 1:
+            return self._alone.add(block, model, total)
+        failed = self._desk.guarded(block[0], lambda: self._add(block, model, total))
+        return self._alone.add(block, model, total) if isinstance(failed, Failed) else []
+
+    def trained(self, block: Block, model: Vector) -> tuple[Learnt, list[float]]:
+        """What a block of clients of one pace has learnt, and the weight of each.
+
+        Raises:
+            AppError, DataError, UpdateRejected: as a client alone, or because the block does not go together.
+        """
+        layout, seed = block[0].layout, self._desk.plan.job.seed
+        if block[0].schema is None:
+            raise UpdateRejected("there is no model to train")
+        examples = [self._learner.examples_of(self._desk.portion(task.node, task.phase)) for task in block]
+        equal = self._desk.strategy.weighting == "equal"
+        weights = [1.0 if equal else min(float(len(rows)), layout.weight_cap) for rows in examples]
+        seeds = [derived_seed(seed, task.number, task.node) for task in block]
+        return self._trainer.train(block[0].schema.unpack(model), examples, seeds, weights), weights
+
+    def _add(self, block: Block, model: Vector, total: Words) -> None:
+        learnt, weights = self.trained(block, model)
+        block[0].layout.add(Update(learnt.delta, sum(weights), {"loss": np.array([learnt.losses @ weights])}), total, len(block))
+
+    def _count(self, task: Task) -> int:
+        """The rows of a client, counted once; none where its data cannot be read, which shows when it works alone."""
+        counted = self._desk.guarded(task, lambda: len(self._learner.examples_of(self._desk.portion(task.node, task.phase))))
+        rows = counted if isinstance(counted, int) else 0
+        self._rows[task.node] = rows
+        return rows
+
+
+def together(desk: Desk) -> tuple[Together | None, str]:
+    """The form in which many clients are trained at once; or nothing and why not."""
+    if not isinstance(desk.learner, TorchLearner):
+        return None, "the learner is not an App"
+    if desk.strategy.transforms:
+        return None, "the strategy changes each client's update by itself"
+    if not desk.strategy.aggregator.linear:
+        return None, "the aggregator needs each client's update"
+    trainer, why = desk.learner.blocks(desk.plan.train, desk.strategy.proximal)
+    return (Together(desk, desk.learner, trainer) if trainer else None), why
 
 
 class Waves:

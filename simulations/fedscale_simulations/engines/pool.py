@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from multiprocessing.connection import wait
 from typing import Any
@@ -42,8 +42,7 @@ class Pool:
 
     def __init__(self, desk: Desk, form: Form, names: Sequence[str], workers: int) -> None:
         self._desk, self._form, self._workers = desk, form, workers
-        self._names = tuple(names)
-        self._positions = {name: at for at, name in enumerate(self._names)}
+        self._names = names
         self._crew: Crew | None = None
         self._serial = 0
 
@@ -57,7 +56,7 @@ class Pool:
         self._crew.model[:] = model
         self._serial += 1
         apart = self._desk.apart(first.phase)
-        course, waves = Course(self._crew, self._positions, first, self._serial, apart=apart, tick=tick), Waves(tasks, None if apart else wanted)
+        course, waves = Course(self._crew, self._names, first, self._serial, apart=apart, tick=tick), Waves(tasks, None if apart else wanted)
         for wave in waves:
             for answer in course.play([(task,) for task in wave] if apart else self._form.blocks(wave)):
                 waves.missing += isinstance(answer, Failed) and not apart
@@ -77,19 +76,18 @@ class Course:
 
     Args:
         crew: the workers.
-        positions: the place of each client among all.
+        names: all clients.
         first: any task of the round.
         serial: the number of the round in messages.
         apart: whether the answers are wanted one by one.
         tick: told how many clients are done.
     """
 
-    def __init__(self, crew: Crew, positions: Mapping[str, int], first: Task, serial: int, *, apart: bool, tick: Tick) -> None:
-        self._crew, self._positions, self._serial, self._apart, self._tick = crew, positions, serial, apart, tick
+    def __init__(self, crew: Crew, names: Sequence[str], first: Task, serial: int, *, apart: bool, tick: Tick) -> None:
+        self._crew, self._names, self._serial, self._apart, self._tick = crew, names, serial, apart, tick
         self._length = first.layout.length
         facts = {"phase": str(first.phase), "number": first.number, "terms": first.layout.terms, "model": first.model, "apart": apart}
         self._header = message(b"R", serial, json.dumps(facts).encode())
-        self._names = {at: name for name, at in positions.items()} if apart else {}
         self._told: set[str] = set()
         self._deaths = 0
         self._queue: deque[Block] = deque()
@@ -131,7 +129,7 @@ class Course:
             size = min(most, max(1, len(self._queue) // (2 * AHEAD * len(self._crew.seats))))
             chunk = [self._queue.popleft() for _ in range(size)]
             seat.given.append(chunk)
-            positions = [at for block in chunk for at in (*(self._positions[task.node] for task in block), END)]
+            positions = [at for block in chunk for at in (*(self._names.index(task.node) for task in block), END)]
             self._send(seat, message(b"C", self._serial, np.array(positions, np.uint32).tobytes()))
 
     def _send(self, seat: Seat, content: bytes) -> None:
@@ -152,7 +150,7 @@ class Course:
         if serial != self._serial:
             return
         if kind == b"D":
-            self._tick(0 if self._apart else sum(len(self._included(block)) for block in seat.given[seat.done]))
+            self._count([seat.given[seat.done]], 1)
             seat.done += 1
         elif kind == b"F":
             node, failure = json.loads(received[HEAD.size :])
@@ -160,6 +158,11 @@ class Course:
         else:
             node = self._names[POSITION.unpack_from(received, HEAD.size)[0]]
             yield from self._once(node, Answered(node, "", np.frombuffer(received, WORD, offset=HEAD.size + POSITION.size)))
+
+    def _count(self, chunks: Sequence[Sequence[Block]], sign: int) -> None:
+        """Tell of clients whose answers went into a sum, or were lost with it; others are told of one by one."""
+        if not self._apart:
+            self._tick(sign * sum(len(self._included(block)) for block in chain.from_iterable(chunks)))
 
     def _once(self, node: str, answer: Answer) -> Iterator[Answer]:
         """An answer, unless it was told before the worker died."""
@@ -177,7 +180,7 @@ class Course:
                 why=f"the last one with exit code {seat.process.exitcode}",
                 hint="use fewer workers where memory is short, or engine 'sequential' to see the cause",
             )
-        self._tick(0 if self._apart else -sum(len(self._included(block)) for block in chain.from_iterable(seat.given[: seat.done])))
+        self._count(seat.given[: seat.done], -1)
         again = [[task for task in block if task.node not in self._told] for block in chain.from_iterable(seat.given)]
         self._queue.extendleft(reversed([block for block in again if block]))
         self._enter(self._crew.replace(seat))

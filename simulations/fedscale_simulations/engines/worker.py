@@ -73,7 +73,8 @@ class Worker:
         """A new round: whatever was in the sum is void."""
         self._serial, self._round = serial, facts
         self._layout = layout_for(self._desk.plan, Phase(facts["phase"]), self._schema.size, facts["terms"])
-        self._total[: self._layout.length] = 0
+        self._sum = self._total[: self._layout.length]
+        self._sum[:] = 0
 
     def _work(self, pipe: Connection, positions: npt.NDArray[np.uint32]) -> None:
         """The blocks of one message."""
@@ -96,7 +97,7 @@ class Worker:
         """What is to be told of a block."""
         if self._round["apart"]:
             return [self._desk.answer(task, self._model) for task in block]
-        return self._form.add(block, self._model, self._total)
+        return self._form.add(block, self._model, self._sum)
 
     def _task(self, position: int) -> Task:
         """The task of a client in this round."""

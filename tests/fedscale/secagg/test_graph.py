@@ -85,8 +85,10 @@ def test_found_parameters_keep_their_promises(nodes: int, adversarial: float, dr
         (4, 0.0, 0.1, Profile.MALICIOUS, 3),
         (10, 0.2, 0.1, Profile.MALICIOUS, 7),
         (10, 0.5, 0.1, Profile.MALICIOUS, 8),
-    ]
-    + [(3, 0.0, 0.3, Profile.CURIOUS, 2), (10, 0.6, 0.1, Profile.CURIOUS, 7), (50, 0.1, 0.1, Profile.MALICIOUS, 34)],
+        (3, 0.0, 0.3, Profile.CURIOUS, 2),
+        (10, 0.6, 0.1, Profile.CURIOUS, 7),
+        (50, 0.1, 0.1, Profile.MALICIOUS, 34),
+    ],
 )
 def test_the_complete_graph(nodes: int, adversarial: float, dropout: float, profile: Profile, threshold: int) -> None:
     assert graph.complete(nodes, adversarial, dropout, profile) == Parameters(nodes - 1, threshold)

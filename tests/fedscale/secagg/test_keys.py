@@ -79,8 +79,10 @@ def test_points_of_low_order_are_refused(point: bytes) -> None:
     own = keys.SessionKeys.new(lambda size: b"\x07" * size)
     with pytest.raises(ProtocolError, match="bob has a key of low order"):
         own.exchange(point, "bob")
-    with pytest.raises(ProtocolError, match="bob has a malformed key"):
+    with pytest.raises(ProtocolError, match="bob has a key of low order"):
         keys.check_public(point, own.public[1], "bob")
+    with pytest.raises(ProtocolError, match="bob has a key of low order"):
+        keys.check_public(point[:31] + bytes([point[31] | 0x80]), own.public[1], "bob")
 
 
 def test_malformed_kem_keys_and_texts_are_refused() -> None:
@@ -90,7 +92,7 @@ def test_malformed_kem_keys_and_texts_are_refused() -> None:
     for bad in (kem[:-1], b"\xff" * keys.KEM_KEY):
         with pytest.raises(ProtocolError, match="bob has a malformed ML-KEM key"):
             keys.encapsulate(bad, "bob")
-        with pytest.raises(ProtocolError, match="malformed key"):
+        with pytest.raises(ProtocolError, match="malformed ML-KEM key"):
             keys.check_public(curve, bad, "bob")
     with pytest.raises(ProtocolError, match="what bob encapsulated cannot be read"):
         own.decapsulate(bytes(5), "bob")

@@ -49,7 +49,7 @@ KEYS = st.builds(
     st.just(bytes(KEM_KEY)),
     st.binary(min_size=SIGNATURE, max_size=SIGNATURE),
 )
-PARCELS = st.builds(m.Parcel, NUMBERS, st.binary(max_size=m.BOX), st.binary(max_size=32), DIGESTS, DIGESTS)
+PARCELS = st.builds(m.Parcel, NUMBERS, st.binary(min_size=m.BOX, max_size=m.BOX), DIGESTS, DIGESTS, DIGESTS)
 MESSAGES = st.one_of(
     st.builds(m.Open, TERMS),
     KEYS,
@@ -150,7 +150,9 @@ def test_what_is_not_canonical_is_refused(kind: Any, data: bytes) -> None:
 
 
 def test_too_much_is_not_written_either() -> None:
-    for kind, value in ((codec.Fixed(3), b"four"), (codec.Blob(3), b"four"), (codec.Text(3), "four")):
+    rows = codec.Rows(m.Item, data=3)
+    cases: list[tuple[Any, Any]] = [(codec.Fixed(3), b"four"), (codec.Blob(3), b"four"), (codec.Text(3), "four"), (rows, [m.Item(1, b"four")])]
+    for kind, value in cases:
         with pytest.raises(ProtocolError):
             kind.write(value)
 

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedscale.errors import UpdateRejected
-from fedscale.ring import WORD
+from fedscale.ring import WORD, Words
 from fedscale.secagg import prg
 from fedscale.secagg.prg import Core, Mask
 
 LENGTHS = [1, 3, 4, 15, 1000, prg.TILE - 1, prg.TILE, prg.TILE + 1, 3 * prg.TILE + 7]
 
 
-def reference(key: bytes, length: int) -> np.ndarray:
+def reference(key: bytes, length: int) -> Words:
     """AES-256 of one counter block after another, by the definition of counter mode."""
-    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()
+    block = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 - the definition of counter mode needs it
     stream = b"".join(block.update((2 + at).to_bytes(16, "big")) for at in range(-(-length // 4)))
     return np.frombuffer(stream, WORD)[:length]
 

@@ -1,0 +1,116 @@
+"""How long one waits for ``import fedscale`` and for each command that does not train: whole processes, from start to end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from statistics import median
+from typing import TypeAlias
+
+from benchmarks import Figure
+from fedscale.plan import Plan
+from fedscale_simulations.cast import program
+from tests.e2e.federation import PROJECT, Federation, environment
+
+Words: TypeAlias = Sequence[object]
+
+REPEAT = 7
+IMPORT, COMMAND = 0.15, 0.3
+APP = """
+import numpy as np
+from fedscale.learner import Result
+
+class Nothing:
+    def run(self, work):
+        return Result({"w": np.zeros(4, np.float32)}, 1, {"loss": np.ones(1)})
+
+app = Nothing()
+"""
+
+
+def measure() -> Iterator[Figure]:
+    """Medians of wall times; the interpreter's own start is part of them."""
+    yield Figure("python -c pass", timed(lambda: [sys.executable, "-c", "pass"]), "s")
+    yield Figure("import fedscale", timed(lambda: [sys.executable, "-c", "import fedscale"]), "s", IMPORT)
+    with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
+        for name, words in commands(federation).items():
+            yield Figure(f"fedscale {name}", timed(lambda words=words: [*program(), *map(str, words())]), "s", COMMAND)
+
+
+def timed(command: Callable[[], list[str]]) -> float:
+    """Median wall time of a command, which is made anew each time; the first run only warms the disk's cache."""
+    times = []
+    for _ in range(REPEAT + 1):
+        line = command()
+        began = time.perf_counter()
+        subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, check=True, env=environment(), timeout=60)
+        times.append(time.perf_counter() - began)
+    return median(times[1:])
+
+
+def commands(federation: Federation) -> dict[str, Callable[[], Words]]:
+    """Every command that does not train, as one would use it, at a coordinator with a site, a run that is over and one that is paused."""
+    folder, numbers, profile = federation.folder, count(), ("--profile", federation.profile)
+    table, home = _table(folder / "table.csv"), ("--home", federation.node_home("site"))
+    federation.join("site", {"table": ("--path", table, "--label", "y")})
+    job = _job(folder / "job")
+    over, paused = federation.submit(job), federation.submit(job, "strategy.rounds=1000000")
+    federation.finished(over)
+    federation.manage("run", "pause", paused)
+
+    def anew(name: str) -> Path:
+        return folder / f"{name}-{next(numbers)}"
+
+    local: dict[str, Callable[[], Words]] = {
+        "--version": lambda: ("--version",),
+        "--help": lambda: ("--help",),
+        "run --help": lambda: ("run", "--help"),
+        "simulate --help": lambda: ("simulate", "--help"),
+        "demo --help": lambda: ("demo", "--help"),
+        "init": lambda: ("init", anew("init")),
+        "doctor": lambda: ("doctor",),
+        "server init": lambda: ("server", "init", "--home", anew("server")),
+        "node join": lambda: ("node", "join", federation.invite(anew("n").name), "--home", anew("node")),
+        "node status": lambda: ("node", "status", *home),
+        "node doctor": lambda: ("node", "doctor", *home),
+        "node data add": lambda: ("node", "data", "add", anew("data").name, "--path", table, "--label", "y", *home),
+        "node data list": lambda: ("node", "data", "list", *home),
+        "node data check": lambda: ("node", "data", "check", "table", *home),
+        "node data remove": lambda: ("node", "data", "remove", "table", *home, "--dry-run"),
+    }
+    remote: dict[str, Callable[[], Words]] = {
+        "server status": lambda: ("server", "status"),
+        "project create": lambda: ("project", "create", anew("p").name),
+        "project list": lambda: ("project", "list"),
+        "project invite": lambda: ("project", "invite", PROJECT),
+        "project nodes": lambda: ("project", "nodes"),
+        "project revoke": lambda: ("project", "revoke", "site", "--dry-run"),
+        "run submit": lambda: ("run", "submit", job, "--project", PROJECT, "--dry-run"),
+        "run list": lambda: ("run", "list"),
+        "run show": lambda: ("run", "show", over),
+        "run watch": lambda: ("run", "watch", over),
+        "run pause": lambda: ("run", "pause", paused),
+        "run resume": lambda: ("run", "resume", paused, "--dry-run"),
+        "run stop": lambda: ("run", "stop", paused, "--dry-run"),
+        "run report": lambda: ("run", "report", over, "--out", anew("report")),
+        "run export": lambda: ("run", "export", over, "--out", anew("model")),
+    }
+    return local | {name: lambda words=words: (*words(), *profile) for name, words in remote.items()}
+
+
+def _table(path: Path) -> Path:
+    path.write_text("a,b,y\n" + "".join(f"{i},{i % 7}.5,{i % 2}\n" for i in range(40)))
+    return path
+
+
+def _job(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "app.py").write_text(APP)
+    tables = {"job": {"name": "nothing", "data": "table"}, "strategy": {"rounds": 3}, "evaluate": {"every": 0}}
+    (folder / "job.toml").write_text(Plan.model_validate(tables).to_toml())
+    return folder / "job.toml"

@@ -1,0 +1,255 @@
+"""A server that sends anything in any order to real nodes, and what must hold whatever it does.
+
+One of the nodes works for the server: all its shares count as known, and it signs whatever the server likes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fedscale.errors import FedscaleError
+from fedscale.secagg import messages as m
+from fedscale.secagg.graph import Profile
+from fedscale.secagg.keys import KEY
+from fedscale.secagg.node import AdvertiseKeys, AgreeKeys, CollectShares, Consistency, MaskedInput, Node, Reply, ShareKeys, Unmask
+from fedscale.secagg.session import consent_text
+from fedscale.secagg.simulate import population
+from fedscale.secagg.terms import Mark, Policy
+from tests.fedscale.secagg.samples import make_terms, names, vectors_for
+
+COUNT, THRESHOLD, TRAITOR = 5, 4, 0
+SITES = population(names(COUNT), Policy(curious=True))
+NAMES = list(SITES)
+IDENTITIES = [site.key.private_bytes_raw() for site in SITES.values()]
+MEMBERS = st.integers(0, COUNT - 1)
+EVERYBODY = frozenset(range(COUNT))
+GROUPS = st.one_of(st.just(EVERYBODY), st.frozensets(MEMBERS, min_size=1), st.integers(0, COUNT - 1).map(lambda out: EVERYBODY - {out}))
+
+
+class AnyServer(RuleBasedStateMachine):
+    """The server's knowledge is what nodes said; its moves are all messages that can be made of it."""
+
+    profile = Profile.MALICIOUS
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms = make_terms(SITES, profile=self.profile, dropout=0.2)
+        self.vectors = vectors_for(NAMES, self.terms)
+        self.marks: dict[int, Mark] = {}
+        self.nodes = {member: Node(SITES[name], self.terms) for member, name in enumerate(NAMES)}
+        self.said: dict[tuple[type[m.Message], bytes], dict[int, Any]] = defaultdict(dict)
+        self.keys: dict[int, m.Keys] = {}
+        self.sent: list[bytes] = []
+        self.directory = m.Directory.of([])
+        self.vectors_given: dict[int, set[bytes]] = defaultdict(set)
+        self.opened: dict[int, set[bytes]] = defaultdict(set)
+        self.sets: dict[bytes, set[frozenset[int]]] = defaultdict(set)
+        self.held: dict[tuple[bytes, int, str], set[int]] = defaultdict(set)
+        self.secrets: set[bytes] = set(IDENTITIES)
+        self.emitted: list[bytes] = []
+
+    # ------------------------------------------------------------------------------------------------------- moves
+
+    @property
+    def session(self) -> bytes:
+        return self.directory.session(self.terms.digest)
+
+    def deliver(self, member: int, message: m.Message | bytes) -> None:
+        data = message if isinstance(message, bytes) else m.encode(message)
+        self.sent.append(data)
+        try:
+            reply = self.nodes[member].handle(data)
+        except FedscaleError:
+            return
+        finally:
+            self.learn(member)
+        if reply is not None:
+            self.hear(member, reply)
+
+    def hear(self, member: int, reply: Reply) -> None:
+        """Take in a reply; the node's mark is on its disk by now."""
+        if reply.mark is not None:
+            self.marks[member] = reply.mark
+        self.emitted.append(reply.message)
+        message = m.decode(reply.message)
+        if isinstance(message, m.Keys):
+            self.keys[member] = message
+        else:
+            assert not isinstance(message, m.Open | m.Directory)
+            self.said[type(message), message.session].setdefault(member, message)
+        if isinstance(message, m.Opened):
+            self.opened[member].add(reply.message)
+            self.sets[message.session].add(frozenset(item.seat for item in message.self_shares))
+            for use, items in (("self", message.self_shares), ("pair", message.pair_shares)):
+                for item in items:
+                    self.held[message.session, item.seat, use].add(member)
+
+    def learn(self, member: int) -> None:
+        """Note a node's secrets, to know them again in what leaves; those of the traitor are the server's."""
+        state = self.nodes[member].state
+        if isinstance(state, ShareKeys):
+            self.secrets |= {state.keys.curve.private_bytes_raw(), *state.curves.values()}
+        if isinstance(state, CollectShares):
+            self.secrets |= {state.secret, *(key for pair in state.pairs.values() for key in (pair.up, pair.down, pair.mask))}
+        if isinstance(state, MaskedInput):
+            self.secrets |= {mask.key for mask in state.masks}
+            if member == TRAITOR:
+                for seat in state.shares:
+                    self.held[state.place.session.id, seat, "self"].add(member)
+                    self.held[state.place.session.id, seat, "pair"].add(member)
+
+    @initialize()
+    def begin(self) -> None:
+        for member in self.nodes:
+            self.deliver(member, m.Open(self.terms))
+
+    @rule(member=MEMBERS)
+    def open_again(self, member: int) -> None:
+        self.deliver(member, m.Open(self.terms))
+
+    @rule(group=GROUPS, to=GROUPS)
+    def direct(self, group: frozenset[int], to: frozenset[int]) -> None:
+        chosen = m.Directory.of(self.keys[member] for member in group if member in self.keys)
+        self.directory = chosen
+        for member in sorted(to):
+            self.deliver(member, chosen)
+
+    def letters(self, kind: type[m.Message], member: int, present: frozenset[int]) -> dict[int, Any]:
+        """What those present addressed to a node, by sender."""
+        senders = {sender: said for sender, said in self.said[kind, self.session].items() if sender in present and sender != member}
+        if kind is m.Agreement:
+            return {sender: data for sender, said in senders.items() for data in [i.data for i in said.items if i.seat == member]}
+        return {sender: data for sender, said in senders.items() for data in [p.box for p in said.parcels if p.seat == member]}
+
+    def forward(self, kind: type[m.Message], make: type[m.Agreed | m.Boxes], present: frozenset[int], to: frozenset[int]) -> None:
+        for member in sorted(to):
+            items = tuple(m.Item(sender, data) for sender, data in sorted(self.letters(kind, member, present).items()))
+            self.deliver(member, make(self.session, present, items))
+
+    @precondition(lambda self: self.said[m.Agreement, self.session])
+    @rule(present=GROUPS, to=GROUPS)
+    def agree(self, present: frozenset[int], to: frozenset[int]) -> None:
+        self.forward(m.Agreement, m.Agreed, present, to)
+
+    @precondition(lambda self: self.said[m.Shares, self.session])
+    @rule(present=GROUPS, to=GROUPS)
+    def share(self, present: frozenset[int], to: frozenset[int]) -> None:
+        self.forward(m.Shares, m.Boxes, present, to)
+        for member in sorted(to):
+            self.give(member)
+
+    @rule(member=MEMBERS)
+    def give(self, member: int) -> None:
+        """The site hands its vector to its node."""
+        try:
+            reply = self.nodes[member].submit(self.vectors[NAMES[member]])
+        except FedscaleError:
+            return
+        assert isinstance(reply.body, np.ndarray)
+        self.vectors_given[member].add(reply.body.tobytes())
+        self.hear(member, reply)
+
+    @precondition(lambda self: self.said[m.Masked, self.session])
+    @rule(present=GROUPS, to=GROUPS)
+    def survive(self, present: frozenset[int], to: frozenset[int]) -> None:
+        for member in sorted(to):
+            self.deliver(member, m.Survivors(self.session, present))
+
+    @precondition(lambda self: self.said[m.Consent, self.session])
+    @rule(signers=GROUPS, to=GROUPS, traitor=st.booleans())
+    def consent(self, signers: frozenset[int], to: frozenset[int], traitor: bool) -> None:
+        for member in sorted(to):
+            state = self.nodes[member].state
+            found = {signer: said.signature for signer, said in self.said[m.Consent, self.session].items() if signer in signers}
+            if traitor and isinstance(state, Unmask) and TRAITOR in (state.signed or ()):
+                found[TRAITOR] = SITES[NAMES[TRAITOR]].key.sign(consent_text(state.transcript, TRAITOR))
+            items = tuple(m.Item(signer, signature) for signer, signature in sorted(found.items()))
+            self.deliver(member, m.Consents(self.session, items))
+
+    @rule(present=GROUPS, to=GROUPS)
+    def carry_on(self, present: frozenset[int], to: frozenset[int]) -> None:
+        """To each node what it waits for, from everybody who is present and has anything to say."""
+        for member in sorted(to):
+            self.carry_on_with(member, present)
+
+    @rule()
+    def carry_on_with_all(self) -> None:
+        """An honest server's next stage: without it hardly any round would ever end."""
+        self.carry_on(EVERYBODY, EVERYBODY)
+
+    def carry_on_with(self, member: int, present: frozenset[int]) -> None:
+        state, here = self.nodes[member].state, frozenset({member})
+        if isinstance(state, AdvertiseKeys):
+            self.deliver(member, m.Open(self.terms))
+        elif isinstance(state, AgreeKeys):
+            self.direct(present, here)
+        elif isinstance(state, ShareKeys):
+            self.forward(m.Agreement, m.Agreed, present & self.said[m.Agreement, self.session].keys(), here)
+        elif isinstance(state, CollectShares):
+            self.forward(m.Shares, m.Boxes, present & self.said[m.Shares, self.session].keys(), here)
+        elif isinstance(state, MaskedInput):
+            self.give(member)
+        elif isinstance(state, Consistency) or (isinstance(state, Unmask) and state.signed is None):
+            self.survive(present & self.said[m.Masked, self.session].keys(), here)
+        elif isinstance(state, Unmask):
+            self.consent(present & (state.signed or present), here, traitor=True)
+
+    @precondition(lambda self: self.sent)
+    @rule(member=MEMBERS, data=st.data())
+    def replay(self, member: int, data: st.DataObject) -> None:
+        self.deliver(member, data.draw(st.sampled_from(self.sent[-12:])))
+
+    @rule(member=MEMBERS, noise=st.binary(max_size=40))
+    def babble(self, member: int, noise: bytes) -> None:
+        self.deliver(member, m.MAGIC + noise)
+
+    @rule(member=MEMBERS)
+    def restart(self, member: int) -> None:
+        """The node's process dies; what is left is the mark on its disk."""
+        self.nodes[member] = Node(SITES[NAMES[member]], self.terms, self.marks.get(member))
+
+    @rule()
+    def restart_all(self) -> None:
+        """The whole federation loses its power, and the server hopes to play the round again."""
+        for member in self.nodes:
+            self.restart(member)
+
+    # --------------------------------------------------------------------------------------------------- invariants
+
+    @invariant()
+    def never_both_secrets_of_a_node(self) -> None:
+        for session, seat, _ in list(self.held):
+            if seat != TRAITOR:
+                least = min(len(self.held[session, seat, "self"]), len(self.held[session, seat, "pair"]))
+                assert least < THRESHOLD, f"both secrets of seat {seat}"
+
+    @invariant()
+    def one_vector_and_one_answer(self) -> None:
+        assert all(len(given) == 1 for given in self.vectors_given.values()), "a second vector"
+        assert all(len(given) == 1 for given in self.opened.values()), "a second unmask answer"
+
+    @invariant()
+    def one_set_of_survivors(self) -> None:
+        if self.profile is Profile.MALICIOUS:
+            assert all(len(told) == 1 for told in self.sets.values()), "two sets of survivors"
+        assert all(len(present) >= 3 for told in self.sets.values() for present in told), "a sum over too few"
+
+    @invariant()
+    def no_secret_leaves(self) -> None:
+        for data in self.emitted:
+            assert not any(data[at : at + KEY] in self.secrets for at in range(len(data) - KEY + 1)), "a secret key"
+        self.emitted.clear()
+
+
+class AnyCuriousServer(AnyServer):
+    """Nodes that believe the server to be curious sign nothing; the shares of one node are still of one kind from each holder."""
+
+    profile = Profile.CURIOUS
+
+
+Invariants = (AnyServer, AnyCuriousServer)

@@ -1,0 +1,189 @@
+"""All runs of a server: none stands in the way of another, of a restart, or of the way down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale.errors import ConfigError
+from fedscale.proto.v1 import control_pb2 as pb
+from fedscale.wire.codec import digest_of
+from fedscale_server.app import serve
+from fedscale_server.home import Home
+from fedscale_server.logbook import Logbook
+from fedscale_server.settings import Settings
+from fedscale_server.timers import Timers
+from tests.server.running import BUNDLE, Node, Receipt, Running, plan_text, refusal, until
+
+
+async def back(server: Running, *nodes: Node) -> None:
+    """The server goes and comes, and so do the nodes."""
+    await server.restart()
+    if server.people:
+        server.people.remove(server.admin)
+    for node in nodes:
+        await node.leave()
+        node.channel = node.credentials.channel(server.ready.address)
+        await node.connect()
+
+
+async def test_a_round_goes_on_where_it_was(server: Running) -> None:
+    ada, ben = await server.nodes("ada", "ben")
+    run, (of_ada, _) = await server.begun(ada, ben)
+    await ada.answer(of_ada, 2.0)
+    await back(server, ada, ben)
+    assert (await ada.answer(of_ada, 2.0)).verdict == Receipt.DUPLICATE
+    assert (await ben.answer(await ben.ask("train"), 4.0)).verdict == Receipt.ACCEPTED
+    _, record = await server.over(run)
+    assert (await server.model(run)).tolist() == [3.0] * 4
+    assert record["rounds"][0]["bytes_up"] == 16 + 2 * 56
+    assert [e.kind for e in await server.events(run) if e.kind in ("opened", "closed", "lost")] == ["opened", "closed"]
+
+
+async def test_the_deadline_runs_again_after_a_restart(server: Running) -> None:
+    ada, ben = await server.nodes("ada", "ben")
+    run, (of_ada, _) = await server.begun(ada, ben, clients={"min_per_round": 1, "wait_for": 2, "deadline": 1.5})
+    await ada.answer(of_ada, 2.0)
+    await back(server, ada, ben)
+    _, record = await server.over(run)
+    assert record["rounds"][0]["failures"]["ben"]["cause"] == "timeout"
+
+
+async def test_whoever_makes_the_first_model_has_time_to_come_back_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedscale_server.driver.SILENCE_SECONDS", 0.05)
+    ada = await server.node("ada")
+    run = await server.submit(plan_text())
+    await ada.ask("init")
+    await ada.leave()
+    await server.restart()
+    server.people.remove(server.admin)
+    await asyncio.sleep(0.3)
+    ada.channel = ada.credentials.channel(server.ready.address)
+    await ada.connect()
+    assert (await ada.initialize(await ada.ask("init"))).verdict == Receipt.ACCEPTED
+    assert (await server.detail(run))[0].info.status == "running"
+
+
+async def test_nobody_is_lost_when_the_server_is_told_to_stop(server: Running) -> None:
+    ada = await server.node("ada")
+    run, _ = await server.begun(ada)
+    store = server.engine.store
+    before = await asyncio.to_thread(store.journal, run)
+    await server.stop()
+    assert [e.kind for e in await asyncio.to_thread(store.journal, run)] == [e.kind for e in before]
+    assert ada.ended is None
+    await server.restart()
+
+
+async def test_an_answer_on_its_way_is_counted_before_the_server_goes(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada = await server.node("ada")
+    run, (ask,) = await server.begun(ada)
+    driver = server.engine.driver(run)
+    assert driver is not None
+    apply, begun, loop = driver.book.apply, asyncio.Event(), asyncio.get_running_loop()
+
+    def slow(*given: Any) -> Any:
+        loop.call_soon_threadsafe(begun.set)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result()
+        return apply(*given)
+
+    monkeypatch.setattr(driver.book, "apply", slow)
+    answering = asyncio.create_task(ada.answer(ask, 2.0))
+    await begun.wait()
+    await back(server)
+    receipt = (await asyncio.gather(answering, return_exceptions=True))[0]
+    assert isinstance(receipt, BaseException) or receipt.verdict == Receipt.ACCEPTED
+    detail, record = await server.detail(run)
+    assert (detail.info.status, record["rounds"][0]["answered"]) == ("completed", ["ada"])
+
+
+async def test_a_run_that_cannot_be_brought_back_does_not_keep_the_others_from_starting(server: Running) -> None:
+    ada = await server.node("ada")
+    broken, _ = await server.begun(ada, rounds=2)
+    sound = await server.submit(plan_text(rounds=1, name="sound"))
+    for path in (server.path / "runs" / broken / "blobs").glob("*"):
+        if path.is_file():
+            path.write_bytes(b"rotten")
+    await back(server, ada)
+    detail, record = await server.detail(broken)
+    assert (detail.info.status, record["status"]) == ("failed", "failed")
+    assert "the server could not bring the run back" in detail.info.reason
+    assert "a vector in the spool is damaged" in detail.info.reason
+    ada.taken = len(ada.asks) - 1
+    ada.work()
+    assert (await server.over(sound))[0].info.status == "completed"
+
+
+async def test_a_second_submission_while_the_first_begins_waits_for_it(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    whole = Logbook.open
+
+    def counted(*given: Any) -> Logbook:
+        opened.append(given[2].id)
+        return whole(*given)
+
+    monkeypatch.setattr(Logbook, "open", counted)
+    first, second = await asyncio.gather(server.submit(plan_text(), key="k"), server.submit(plan_text(), key="k"))
+    assert (first, opened) == (second, [first])
+
+
+async def test_a_submission_whose_caller_goes_away_is_a_run_nevertheless(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    created, loop, whole = asyncio.Event(), asyncio.get_running_loop(), server.engine.store.create_run
+
+    def slow(*given: Any) -> Any:
+        row = whole(*given)
+        loop.call_soon_threadsafe(created.set)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result()
+        return row
+
+    monkeypatch.setattr(server.engine.store, "create_run", slow)
+    request = pb.SubmitRunRequest(project="ward", plan=plan_text(), bundle=digest_of(BUNDLE), key="k")
+    call = server.admin.control.SubmitRun(request)
+    waiting = asyncio.ensure_future(refusal(call))
+    await created.wait()
+    call.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await until(server.engine.drivers)
+    assert server.engine.drivers()[0].id == await server.submit(plan_text(), key="k")
+
+
+async def test_a_port_that_is_taken_is_said_so(server: Running, tmp_path: Path) -> None:
+    port = int(server.ready.address.rpartition(":")[2])
+    settings = Settings(port=port, enrolment_port=0)
+    Home.create(tmp_path / "other", settings, server.engine.now())
+    with pytest.raises(ConfigError) as caught:
+        await serve(tmp_path / "other", settings, lambda _: None)
+    assert str(caught.value) == (
+        f"cannot listen on 127.0.0.1:{port} (the port is taken or the address is not this machine's); choose another with --port"
+    )
+
+
+async def test_timers_run_once_under_the_last_action_of_a_name() -> None:
+    timers, ran = Timers(), asyncio.Queue[str]()
+    timers.arm("a", 0.0, lambda: ran.put_nowait("old"))
+    timers.arm("a", 0.01, lambda: ran.put_nowait("new"))
+    timers.arm("b", 60.0, lambda: ran.put_nowait("never"))
+    assert await asyncio.wait_for(ran.get(), 5) == "new"
+    timers.clear()
+    timers.arm("c", 0.0, lambda: ran.put_nowait("again"))
+    assert await asyncio.wait_for(ran.get(), 5) == "again"
+    timers.stop()
+    timers.arm("d", 0.0, lambda: ran.put_nowait("never"))
+    await asyncio.sleep(0.02)
+    assert ran.empty()
+
+
+async def test_no_task_of_a_server_dies_unheard(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    ada, ben = await server.nodes("ada", "ben")
+    run, (of_ada, _) = await server.begun(ada, ben, rounds=2, clients={"min_per_round": 1, "wait_for": 2, "rejoin": 0.1})
+    with caplog.at_level(logging.ERROR):
+        await ben.leave()
+        await ada.answer(of_ada, 1.0)
+        ada.work()
+        await server.over(run)
+        await server.stop()
+    assert caplog.records == []

@@ -1,0 +1,40 @@
+"""One heap for all threads of a server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import ctypes, sys, threading
+from fedscale_server.heap import share_one_heap
+
+if sys.argv[1] == "shared":
+    share_one_heap()
+meeting = threading.Barrier(5)
+
+def work():
+    kept = [bytearray(50_000) for _ in range(10)]
+    meeting.wait()
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+meeting.wait()
+ctypes.CDLL(None).malloc_stats()
+for thread in threads:
+    thread.join()
+"""
+
+
+def heaps(how: str) -> int:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True, timeout=60)
+    return done.stderr.count("Arena ")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="optional data: only glibc has several heaps")
+def test_threads_share_one_heap() -> None:
+    assert heaps("as usual") > 1
+    assert heaps("shared") == 1
