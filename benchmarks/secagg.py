@@ -135,7 +135,7 @@ class Round:
 
     def _receive(self, name: str, reply: Reply) -> None:
         if reply.body is not None:
-            self.body = memoryview(reply.body).nbytes
+            self.body = len(reply.body) if isinstance(reply.body, bytes) else reply.body.nbytes
         began = _flwr_secagg.clock()
         self.server.receive(name, reply.message, reply.body)
         self.spent += _flwr_secagg.clock() - began

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedscale.learner import App, Learner, LocalOptimizer, Phase, Result, Training, Work
     from fedscale.metrics import Metric
     from fedscale.plan import Aggregate, Clients, Evaluate, Plan
-    from fedscale.strategy import Strategy, fed_adagrad, fed_adam, fed_avg, fed_avgm, fed_prox, fed_yogi
+    from fedscale.strategy import Strategy, fed_adagrad, fed_adam, fed_avg, fed_avgm, fed_buff, fed_prox, fed_yogi
     from fedscale.vector import Schema
     from fedscale_simulations.simulator import simulate
 
@@ -45,6 +45,7 @@ __all__ = [
     "fed_adam",
     "fed_avg",
     "fed_avgm",
+    "fed_buff",
     "fed_prox",
     "fed_yogi",
     "simulate",
@@ -56,7 +57,7 @@ _HOMES = {
     "fedscale.learner": ("App", "Learner", "LocalOptimizer", "Phase", "Result", "Training", "Work"),
     "fedscale.metrics": ("Metric",),
     "fedscale.plan": ("Aggregate", "Clients", "Evaluate", "Plan"),
-    "fedscale.strategy": ("Strategy", "fed_adagrad", "fed_adam", "fed_avg", "fed_avgm", "fed_prox", "fed_yogi"),
+    "fedscale.strategy": ("Strategy", "fed_adagrad", "fed_adam", "fed_avg", "fed_avgm", "fed_buff", "fed_prox", "fed_yogi"),
     "fedscale.vector": ("Schema",),
     "fedscale_simulations.simulator": ("simulate",),
 }

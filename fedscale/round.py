@@ -130,8 +130,7 @@ class Round:
         if self.status is not Status.OPEN:
             return []
         if isinstance(event, Fired) and event.timer == self.timer():
-            self._expire()
-            return self._settle(final=True)
+            return [*self._expire(), *self._settle(final=True)]
         if isinstance(event, Summed):
             return self._merge(event)
         node, kind = self._subject(event)
@@ -193,14 +192,19 @@ class Round:
             if weight >= self.terms.min_cell:
                 self.sites[node] = pooled(sums, weight)
 
-    def _expire(self) -> None:
-        """The deadline: whoever is pending has failed."""
+    def _expire(self) -> list[Effect]:
+        """The deadline: whoever is pending has failed, and need not work on."""
+        released = self._released()
+        late = Failure(Cause.TIMEOUT, f"no answer within {self.terms.deadline:g} s", hint="raise clients.deadline or ask fewer epochs")
         for node, place in self.places.items():
             if place in PENDING:
                 self._move(node, Place.FAILED)
-                self.failures.setdefault(
-                    node, Failure(Cause.TIMEOUT, f"no answer within {self.terms.deadline:g} s", hint="raise clients.deadline or ask fewer epochs")
-                )
+                self.failures.setdefault(node, late)
+        return released
+
+    def _released(self) -> list[Effect]:
+        """Let go of whoever is still at work."""
+        return [Release(n, self.terms.number, self.terms.phase) for n, p in self.places.items() if p in PENDING]
 
     def _settle(self, *, final: bool) -> list[Effect]:
         """Close or fail where the counts say so, and release whoever is still at work."""
@@ -211,7 +215,7 @@ class Round:
             self.status = Status.FAILED
         else:
             return []
-        return [Release(n, self.terms.number, self.terms.phase) for n, p in self.places.items() if p in PENDING]
+        return self._released()
 
     def answered(self) -> tuple[str, ...]:
         """Who is in the sum, sorted."""

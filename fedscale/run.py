@@ -137,7 +137,9 @@ class Run:
         """The terms of the next round with these nodes eligible."""
         plan, schema = self.plan, self._schema()
         clients = plan.clients.model_copy(update={"select": plan.evaluate.select}) if self.phase is Phase.EVALUATE else plan.clients
-        asked, target = clients.asked(len(nodes))
+        # In an asynchronous run those that are there are the ones whose answers have arrived already.
+        arrived = self.strategy.buffer > 0 and self.phase is Phase.TRAIN
+        asked, target = (len(nodes), len(nodes)) if arrived else clients.asked(len(nodes))
         members = cohort(plan.job.seed, self.number, nodes, asked)
         layout = layout_for(plan, self.phase, schema.size, asked)
         shown = plan.evaluate.min_cell if plan.evaluate.per_site and self.phase is Phase.EVALUATE else 0

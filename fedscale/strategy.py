@@ -2,7 +2,7 @@
 
 Every algorithm here is a function that returns a ``Strategy``. Its arguments are validated, so the same names and types
 serve Python and the ``[strategy]`` table of a plan.
-Sources: McMahan et al. 2017; Hsu et al. 2019; Reddi et al. 2021; Li et al. 2020.
+Sources: McMahan et al. 2017; Hsu et al. 2019; Reddi et al. 2021; Li et al. 2020; Nguyen et al. 2022.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from fedscale.optimizers import Optimizer
 from fedscale.transform import ClipNorm, Transform
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weighting = Literal["examples", "equal"]
 P = ParamSpec("P")
@@ -37,6 +39,8 @@ class Strategy:
         transforms: what happens to each update before it leaves the node, and is undone on the sum.
         weighting: whether a node counts by its examples or all count the same.
         proximal: strength of the pull towards the global model during local training (FedProx's mu).
+        buffer: how many answers make a round of an asynchronous run; 0 for rounds that all begin together.
+        staleness: an answer to a model that is ``s`` rounds old counts ``(1 + s) ** -staleness``; asynchronous runs only.
 
     ``name`` is what plans and reports call it and ``params`` are the arguments it was made with, both set by the functions
     below alone: what is composed by hand is called ``custom``, and so is anything that ``dataclasses.replace`` makes of it.
@@ -47,6 +51,8 @@ class Strategy:
     transforms: tuple[Transform, ...] = ()
     weighting: Weighting = "examples"
     proximal: float = 0.0
+    buffer: int = 0
+    staleness: float = 0.0
     name: str = field(default="custom", init=False)
     params: Mapping[str, float | str] = field(default_factory=dict, init=False)
 
@@ -112,6 +118,15 @@ def fed_prox(*, mu: Positive = 0.01, lr: Positive = 1.0) -> Strategy:
     return replace(fed_avg(lr=lr), proximal=mu)
 
 
+@_strategy
+def fed_buff(*, lr: Positive = 1.0, buffer: Count = 10, staleness: NotNegative = 0.5, weighting: Weighting = "examples") -> Strategy:
+    """Asynchronous FedAvg (FedBuff, Nguyen et al. 2022): ``clients.select`` are always at work, every ``buffer`` answers are a round.
+
+    An answer to a model that is ``s`` rounds old counts ``1 / (1 + s) ** staleness``. In simulations only, so far.
+    """
+    return replace(fed_avg(lr=lr, weighting=weighting), buffer=buffer, staleness=staleness)
+
+
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
-    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox)
+    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox, fed_buff)
 }

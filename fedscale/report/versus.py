@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from fedscale.report.page import charts, document, replace_text, section
 from fedscale.report.svg import drawable, line_chart
 from fedscale.report.units import TIMES, data_size, duration, number, unit_of
 
+MUCH_LONGER = 3.0
 MARK = "\N{BLACK STAR}"
 
 
@@ -24,16 +26,13 @@ def comparison_html(runs: Mapping[str, RunRecord]) -> str:
     Args:
         runs: the records by the names they are to have.
     """
-    last = max((sum(row.seconds for row in run.rounds) for run in runs.values()), default=0.0)
-    scale, unit = unit_of(last, TIMES)
-    clocks = {id(row): passed / scale for run in runs.values() for row, passed in zip(run.rounds, _passed(run), strict=True)}
     header = tag("header", tag("p", "Comparison of runs", class_="kicker"), tag("h1", " \N{MIDDLE DOT} ".join(runs)))
     return document(
         f"Comparison of {len(runs)} runs",
         header,
         section("How they ended", _table(runs), tag("p", f"{MARK} marks the best value of a metric.", class_="note")),
-        section("By round", charts(_figures(runs, "round", lambda row: float(row.number)))),
-        section("By time", charts(_figures(runs, unit, lambda row: clocks[id(row)]))),
+        section("By round", charts(_figures(runs, "round", {id(row): float(row.number) for run in runs.values() for row in run.rounds}))),
+        *_by_time(runs),
         tag("footer", "fedscale \N{MIDDLE DOT} this page is self-contained and loads nothing from any network."),
     )
 
@@ -97,24 +96,38 @@ def _table(runs: Mapping[str, RunRecord]) -> Markup:
     return table(names, body)
 
 
+def _by_time(runs: Mapping[str, RunRecord]) -> Iterator[Markup]:
+    """Curves over time and, where one run took much longer than another, once more until the shorter one ended."""
+    lasted = [sum(row.seconds for row in run.rounds) for run in runs.values() if run.rounds]
+    for title, until in {"By time": max(lasted, default=0.0), "By time, until the first one ended": min(lasted, default=0.0)}.items():
+        if title == "By time" or until * MUCH_LONGER < max(lasted, default=0.0):
+            scale, unit = unit_of(until, TIMES)
+            cut = {name: replace(run, rounds=tuple(_until(run, until))) for name, run in runs.items()}
+            clocks = {id(row): at / scale for run in cut.values() for row, at in zip(run.rounds, _passed(run), strict=True)}
+            yield section(title, charts(_figures(cut, unit, clocks)))
+
+
+def _until(run: RunRecord, seconds: float) -> Iterator[RoundRecord]:
+    """The phases that ended within so many seconds."""
+    return (row for row, at in zip(run.rounds, _passed(run), strict=True) if at <= seconds)
+
+
 def _passed(run: RunRecord) -> list[float]:
     """Seconds from the beginning to the end of each phase."""
     return list(accumulate(row.seconds for row in run.rounds))
 
 
-def _figures(runs: Mapping[str, RunRecord], over: str, at: Callable[[RoundRecord], float]) -> list[Markup]:
-    """One chart a metric, a curve for each run in the style it has on all of them."""
+def _figures(runs: Mapping[str, RunRecord], over: str, at: Mapping[int, float]) -> list[Markup]:
+    """One chart a metric, a curve for each run in the style it has on all of them; ``at`` places a phase by its identity."""
     styles = styles_of(list(runs))
     keys = list(dict.fromkeys(key for run in runs.values() for key in metric_keys(run)))
     return [_metric(runs, styles, key, over, at) for key in keys[:FIGURES]]
 
 
-def _metric(
-    runs: Mapping[str, RunRecord], styles: Mapping[str, str], key: tuple[Phase, str], over: str, at: Callable[[RoundRecord], float]
-) -> Markup:
+def _metric(runs: Mapping[str, RunRecord], styles: Mapping[str, str], key: tuple[Phase, str], over: str, at: Mapping[int, float]) -> Markup:
     phase, name = key
     points = {
-        title: [(at(row), row.metrics[name]) for row in run.rounds if row.phase == phase and name in row.metrics] for title, run in runs.items()
+        title: [(at[id(row)], row.metrics[name]) for row in run.rounds if row.phase == phase and name in row.metrics] for title, run in runs.items()
     }
     lines = [line_of(title, found, styles[title]) for title, found in points.items() if found]
     heading = f"{metric_title(name)}, {FULL_NAMES[phase]}"

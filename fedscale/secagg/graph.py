@@ -10,7 +10,7 @@ CCS 2020, lemmas 3.6 to 3.9; the bounds are those of the same authors' published
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 
@@ -173,6 +173,7 @@ class Graph:
     place: tuple[int, ...]
     degree: int
     digest: bytes
+    _near: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def complete(self) -> bool:
@@ -181,6 +182,11 @@ class Graph:
 
     def neighbours(self, node: int) -> tuple[int, ...]:
         """The nodes that share a mask with ``node``, ascending."""
+        if node not in self._near:
+            self._near[node] = self._around(node)
+        return self._near[node]
+
+    def _around(self, node: int) -> tuple[int, ...]:
         if self.complete:
             return (*range(node), *range(node + 1, len(self.order)))
         at, size, half = self.place[node], len(self.order), self.degree // 2

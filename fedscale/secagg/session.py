@@ -52,11 +52,12 @@ class Session:
         Raises:
             ProtocolError: a node is not on the roster.
             PlanError: no parameters are safe for so many nodes.
+            PolicyRefusal: more of the roster is missing than may drop out.
         """
         members = directory.seats
         if not members or members[-1] >= len(roster.members):
             raise ProtocolError("the directory lists a node that is not on the roster")
-        parameters = terms.parameters(len(members))
+        parameters = terms.parameters(len(members), len(roster.members))
         name = directory.session(terms.digest)
         return cls(terms, roster, directory, members, name, build(len(members), parameters, name), parameters.threshold)
 

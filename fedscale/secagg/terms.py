@@ -133,18 +133,25 @@ class Terms:
         """What identifies the terms."""
         return digest("terms", TERMS.write(self))
 
-    def parameters(self, nodes: int) -> Parameters:
-        """Degree and threshold for ``nodes`` participants.
+    def parameters(self, nodes: int, listed: int = 0) -> Parameters:
+        """Degree and threshold for ``nodes`` participants out of ``listed`` on the roster, all by default.
+
+        Whoever the server left out was honest: all colluders of the roster are taken to be there.
 
         Raises:
             PlanError: none is safe, or so many vectors could pass the ring.
+            PolicyRefusal: more of the roster is missing than may drop out.
         """
+        listed = max(listed, nodes)
+        least = listed - int((self.dropout + graph.SLACK) * listed)
+        if nodes < least:
+            raise PolicyRefusal(f"{nodes} of {listed} nodes are too few to begin", why=f"the terms let {listed - least} of them drop out")
         if self.bits not in RING_BITS or self.length < 1 or self.round < 1:
             raise PlanError("a round of secure aggregation needs a number, a length and a ring of 24 or 32 bits", where="secagg")
         if not 0 < self.limit * nodes < 1 << (self.bits - 1):
             raise PlanError(f"the sum of {nodes} vectors may pass the ring of {self.bits} bits", where="secagg", hint="take a coarser fixed point")
         choose = graph.complete if self.suite is Suite.SILO else graph.find
-        return choose(nodes, self.adversarial, self.dropout, self.profile)
+        return choose(nodes, self.adversarial * listed / max(nodes, 1), self.dropout, self.profile)
 
 
 _HASH: Codec = Fixed(DIGEST)

@@ -104,7 +104,7 @@ class Blocks:
 
     def __init__(self, stages: Sequence[Stage], loss: Loss, schema: Schema, training: Training, proximal: float) -> None:
         self._stages, self._loss, self._schema, self._training, self._proximal = stages, loss, schema, training, proximal
-        self._shuffle = Shuffle()
+        self._shuffle, self._space = Shuffle(), torch.empty(0)
         self._product = kernels.product if kernels.gains() else _product
         self._width = next(stage.inputs for stage in stages if isinstance(stage, Dense))
         self._outputs = next(stage.outputs for stage in reversed(stages) if isinstance(stage, Dense))
@@ -142,7 +142,10 @@ class Blocks:
     def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Features, targets and what each row counts in its batch, in the order in which each client sees them; padding counts nothing."""
         count, kind = pace.steps * pace.batch, examples[0].targets
-        features, targets = torch.empty(len(examples), count, self._width), torch.empty(len(examples), count, dtype=kind.dtype)
+        size = len(examples) * count * self._width
+        # Memory that was just used is still in the cache, and new memory would have to be mapped first.
+        self._space = self._space if self._space.numel() >= size else torch.empty(size)
+        features, targets = self._space[:size].view(len(examples), count, self._width), torch.empty(len(examples), count, dtype=kind.dtype)
         shares: dict[int, Tensor] = {}
         for own, seed, into, labels in zip(examples, seeds, features.unbind(), targets.unbind(), strict=True):
             rows, flat = own.targets.shape[0], own.features if own.features.ndim == 2 else own.features.flatten(1)

@@ -17,7 +17,7 @@ from fedscale.clock import Clock, SystemClock
 from fedscale.errors import ConfigError
 from fedscale.identity import certificate_pem
 from fedscale.proto.v1 import control_pb2_grpc, node_pb2_grpc
-from fedscale.wire.limits import MESSAGE, SERVER_OPTIONS
+from fedscale.wire.limits import SERVER_OPTIONS
 from fedscale_server.engine import Engine
 from fedscale_server.home import Home
 from fedscale_server.registry import Registry
@@ -33,8 +33,8 @@ from fedscale_server.store.store import Store
 
 log = structlog.get_logger()
 GRACE_SECONDS = 1.0
-# A first model's schema travels as metadata, and a large model has thousands of tensors.
-SCHEMA_OPTIONS = (("grpc.max_metadata_size", MESSAGE), ("grpc.absolute_max_metadata_size", MESSAGE))
+# Who has no certificate yet gets gRPC's own small limit on metadata; the large one is for the schemas of members' models.
+DOOR_OPTIONS = tuple((name, value) for name, value in SERVER_OPTIONS if "metadata" not in name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +66,8 @@ async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None
     try:
         engine = Engine(store, Blobs(path / "bundles"), path / "runs", Sessions(), clock)
         registry = Registry(store, home.authority, clock)
-        main = grpc.aio.server(interceptors=[Guard(registry)], options=(*SERVER_OPTIONS, *SCHEMA_OPTIONS))
-        doors = grpc.aio.server(interceptors=[Guard(None)], options=SERVER_OPTIONS)
+        main = grpc.aio.server(interceptors=[Guard(registry)], options=SERVER_OPTIONS)
+        doors = grpc.aio.server(interceptors=[Guard(None)], options=DOOR_OPTIONS)
         settings = _open_ports(main, doors, home, settings)
         # A port of 0 was the system's choice; from here on it is a fact that the operator's profile must know.
         home.refresh(settings, clock.now())

@@ -115,6 +115,8 @@ class Engine:
         plan = Plan.from_toml(plan_toml)
         if plan.strategy.name == "custom":
             raise PlanError("a strategy composed in Python cannot be submitted", hint="use one of the named strategies")
+        if plan.strategy.build().buffer:
+            raise PlanError(f"'{plan.strategy.name}' is asynchronous, which only simulations are so far", where="strategy.name", hint="use fedavg")
         if not await asyncio.to_thread(self.bundles.has, bundle):
             raise NotFound("the app bundle is not on the server", where=bundle[:12], hint="submit with: fedscale run submit job.toml")
         name = f"{plan.job.name.lower()}-{secrets.token_hex(3)}"

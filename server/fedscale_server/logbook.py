@@ -105,8 +105,6 @@ class Logbook:
 
     def _replay(self, entry: Journal) -> None:
         """Take a line of the journal again."""
-        if entry.kind == f"{NOTE}opened":
-            self._opened = entry.at
         if entry.kind.startswith(NOTE):
             return
         event = self._loaded(from_row(entry.kind, entry.payload["event"]), entry.payload)

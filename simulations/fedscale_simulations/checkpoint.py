@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
@@ -16,20 +17,24 @@ from fedscale.plan import Plan
 from fedscale.record import JSON, RunRecord
 from fedscale.run import RUNNING, Run
 from fedscale.strategy import Strategy
+from fedscale.vector import Vector
 from fedscale_simulations.files import replace_file
 
-FILE = "checkpoint.safetensors"
+FILE, WORLD = "checkpoint.safetensors", "world/"
+State: TypeAlias = tuple[dict[str, Any], dict[str, Vector]]
 CHEAP, SHARE = 0.02, 20.0
 
 
-def save(folder: Path, run: Run, record: RunRecord) -> None:
-    """Write the run as it stands, between two rounds, and what is on record so far.
+def save(folder: Path, run: Run, record: RunRecord, world: State = ({}, {})) -> None:
+    """Write the run as it stands, between two rounds, what is on record so far, and what goes on in the world.
 
     Raises:
         ConfigError: the folder cannot be written.
     """
     facts, vectors = run.snapshot()
-    replace_file(folder / FILE, safetensors.numpy.save(vectors, {"facts": json.dumps(facts), "record": record.to_json()}))
+    vectors |= {f"{WORLD}{name}": vector for name, vector in world[1].items()}
+    texts = {"facts": json.dumps(facts), "record": record.to_json(), "world": json.dumps(world[0])}
+    replace_file(folder / FILE, safetensors.numpy.save(vectors, texts))
 
 
 @dataclass
@@ -43,7 +48,7 @@ class Keeper:
     folder: Path | None
     _again: float = 0.0
 
-    def keep(self, run: Run, record: Callable[[], RunRecord]) -> None:
+    def keep(self, run: Run, record: Callable[[], RunRecord], world: Callable[[], State] = lambda: ({}, {})) -> None:
         """Save the run as it stands, unless it goes on and the last checkpoint was a moment ago.
 
         Raises:
@@ -52,13 +57,13 @@ class Keeper:
         began = time.monotonic()
         if self.folder is None or (run.status == RUNNING and began < self._again):
             return
-        save(self.folder, run, record())
+        save(self.folder, run, record(), world())
         took = time.monotonic() - began
         self._again = time.monotonic() + (SHARE * took if took > CHEAP else 0.0)
 
 
-def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], facts: Mapping[str, JSON]) -> tuple[Run, RunRecord]:
-    """The run that ``save`` saw, and its record.
+def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], facts: Mapping[str, JSON]) -> tuple[Run, RunRecord, State]:
+    """The run that ``save`` saw, its record, and what went on in the world.
 
     Args:
         folder: where ``save`` wrote it.
@@ -78,13 +83,14 @@ def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], f
         with safe_open(path, framework="numpy") as file:
             header = file.metadata()
             vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        state, record = json.loads(header["facts"]), RunRecord.from_json(header["record"])
+        state, record, world = json.loads(header["facts"]), RunRecord.from_json(header["record"]), json.loads(header["world"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError("a checkpoint is damaged", where=str(path), why=type(error).__name__) from None
     _require_same(path, plan, names, record)
     if changed := [key for key in ("population", "devices") if record.extra.get(key) != facts.get(key)]:
         raise ConfigError(f"the checkpoint belongs to another {changed[0]}", where=str(path), hint="resume with the same data and devices")
-    return Run.restore(plan, strategy, state, vectors), record
+    going_on = {name.removeprefix(WORLD): vector for name, vector in vectors.items() if name.startswith(WORLD)}
+    return Run.restore(plan, strategy, state, {n: v for n, v in vectors.items() if not n.startswith(WORLD)}), record, (world, going_on)
 
 
 def _require_same(path: Path, plan: Plan, names: tuple[str, ...], record: RunRecord) -> None:

@@ -36,7 +36,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Where the sweep lies; runs/JOB-NAME-sweep by default.")] = None,
     json: Json = False,
 ) -> None:
-    """Search the settings of a job by simulation, as its [sweep] table says; the same call again goes on."""
+    """Search the settings of a job by simulation."""
     search = Search(job, tuple(settings or ()))
     folder = out or Path("runs", f"{search.plan.job.name}-sweep")
     hunt: Hunt = later("fedscale_simulations.sweep.study:Hunt")(search, folder, clients)

@@ -37,7 +37,7 @@ class Devices(BaseModel):
     ``file`` is a CSV file with a device a line; without it devices are drawn. ``speed`` is the median of examples trained a
     second, ``up`` and ``down`` that of bytes a second; ``speed_spread`` and ``net_spread`` are the standard deviations of
     their logarithms. A device is there ``hours`` a day on average (24: always), around hour ``night``, and drops out of a
-    task with probability ``dropout``. The run begins at hour ``start`` of the day.
+    task with probability ``dropout``. The run begins at hour ``start`` of the day. With ``observer`` evaluation takes no time.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +52,7 @@ class Devices(BaseModel):
     night: Annotated[float, Field(ge=0, lt=HOURS)] = 2.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     start: Annotated[float, Field(ge=0, lt=HOURS)] = 0.0
+    observer: bool = False
 
     def fleet(self, count: int, seed: int) -> Fleet:
         """So many devices; a file with fewer is gone through again and again.

@@ -68,6 +68,7 @@ class Paced:
         plan: what they do.
         rows: the number of examples of a client.
         start: hour of the day at which the run begins.
+        observer: whether somebody else evaluates, which takes no time.
     """
 
     names: Names
@@ -75,6 +76,7 @@ class Paced:
     plan: Plan
     rows: Callable[[str], int]
     start: float = 0.0
+    observer: bool = False
 
     def there(self, now: float) -> Names:
         """The clients whose devices are there."""
@@ -87,6 +89,8 @@ class Paced:
 
     def times(self, tasks: Sequence[Task], now: float) -> tuple[Seconds, Seconds]:
         """Download, work and upload of each device; one that drops out or leaves before is lost then."""
+        if self.observer and tasks[0].phase is Phase.EVALUATE:
+            return np.zeros(len(tasks)), np.full(len(tasks), math.inf)
         who = np.array([self.names.index(task.node) for task in tasks])
         first = tasks[0]
         down = 4.0 * first.schema.size if first.schema else 0.0
@@ -97,7 +101,7 @@ class Paced:
         bits = np.random.Philox(derived_seed(self.plan.job.seed, first.number, f"dropout/{first.phase}/{first.node}"))
         chance, moment = bits.random_raw(2 * len(tasks)).reshape(2, -1) / 2.0**64
         lost = np.where(chance < fleet.dropout[who], takes * moment, math.inf)
-        lost = np.minimum(lost, fleet.leave(who, self._hour(now)))
+        lost = np.minimum(lost, np.maximum(fleet.leave(who, self._hour(now)), 0.0))
         arrives = np.where(lost < takes, math.inf, takes)
         return _stepped(arrives), _stepped(np.where(lost < takes, lost, math.inf))
 
@@ -127,4 +131,4 @@ def paced(devices: Devices, census: Census, plan: Plan) -> Paced:
     Raises:
         DataError: a file of devices cannot be read.
     """
-    return Paced(census.names, devices.fleet(len(census.names), plan.job.seed), plan, census.rows, devices.start)
+    return Paced(census.names, devices.fleet(len(census.names), plan.job.seed), plan, census.rows, devices.start, devices.observer)

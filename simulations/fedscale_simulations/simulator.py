@@ -31,6 +31,7 @@ from fedscale_simulations.engines.desk import Answer, Desk, keep
 from fedscale_simulations.job import Job, Table, assemble, importable, strategy_of
 from fedscale_simulations.pace import Still, paced
 from fedscale_simulations.result import Progress, Simulation
+from fedscale_simulations.stream import Stream
 from fedscale_simulations.world import World
 
 Section: TypeAlias = BaseModel | Mapping[str, Any] | None
@@ -166,15 +167,18 @@ def _simulate(
     target = None if folder is None and resume is None else Path(folder or resume or "")
     census, keeper = Census(job.data), Keeper(target)
     facts: dict[str, JSON] = {"population": census.facts} | ({"devices": devices.model_dump()} if devices else {})
-    run, before = Run(job.plan, job.strategy), None
+    run, before, state = Run(job.plan, job.strategy), None, None
     if resume is not None:
-        run, before = load(Path(resume), job.plan, job.strategy, census.listed, facts)
+        run, before, state = load(Path(resume), job.plan, job.strategy, census.listed, facts)
     pace = paced(devices, census, job.plan) if devices else Still(census.names)
-    with one_thread(), opened(choice.after(before), Desk(job.plan, job.strategy, job.learner, job.data), census.names, facts) as engine:
-        world = World(run, engine, pace, on_progress, before.seconds if before else 0.0)
+    desk, now = Desk(job.plan, job.strategy, job.learner, job.data), before.seconds if before else 0.0
+    with one_thread(), opened(choice.after(before), desk, census.names, facts) as engine:
+        world = Stream(run, desk, engine, pace, on_progress, now) if job.strategy.buffer else World(run, engine, pace, on_progress, now)
+        if state is not None and isinstance(world, Stream):
+            world.restore(*state)
         clock = world if devices else SystemClock()
         books = Books.after(before, clock, facts) if before else Books(clock, facts)
-        _play(run, world, books, lambda: keeper.keep(run, lambda: books.record(run, census.listed)), on_progress)
+        _play(run, world, books, lambda: keeper.keep(run, lambda: books.record(run, census.listed), world.snapshot), on_progress)
     books.close(None)
     result = Simulation(books.record(run, census.listed), run.schema, run.model)
     if target is not None:
@@ -182,7 +186,7 @@ def _simulate(
     return result
 
 
-def _play(run: Run, world: World, books: Books, commit: Callable[[], None], on_progress: Watch) -> None:
+def _play(run: Run, world: World | Stream, books: Books, commit: Callable[[], None], on_progress: Watch) -> None:
     """Drive a run to its end: effects to the world, events from it."""
     effects = run.begin()
     while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from fedscale.record import RoundRecord
 from fedscale.run import Run
 from fedscale.sampling import derived_seed
 from fedscale.task import Task
+from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Answer, Engine
 from fedscale_simulations.pace import STEP, Pace
 from fedscale_simulations.result import Progress
@@ -95,6 +97,10 @@ class World:
             raise RunFailed("the simulation waits for something that cannot happen")
         self.now, _, event = heapq.heappop(self._agenda)
         return Roster(self._pace.there(self.now)) if isinstance(event, Roster) else event
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Vector]]:
+        """What goes on between two rounds, as JSON and named vectors: nothing."""
+        return {}, {}
 
     def _note(self, at: float, event: Roster | Lost | Fired) -> None:
         """Put an event on the agenda; of two at the same time the one noted first happens first."""

@@ -23,7 +23,7 @@ from fedscale.secagg.prg import Core, Mask
 from fedscale.secagg.server import Server
 from fedscale.secagg.simulate import Step, population
 from fedscale.secagg.terms import Mark, Member, Policy, Roster, Suite, Terms, model_digest
-from tests.fedscale.secagg.samples import MODEL, World, changed, make_terms, names, total
+from tests.fedscale.secagg.samples import MODEL, World, changed, make_terms, names, session_of, total
 
 VICTIM = "site-0001"
 
@@ -61,7 +61,7 @@ def test_01_both_shares_of_one_node(profile: Profile) -> None:
 def test_02_different_survivors_for_different_nodes() -> None:
     world = World(5, dropout=0.3)
     world.until(Step.CONSENT)
-    session = m.decode(world.outbox[VICTIM]).session  # type: ignore[union-attr]
+    session = session_of(world.outbox[VICTIM])
     signatures = {}
     for place, name in enumerate(world.names[:4]):
         reply = world.nodes[name].handle(world.altered(name, changed(present=seats(0, 1, 2, 3) if place < 2 else seats(0, 1, 2, 3, 4))))
@@ -69,11 +69,11 @@ def test_02_different_survivors_for_different_nodes() -> None:
         signatures[place] = m.expect(m.decode(reply.message), m.Consent).signature
     everything = m.Consents(session, tuple(m.Item(seat, signature) for seat, signature in signatures.items()))
     for name in world.names[:4]:
-        world.refuse(name, m.encode(everything), ProtocolError, "signature of the survivors")
+        assert world.refuse(name, m.encode(everything), ProtocolError, "signature of the survivors")
     world = World(5, dropout=0.3)
     world.until(Step.OPENING)
     short = world.altered(VICTIM, lambda consents: replace(consents, items=consents.items[:-1]))
-    world.refuse(VICTIM, short, PolicyRefusal, "3 signatures of the survivors are too few")
+    assert world.refuse(VICTIM, short, PolicyRefusal, "3 signatures of the survivors are too few")
 
 
 # ------------------------------------------------------------------------ 3: a late node declared dead, its vector used
@@ -98,8 +98,8 @@ def test_03_a_late_vector_stays_masked_when_its_sender_is_declared_dropped() -> 
     truth = world.vectors[VICTIM].view(np.int32)
     assert abs(np.corrcoef(bare.view(np.int32), truth)[0, 1]) < 0.06
     assert (bare.view(np.int32) == truth).mean() < 0.01
-    told = m.Survivors(m.decode(late.message).session, seats(0, 2, 3, 4))  # type: ignore[union-attr]
-    world.refuse(VICTIM, m.encode(told), ProtocolError, "declares this very node dropped")
+    told = m.Survivors(session_of(late.message), seats(0, 2, 3, 4))
+    assert world.refuse(VICTIM, m.encode(told), ProtocolError, "declares this very node dropped")
 
 
 # ------------------------------------------------------------------------------- 4: replay of a session or of a round
@@ -119,13 +119,13 @@ def test_04_replay_of_a_round_or_a_session() -> None:
     new.until(Step.VECTOR)
     other_session = World(4)
     other_session.until(Step.VECTOR)
-    new.refuse(VICTIM, other_session.outbox[VICTIM], ProtocolError, "another session")
+    assert new.refuse(VICTIM, other_session.outbox[VICTIM], ProtocolError, "another session")
 
 
 # ---------------------------------------------------------------------------------- 5: other people's keys, invented people
 
 
-def directory_with(world: World, member: int, **columns: bytes) -> Any:
+def directory_with(member: int, **columns: Any) -> Any:
     def change(directory: m.Directory) -> m.Directory:
         entries = [directory.keys(seat, other) for seat, other in enumerate(directory.seats)]
         return m.Directory.of(replace(keys, **columns) if keys.member == member else keys for keys in entries)
@@ -138,21 +138,21 @@ def test_05_substituted_keys_and_invented_nodes() -> None:
     world.until(Step.AGREEMENT)
     curve, kem = keys.SessionKeys.new(lambda size: b"\x05" * size).public
     for column in ({"curve": curve}, {"kem": kem}, {"signature": bytes(64)}):
-        data = world.altered(VICTIM, directory_with(world, 2, **column))
+        data = world.altered(VICTIM, directory_with(2, **column))
         node = Node(world.sites[VICTIM], world.terms)
         assert node.handle(m.encode(m.Open(world.terms))) is not None
         with pytest.raises(ProtocolError):
             node.handle(data)
         assert isinstance(node.state, Aborted)
-    world.refuse(
-        VICTIM, world.altered(VICTIM, directory_with(world, 2, curve=curve)), ProtocolError, "signature of the keys of node 'site-0002' is wrong"
+    assert world.refuse(
+        VICTIM, world.altered(VICTIM, directory_with(2, curve=curve)), ProtocolError, "signature of the keys of node 'site-0002' is wrong"
     )
 
     def invent(directory: m.Directory) -> m.Directory:
         entries = [directory.keys(seat, member) for seat, member in enumerate(directory.seats)]
         return m.Directory.of([*entries, replace(entries[0], member=77)])
 
-    world.refuse("site-0002", world.altered("site-0002", invent), ProtocolError, "not on the roster")
+    assert world.refuse("site-0002", world.altered("site-0002", invent), ProtocolError, "not on the roster")
 
 
 def test_05_a_roster_that_nobody_pinned() -> None:
@@ -161,7 +161,7 @@ def test_05_a_roster_that_nobody_pinned() -> None:
     roster = Roster((*world.roster.members, Member("sybil", keys.public_of(mallory))))
     with pytest.raises(ProtocolError, match="signature of the roster is wrong"):
         Roster.open(roster.sign(mallory), keys.public_of(Ed25519PrivateKey.generate()))
-    world.refuse(VICTIM, m.encode(m.Open(replace(world.terms, roster=roster.digest))), PolicyRefusal, "terms differ in 'roster'")
+    assert world.refuse(VICTIM, m.encode(m.Open(replace(world.terms, roster=roster.digest))), PolicyRefusal, "terms differ in 'roster'")
     own = Node(world.sites[VICTIM], replace(world.terms, roster=roster.digest))
     with pytest.raises(PolicyRefusal, match="another roster than the one pinned"):
         own.handle(m.encode(m.Open(replace(world.terms, roster=roster.digest))))
@@ -177,8 +177,8 @@ def test_06_keys_of_low_order(point: bytes) -> None:
     world.until(Step.AGREEMENT)
     unsigned = replace(m.decode(world.outbox[VICTIM]).keys(2, 2), curve=point)  # type: ignore[union-attr]
     signature = world.sites["site-0002"].key.sign(unsigned.signed(world.terms.digest))
-    data = world.altered(VICTIM, directory_with(world, 2, curve=point, signature=signature))
-    world.refuse(VICTIM, data, ProtocolError, "node 'site-0002' has a key of low order")
+    data = world.altered(VICTIM, directory_with(2, curve=point, signature=signature))
+    assert world.refuse(VICTIM, data, ProtocolError, "node 'site-0002' has a key of low order")
     server = Server(world.terms, world.roster)
     with pytest.raises(ProtocolError, match="low order"):
         server.receive("site-0002", m.encode(replace(unsigned, signature=signature)))
@@ -195,7 +195,7 @@ def test_06_keys_of_low_order(point: bytes) -> None:
 def test_07_parameters_chosen_by_the_server(change: dict[str, Any]) -> None:
     world = World(4)
     offered = replace(world.terms, **change)
-    world.refuse(VICTIM, m.encode(m.Open(offered)), PolicyRefusal, f"terms differ in '{next(iter(change))}'")
+    assert world.refuse(VICTIM, m.encode(m.Open(offered)), PolicyRefusal, f"terms differ in '{next(iter(change))}'")
 
 
 def test_07_degree_and_threshold_are_nowhere_in_a_message() -> None:
@@ -210,7 +210,7 @@ def test_07_degree_and_threshold_are_nowhere_in_a_message() -> None:
 
 def test_07_assumptions_weaker_than_the_site_allows() -> None:
     world = World(4, policy=Policy(adversarial=0.2))
-    world.refuse(VICTIM, world.outbox[VICTIM], PolicyRefusal, "at least 0.2 of the nodes must be assumed to collude")
+    assert world.refuse(VICTIM, world.outbox[VICTIM], PolicyRefusal, "at least 0.2 of the nodes must be assumed to collude")
 
 
 # ---------------------------------------------------------------------------------------------------- 8: small cohorts
@@ -219,16 +219,18 @@ def test_07_assumptions_weaker_than_the_site_allows() -> None:
 def test_08_a_cohort_smaller_than_the_site_allows() -> None:
     world = World(5, policy=Policy(cohort=5), dropout=0.3)
     world.until(Step.CONSENT)
-    world.refuse(VICTIM, world.altered(VICTIM, changed(present=seats(0, 1, 2, 3))), PolicyRefusal, "a sum over 4 nodes is not opened .*at least 5")
+    assert world.refuse(
+        VICTIM, world.altered(VICTIM, changed(present=seats(0, 1, 2, 3))), PolicyRefusal, "a sum over 4 nodes is not opened .*at least 5"
+    )
     few = World(5, policy=Policy(cohort=5), dropout=0.3)
     few.advance(silent=["site-0004"])
-    few.refuse(VICTIM, few.outbox[VICTIM], PolicyRefusal, "a sum over 4 nodes")
+    assert few.refuse(VICTIM, few.outbox[VICTIM], PolicyRefusal, "a sum over 4 nodes")
 
 
 def test_08_all_others_may_collude() -> None:
     world = World(5, policy=Policy(honest=4), adversarial=0.2, dropout=0.2)
     world.until(Step.CONSENT)
-    world.refuse(
+    assert world.refuse(
         VICTIM, world.altered(VICTIM, changed(present=seats(0, 1, 2, 3))), PolicyRefusal, "1 of them may collude and the site asks for 4 others"
     )
 
@@ -236,7 +238,7 @@ def test_08_all_others_may_collude() -> None:
 def test_08_fewer_neighbours_than_the_threshold() -> None:
     world = World(6, dropout=0.2)
     world.until(Step.SHARES)
-    world.refuse(VICTIM, world.altered(VICTIM, changed(present=seats(1, 2, 3), items=())), PolicyRefusal, "too few neighbours are left")
+    assert world.refuse(VICTIM, world.altered(VICTIM, changed(present=seats(1, 2, 3), items=())), PolicyRefusal, "too few neighbours are left")
 
 
 # ------------------------------------------------------------------------------------------------- 9: difference attack
@@ -255,7 +257,7 @@ def test_09_the_same_model_twice_and_cohorts_that_differ_by_one() -> None:
     marks = dict.fromkeys(world.names, mark)
     after = World(5, policy=Policy(least_change=2), round=2, model=b"n" * 32, dropout=0.3, marks=marks)
     after.until(Step.CONSENT)
-    after.refuse(VICTIM, after.altered(VICTIM, changed(present=seats(0, 1, 2, 3))), PolicyRefusal, "it differs by 1 from the last")
+    assert after.refuse(VICTIM, after.altered(VICTIM, changed(present=seats(0, 1, 2, 3))), PolicyRefusal, "it differs by 1 from the last")
 
 
 # -------------------------------------------------------------------------------------- 10: other models to other nodes
@@ -273,11 +275,11 @@ def test_10_another_model_for_one_node() -> None:
     assert reply is not None
     own = m.expect(m.decode(reply.message), m.Keys)
     world.until(Step.AGREEMENT)
-    data = world.altered(VICTIM, directory_with(world, 1, curve=own.curve, kem=own.kem, signature=own.signature))
+    data = world.altered(VICTIM, directory_with(1, curve=own.curve, kem=own.kem, signature=own.signature))
     with pytest.raises(ProtocolError, match="signature of the keys of node 'site-0000' is wrong"):
         other.handle(data)
     assert isinstance(other.state, Aborted)
-    world.refuse("site-0000", data, ProtocolError, "signature of the keys of node 'site-0001' is wrong")
+    assert world.refuse("site-0000", data, ProtocolError, "signature of the keys of node 'site-0001' is wrong")
 
 
 # --------------------------------------------------------------------------------------------- 11: models laid as traps
@@ -294,7 +296,7 @@ def test_11_models_with_trap_weights(value: float) -> None:
 
 def test_11_architectures_that_the_site_did_not_approve() -> None:
     world = World(4, policy=Policy(plans=frozenset({b"another plan".ljust(32)})))
-    world.refuse(VICTIM, world.outbox[VICTIM], PolicyRefusal, "the plan is not one that the site approved")
+    assert world.refuse(VICTIM, world.outbox[VICTIM], PolicyRefusal, "the plan is not one that the site approved")
 
 
 # -------------------------------------------------------------------------------------------- 12: overflow of the ring
@@ -321,7 +323,7 @@ def test_12_terms_without_headroom(bits: int) -> None:
     with pytest.raises(PlanError, match=f"may pass the ring of {bits} bits"):
         world.server.close()
     entries = [m.expect(m.decode(reply.message), m.Keys) for _, reply in world.replies]
-    world.refuse(VICTIM, m.encode(m.Directory.of(entries)), PlanError, f"may pass the ring of {bits} bits")
+    assert world.refuse(VICTIM, m.encode(m.Directory.of(entries)), PlanError, f"may pass the ring of {bits} bits")
 
 
 # ----------------------------------------------------------------------------------------------- 13: sparse updates
@@ -359,7 +361,7 @@ def test_14_nothing_beside_the_vector() -> None:
         sizes.append([(name, len(reply.message), getattr(reply.body, "nbytes", 0)) for name, reply in world.replies])
     assert sizes[0] == sizes[1]
     world = World(4)
-    world.refuse(VICTIM, m.MAGIC + bytes([len(m.FORMATS) + 1]) + b"num_examples", ProtocolError, "not a message of this version")
+    assert world.refuse(VICTIM, m.MAGIC + bytes([len(m.FORMATS) + 1]) + b"num_examples", ProtocolError, "not a message of this version")
 
 
 # ----------------------------------------------------------------------------------------------- 15: malicious nodes
@@ -424,7 +426,7 @@ def test_16_a_restart_gives_the_same_answer_and_no_other() -> None:
     again = restarted.handle(request)
     assert again is not None
     assert again.message == answer.message
-    session = m.decode(answer.message).session  # type: ignore[union-attr]
+    session = session_of(answer.message)
     with pytest.raises(ProtocolError, match="out of turn"):
         restarted.handle(m.encode(m.Survivors(session, seats(0, 1, 2))))
     assert isinstance(restarted.state, Aborted)
@@ -501,7 +503,7 @@ def test_17_masks_of_two_rounds_have_nothing_in_common() -> None:
 @pytest.mark.parametrize("change", [{"profile": Profile.CURIOUS}, {"suite": Suite.GRAPH}], ids=["profile", "suite"])
 def test_18_downgrade(change: dict[str, Any]) -> None:
     world = World(4)
-    world.refuse(VICTIM, m.encode(m.Open(replace(world.terms, **change))), PolicyRefusal, f"terms differ in '{next(iter(change))}'")
+    assert world.refuse(VICTIM, m.encode(m.Open(replace(world.terms, **change))), PolicyRefusal, f"terms differ in '{next(iter(change))}'")
 
 
 def test_18_terms_below_the_policy_of_the_site() -> None:
@@ -512,14 +514,14 @@ def test_18_terms_below_the_policy_of_the_site() -> None:
         node.handle(m.encode(m.Open(terms)))
     assert isinstance(node.refusal, PolicyRefusal)
     strict = World(4, policy=Policy(suites=frozenset({Suite.GRAPH})))
-    strict.refuse(VICTIM, strict.outbox[VICTIM], PolicyRefusal, "the suite 'secagg-silo' is not allowed")
+    assert strict.refuse(VICTIM, strict.outbox[VICTIM], PolicyRefusal, "the suite 'secagg-silo' is not allowed")
 
 
 def test_18_an_unknown_suite_or_version_is_no_message() -> None:
     world = World(4)
     good = world.outbox[VICTIM]
-    world.refuse(VICTIM, good.replace(b"secagg-silo", b"secagg-none"), ProtocolError, "unknown suite")
-    world.refuse("site-0002", b"FSA2" + good[4:], ProtocolError, "not a message of this version")
+    assert world.refuse(VICTIM, good.replace(b"secagg-silo", b"secagg-none"), ProtocolError, "unknown suite")
+    assert world.refuse("site-0002", b"FSA2" + good[4:], ProtocolError, "not a message of this version")
 
 
 def test_the_eighteen_rows_are_all_here() -> None:

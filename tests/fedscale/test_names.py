@@ -21,7 +21,9 @@ def test_numbered_names_sort_in_order() -> None:
     assert list(Numbered(12_000)) == sorted(Numbered(12_000))
 
 
-@pytest.mark.parametrize("name", ["client-00001", "client-1000000", "client--00001", "client-00000a", "client-\u0660\u0660\u0660\u0660\u0660\u0661", "ada", "", 7, None])
+@pytest.mark.parametrize(
+    "name", ["client-00001", "client-1000000", "client--00001", "client-00000a", "client-\u0660\u0660\u0660\u0660\u0660\u0661", "ada", "", 7, None]
+)
 def test_a_name_that_is_none_of_them(name: object) -> None:
     assert name not in MILLION
     with pytest.raises(ValueError, match="no such name"):
@@ -70,7 +72,12 @@ def test_a_cohort_is_the_same_however_the_names_come(make: Callable[[Sequence[st
 
 def test_a_cohort_of_a_million_looks_at_its_own_names_only(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    monkeypatch.setattr(Numbered, "_name", lambda self, at: made.append(at) or f"n{at:06d}")
+
+    def make(_: Numbered, at: int) -> str:
+        made.append(at)
+        return f"n{at:06d}"
+
+    monkeypatch.setattr(Numbered, "_name", make)
     chosen = cohort(1, 1, Names(MILLION), 20)
     assert len(chosen) == len(set(chosen)) == 20 == len(made)
     assert list(chosen) == sorted(chosen)

@@ -192,6 +192,16 @@ def test_who_is_asked(clients: dict[str, Any], asked: int, target: int) -> None:
     assert terms.layout.format == FixedPoint.for_sum(asked, 8.0)
 
 
+def test_an_asynchronous_round_asks_everybody_who_has_arrived() -> None:
+    here = world(clients={"select": 2, "over_select": 1.5}, strategy={"name": "fedbuff", "buffer": 3}, evaluate={"select": 1})
+    here.begin()
+    assert (here.round.terms.cohort, here.round.terms.target) == (NODES, 4)
+    here.everybody(0.5)
+    here.send(Roster(NODES))
+    assert here.round.terms.phase is Phase.EVALUATE
+    assert (len(here.round.terms.cohort), here.round.terms.target) == (2, 1)
+
+
 def test_over_selection_releases_whoever_is_late() -> None:
     here = world(clients={"select": 2, "over_select": 2})
     here.begin()

@@ -20,7 +20,7 @@ from tests.fedscale.world import vector
 
 
 def test_the_names_of_plans_are_the_names_of_python() -> None:
-    assert list(STRATEGIES) == ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"]
+    assert list(STRATEGIES) == ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedbuff"]
     assert all(getattr(strategy, "fed_" + name.removeprefix("fed")) is make for name, make in STRATEGIES.items())
 
 

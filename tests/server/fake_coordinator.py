@@ -116,7 +116,7 @@ def serving(coordinator: Coordinator, folder: Path) -> Iterator[Path]:
     authority = identity.new_authority("testers", now)
     key = identity.new_key()
     chain = identity.certificate_pem(authority.issue_server(key.public_key(), ["localhost", "127.0.0.1"], now))
-    credentials = grpc.ssl_server_credentials(((identity.key_pem(key), chain),), authority.to_pems()[1], require_client_auth=True)
+    credentials = grpc.ssl_server_credentials([(identity.key_pem(key), chain)], authority.to_pems()[1], require_client_auth=True)
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((control_handler(coordinator), bulk_handler(coordinator)))
     port = server.add_secure_port("127.0.0.1:0", credentials)

@@ -38,7 +38,7 @@ from fedscale_server.settings import Settings
 PATIENCE = 30.0
 BUNDLE = b"a bundle that only nodes would look into"
 SCHEMA = Schema.of({"w": np.zeros(4, np.float32)})
-OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1), ("grpc.max_metadata_size", 4 << 20))
+OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 Receipt = bulk_pb2.Receipt
 T = TypeVar("T")
 

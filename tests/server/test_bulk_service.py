@@ -18,6 +18,7 @@ from fedscale.ring import LIMBS, WORD
 from fedscale.vector import Schema
 from fedscale.wire.codec import DIGEST_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of
 from fedscale.wire.convert import key_text
+from fedscale.wire.limits import METADATA
 from fedscale_server.services import bulk
 from tests.server.running import BUNDLE, SCHEMA, Ask, Node, Receipt, Running, plan_text, refusal, soon, until
 
@@ -81,7 +82,7 @@ async def test_a_malformed_answer_is_refused_and_the_sound_one_still_counts(serv
 async def test_metadata_is_bounded(server: Running) -> None:
     ada = await server.node("ada")
     run, (ask,) = await server.begun(ada)
-    error = await refusal(ada.send(SUBMIT, [], [(TASK_KEY, "x" * (6 << 20)), (DIGEST_KEY, GOOD), (SIZE_KEY, "1")]))
+    error = await refusal(ada.send(SUBMIT, [], [(TASK_KEY, "x" * (METADATA + (1 << 20))), (DIGEST_KEY, GOOD), (SIZE_KEY, "1")]))
     assert error.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL)
     assert (await ada.answer(ask, 2.0)).verdict == Receipt.ACCEPTED
     assert (await server.over(run))[0].info.status == "completed"
@@ -250,6 +251,15 @@ async def test_a_blob_is_fetched_from_any_offset(server: Running) -> None:
     assert await ada.fetch(digest, len(BUNDLE)) == b""
     for offset in (len(BUNDLE) + 1, (1 << 64) - 1):
         assert (await refusal(ada.fetch(digest, offset))).code() is BAD
+
+
+async def test_bytes_count_for_the_run_that_the_node_works_for(server: Running) -> None:
+    ada, ben = await server.node("ada"), await server.node("ben", datasets=("other",))
+    first, (of_ada,) = await server.begun(ada)
+    second, (of_ben,) = await server.begun(ben, data="other")
+    assert of_ada.task.model == of_ben.task.model
+    await ben.fetch(of_ben.task.model)
+    assert [(await server.detail(run))[1]["bytes_down"] for run in (first, second)] == [0, 16]
 
 
 async def test_a_node_fetches_nothing_of_another_project(server: Running) -> None:

@@ -87,6 +87,11 @@ SUBMISSIONS: dict[str, tuple[dict[str, Any], grpc.StatusCode, str]] = {
         BAD,
         "a strategy composed in Python cannot be submitted; use one of the named strategies",
     ),
+    "asynchronous strategy": (
+        {"plan": '[job]\nname = "x"\n[strategy]\nname = "fedbuff"\n'},
+        BAD,
+        "strategy.name: 'fedbuff' is asynchronous, which only simulations are so far; use fedavg",
+    ),
     "no such project": ({"project": "word"}, MISSING, "no project 'word'; did you mean 'ward'?"),
     "no such bundle": ({"bundle": "0" * 64}, MISSING, "000000000000: the app bundle is not on the server"),
     "no bundle": ({"bundle": "../../etc/passwd"}, MISSING, "../../etc/pa: the app bundle is not on the server"),
@@ -113,6 +118,7 @@ async def test_the_same_key_never_starts_a_second_run(server: Running) -> None:
     ada.work()
     await server.over(runs[0])
     assert await server.submit(plan_text(), key="once") == runs[0]
+    assert server.engine.driver(runs[0]) is None
     request = pb.SubmitRunRequest(project="ward", plan=plan_text(seed=4), bundle=digest_of(BUNDLE), key="once")
     error = await refusal(server.admin.control.SubmitRun(request))
     assert (error.code(), error.details()) == (TAKEN, f"run {runs[0]}: the key was used for another submission; choose a new key")

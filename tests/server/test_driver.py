@@ -90,7 +90,7 @@ async def test_a_silent_node_is_lost(server: Running, monkeypatch: pytest.Monkey
     await ada.connect(heartbeat=60.0)
     run = await server.submit(plan_text(clients={"min_per_round": 1}))
     await ada.initialize(await ada.ask("init"))
-    await event(server, run, "lost", "ada")
+    assert await event(server, run, "lost", "ada") == {}
     await until(lambda: server.engine.sessions.get("ada") is None)
 
 

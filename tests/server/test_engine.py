@@ -81,7 +81,7 @@ async def test_nobody_is_lost_when_the_server_is_told_to_stop(server: Running) -
 
 async def test_an_answer_on_its_way_is_counted_before_the_server_goes(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = await server.node("ada")
-    run, (ask,) = await server.begun(ada)
+    run, (ask,) = await server.begun(ada, rounds=2)
     driver = server.engine.driver(run)
     assert driver is not None
     apply, begun, loop = driver.book.apply, asyncio.Event(), asyncio.get_running_loop()
@@ -98,7 +98,8 @@ async def test_an_answer_on_its_way_is_counted_before_the_server_goes(server: Ru
     receipt = (await asyncio.gather(answering, return_exceptions=True))[0]
     assert isinstance(receipt, BaseException) or receipt.verdict == Receipt.ACCEPTED
     detail, record = await server.detail(run)
-    assert (detail.info.status, record["rounds"][0]["answered"]) == ("completed", ["ada"])
+    assert (detail.info.status, detail.info.number, record["rounds"][0]["answered"]) == ("running", 2, ["ada"])
+    assert driver._timers._armed == {}
 
 
 async def test_a_run_that_cannot_be_brought_back_does_not_keep_the_others_from_starting(server: Running) -> None:

@@ -35,6 +35,13 @@ async def test_the_authority_is_shown_to_everybody(server: Running, door: Any) -
     assert (await door.Authority(node_pb2.AuthorityRequest())).certificate == server.admin.credentials.authority
 
 
+async def test_whoever_has_no_certificate_yet_sends_little(server: Running, door: Any) -> None:
+    error = await refusal(door.Authority(node_pb2.AuthorityRequest(), metadata=(("x-filling", "x" * 100_000),)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    error = await refusal(door.Join(node_pb2.JoinRequest(request=b"x" * (5 << 20))))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_a_ticket_is_traded_for_a_certificate_that_works(server: Running, door: Any) -> None:
     invitation, key = await ticket(server), new_key()
     assert invitation.address == server.ready.enrolment

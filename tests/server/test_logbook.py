@@ -176,6 +176,14 @@ def test_what_a_crash_left_out_is_written_when_the_run_is_opened(
     assert [e.kind for e in store.journal("r1")][-3:] == ["answered", "note.closed", "note.finished"]
 
 
+def test_answers_go_once_their_sum_is_stored(opening: Callable[[], Logbook]) -> None:
+    book = opening()
+    play(book, SCRIPT[:4])
+    assert len(list(book.spool.answers.iterdir())) == 1
+    play(book, SCRIPT[4:5], 4)
+    assert list(book.spool.answers.iterdir()) == []
+
+
 def test_a_line_is_journaled_once(opening: Callable[[], Logbook]) -> None:
     book = opening()
     play(book, SCRIPT[:3])

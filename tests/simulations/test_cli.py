@@ -180,7 +180,7 @@ class Bar:
 
 def test_the_bar_tells_how_far_how_fast_and_how_well(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("fedscale_simulations.cli.time.monotonic", lambda: now[0])
     bar = Bar()
     show = cli.Show(bar)  # type: ignore[arg-type]
     closed = RoundRecord(1, "train", ("a",), {}, {"loss": 0.25}, {}, 1.0, 1.0, 0, 0)

@@ -55,6 +55,7 @@ def wait_for(path: Path, child: int) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_killed_at_a_random_moment_and_resumed_twenty_times_of_twenty(tmp_path: Path) -> None:
     whole = simulate(Slow(), sites(6), **options(tmp_path))
     began = time.monotonic()

@@ -62,20 +62,6 @@ def fast(lr: float = 0.5, **rest: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.requires("sklearn")
-def test_the_example_of_the_readme_learns_in_thirteen_lines(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    example = (root / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
-    assert len(example.strip().splitlines()) <= 13
-    names: dict[str, Any] = {}
-    exec(compile(example, "example", "exec"), names)  # noqa: S102 - the example of the README, as a user would run it
-    assert "completed after 20 rounds with 10 clients" in capsys.readouterr().out
-    assert names["run"].metrics["evaluate.accuracy"] > 0.9
-    assert (tmp_path / "digits.html").stat().st_size > 1000
-
-
 @pytest.mark.parametrize("strategy", [fs.fed_avg(), fs.fed_prox(mu=0.01), fs.fed_avgm(momentum=0.3)], ids=lambda s: s.name)
 def test_digits_are_learnt_by_clients_that_see_different_ones(population: Population, app: fs.App, strategy: fs.Strategy) -> None:
     run = simulate(app, population, strategy=strategy, rounds=8, train=fast(epochs=3))

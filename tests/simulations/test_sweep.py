@@ -122,7 +122,7 @@ def test_a_job_without_a_sweep_says_what_to_add(tmp_path: Path) -> None:
 
 
 def test_settings_are_overrides_in_toml() -> None:
-    settings = {"a.b": 1, "c": 0.5, "d": True, "e": "x y", "f": 1e-07}
+    settings: dict[str, bool | int | float | str] = {"a.b": 1, "c": 0.5, "d": True, "e": "x y", "f": 1e-07}
     assert as_overrides(settings) == ("a.b=1", "c=0.5", "d=true", 'e="x y"', "f=1e-07")
 
 

@@ -47,7 +47,8 @@ def trace(folder: Path, *lines: str) -> dict[str, str]:
 
 
 def play(devices: Any, learner: Any = None, count: int = 4, **options: Any) -> Simulation:
-    return simulate(learner or Nudge(), crowd(count), devices=devices, **{"rounds": 1, "evaluate": {"every": 0, "holdout": 0}} | options)
+    usual: dict[str, Any] = {"rounds": 1, "evaluate": {"every": 0, "holdout": 0}}
+    return simulate(learner or Nudge(), crowd(count), devices=devices, **usual | options)
 
 
 def first(run: Simulation) -> RoundRecord:

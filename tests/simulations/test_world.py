@@ -30,6 +30,9 @@ class Echo:
             self.worked.append(task.node)
             yield Failed(task.node, Failure(Cause.CODE, "made up"))
 
+    def close(self) -> None:
+        pass
+
 
 def world(engine: Echo | None = None, names: tuple[str, ...] = NAMES) -> World:
     plan = plan_of()

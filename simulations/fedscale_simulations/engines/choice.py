@@ -24,7 +24,7 @@ from fedscale_simulations.engines.sequential import Sequential
 
 ENGINES = ("auto", "sequential", "pool", "vectorized")
 LEAST_GAIN = 1.25
-LEAST_SECONDS = 1.0
+LEAST_SECONDS = 0.25
 LEAST_ROUND = 0.01
 TRIAL_SECONDS = 0.1
 

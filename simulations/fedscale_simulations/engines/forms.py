@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -20,7 +21,6 @@ from fedscale.sampling import derived_seed
 from fedscale.task import Task
 from fedscale.torch_learner import TorchLearner
 from fedscale.torch_learner.blocks import Blocks, Learnt
-from fedscale.torch_learner.factored import Pace
 from fedscale.update import Update
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Desk
@@ -77,18 +77,16 @@ class Together:
 
     def __init__(self, desk: Desk, learner: TorchLearner, trainer: Blocks) -> None:
         self._desk, self._learner, self._trainer = desk, learner, trainer
-        self._alone, self._rows = Alone(desk), dict[str, int]()
+        self._alone, self._sizes = Alone(desk), dict[str, tuple[int, int]]()
 
     def blocks(self, tasks: Sequence[Task]) -> list[Block]:
         """Clients that take the same steps, in the order of their names."""
         if tasks[0].phase is not Phase.TRAIN:
             return self._alone.blocks(tasks)
-        alike: dict[Pace | None, list[Task]] = defaultdict(list)
-        for task in sorted(tasks, key=lambda task: task.node):
-            rows = self._rows.get(task.node) or self._count(task)
-            alike[self._trainer.pace(rows) if rows else None].append(task)
-        sizes = {pace: self._trainer.most(pace) if pace else 1 for pace in alike}
-        return [group[at : at + sizes[pace]] for pace, group in alike.items() for at in range(0, len(group), sizes[pace])]
+        alike: dict[tuple[int, int], list[Task]] = defaultdict(list)
+        for task in sorted(tasks, key=attrgetter("node")):
+            alike[self._sizes.get(task.node) or self._sized(task)].append(task)
+        return [group[at : at + size] for (_, size), group in alike.items() for at in range(0, len(group), size)]
 
     def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
         """The weighted mean of the block's changes, added."""
@@ -116,12 +114,14 @@ class Together:
         learnt, weights = self.trained(block, model)
         block[0].layout.add(Update(learnt.delta, sum(weights), {"loss": np.array([learnt.losses @ weights])}), total, len(block))
 
-    def _count(self, task: Task) -> int:
-        """The rows of a client, counted once; none where its data cannot be read, which shows when it works alone."""
+    def _sized(self, task: Task) -> tuple[int, int]:
+        """The steps of a client and how many like it make a block; a client whose data cannot be read works alone and says so."""
         counted = self._desk.guarded(task, lambda: len(self._learner.examples_of(self._desk.portion(task.node, task.phase))))
-        rows = counted if isinstance(counted, int) else 0
-        self._rows[task.node] = rows
-        return rows
+        if not isinstance(counted, int):
+            return 0, 1
+        pace = self._trainer.pace(counted)
+        self._sizes[task.node] = pace.steps, self._trainer.most(pace)
+        return self._sizes[task.node]
 
 
 def together(desk: Desk) -> tuple[Together | None, str]:

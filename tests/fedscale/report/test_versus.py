@@ -43,8 +43,8 @@ def test_nothing_is_best_among_equals() -> None:
 
 def test_each_run_has_one_curve_a_chart_in_one_style() -> None:
     figures = page().all("figure")
-    assert [figure.one("h3").text for figure in figures] == ["Loss, evaluation", "AUC, evaluation"] * 2
-    for figure in figures:
+    assert [figure.one("h3").text for figure in figures] == ["Loss, evaluation", "AUC, evaluation"] * 3
+    for figure in figures[:4]:
         named = {curve.one("title").text: curve for curve in figure.all("path", "curve") if curve.all("title")}
         assert set(named) == {"slow", "fast"}
         styles = [group.attributes["class"] for group in figure.one("svg", "chart").all("g")]
@@ -52,10 +52,13 @@ def test_each_run_has_one_curve_a_chart_in_one_style() -> None:
 
 
 def test_curves_run_over_rounds_and_over_time() -> None:
-    by_round, by_time = page().all("figure")[::2]
+    by_round, by_time, until_first = page().all("figure")[::2]
     assert "round 3, slow: 0.100" in by_round.text
     assert "min 5, slow: 0.100" in by_time.text
     assert "min 1, fast: 0.300" in by_time.text
+    assert "min 1, fast: 0.300" in until_first.text
+    assert "slow" not in until_first.text
+    assert [part.text for part in page({"a": RUNS["slow"], "b": RUNS["slow"]}).all("h2")] == ["How they ended", "By round", "By time"]
 
 
 def test_names_are_escaped_and_nothing_is_loaded() -> None:

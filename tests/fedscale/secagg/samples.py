@@ -111,8 +111,8 @@ class World:
             self.advance(silent)
         return self.server.outcome.words
 
-    def refuse(self, name: str, data: bytes, error: type[FedscaleError], match: str) -> None:
-        """The node refuses the message and records why; then it answers nothing any more."""
+    def refuse(self, name: str, data: bytes, error: type[FedscaleError], match: str) -> str:
+        """The node refuses the message and records why; then it answers nothing any more. Returns the reason."""
         node = self.nodes[name]
         with pytest.raises(error, match=match):
             node.handle(data)
@@ -121,10 +121,18 @@ class World:
         assert node.refusal is node.state.reason
         with pytest.raises(FedscaleError):
             node.handle(m.encode(m.Survivors(b"x" * 32, frozenset({1}))))
+        return str(node.state.reason)
 
     def altered(self, name: str, change: Callable[[Any], m.Message]) -> bytes:
         """What the server would send to a node, changed."""
         return m.encode(change(m.decode(self.outbox[name])))
+
+
+def session_of(data: bytes) -> bytes:
+    """The session that a message names."""
+    session = getattr(m.decode(data), "session", b"")
+    assert isinstance(session, bytes)
+    return session
 
 
 def changed(**fields: Any) -> Callable[[Any], m.Message]:

@@ -1,0 +1,63 @@
+"""fedscale's simulator, as a user calls it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import TensorDataset
+
+from benchmarks.rivals import workloads
+from fedscale.data import Dataset
+from fedscale.learner import App
+from fedscale_simulations.result import Progress
+from fedscale_simulations.simulator import simulate
+
+workload, folder = workloads.asked()
+report, data = workloads.Report("fedscale", workload, folder), workloads.Data(workload, folder)
+names = {workloads.name_of(at): at for at in range(workload.clients)}
+
+
+class Clients(Mapping[str, Any]):
+    """Clients whose rows stay in the file until they are trained on."""
+
+    def __getitem__(self, name: str) -> Any:
+        x, y = data.client(names[name])
+        return TensorDataset(torch.tensor(x), torch.tensor(y)) if workload.name == "w3" else Dataset(x, y)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(names)
+
+    def __len__(self) -> int:
+        return len(names)
+
+
+def watch(progress: Progress) -> None:
+    """The first model is there, or a round has ended."""
+    if progress.closed is not None or (progress.phase == "init" and progress.done == 1 and progress.number == 0 and not watched):
+        watched.append(progress.number)
+        report.mark()
+
+
+watched: list[int] = []
+ended = simulate(
+    App(model=workload.model, loss=workloads.loss if workload.name == "w3" else functional.cross_entropy),
+    Clients(),
+    rounds=workload.rounds,
+    seed=workloads.SEED,
+    clients={"select": workload.cohort},
+    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": "cpu"},
+    aggregate={"weight_cap": float(workload.rows), "bound": 1.0},
+    evaluate={"every": 0, "holdout": 0.0},
+    on_progress=watch,
+    engine=os.environ.get("BENCH_ENGINE", "auto"),
+)
+if ended.status != "completed":
+    raise SystemExit(ended.summary())
+model = workload.model()
+model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in ended.model.items()})
+report.write(model)

@@ -1,0 +1,182 @@
+"""The simulator beside its rivals: Flower on Ray, pfl-research and the loop one writes by hand, in turn, on three workloads.
+
+    python -m benchmarks.simulator setup ENVS                 an environment for each rival, with pip
+    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--data DIR] [--json]
+
+Every run is a process of its own. All train the same clients in the same rounds from the same first model; the final
+loss shows it. Memory is the peak of the proportional set size over the process and its children. Medians of ``-n``
+interleaved repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from benchmarks import Figure
+
+Row: TypeAlias = dict[str, Any]
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "benchmarks/rivals"
+RIVALS = {"fedscale": "ours.py", "plain": "plain.py", "pfl": "with_pfl.py", "flower": "with_flower.py"}
+PACKAGES = {"pfl": ("torch", "pfl[pytorch]==0.6.0"), "flower": ("torch", "flwr[simulation]==1.41.0")}
+WORKLOADS = ("w1", "w2", "w3")
+COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "final_loss", "ratio")
+LONGEST = 1800.0
+LOSS_TOLERANCE = 1e-3
+
+
+def measure() -> Iterator[Figure]:
+    """Clients per second of ours and of the plain loop, and how many times as many ours are."""
+    with tempfile.TemporaryDirectory() as folder:
+        for row in bench(None, 1, WORKLOADS, ("fedscale", "plain"), Path(folder)):
+            yield Figure(f"{row['workload']} {row['who']}", row["clients_per_s"], "clients/s")
+            if "ratio" in row and row["who"] != "fedscale":
+                yield Figure(f"{row['workload']} fedscale over {row['who']}", row["ratio"], "")
+
+
+def setup(environments: Path) -> None:
+    """Make the rivals' environments; what is there already stays."""
+    for name, packages in PACKAGES.items():
+        home = environments / name
+        if not (home / "bin/python").exists():
+            subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        for package in packages:
+            subprocess.run([str(home / "bin/pip"), "install", "--quiet", package], check=True)
+
+
+def bench(environments: Path | None, repeats: int, workloads: Sequence[str], only: Sequence[str], data: Path) -> list[Row]:
+    """Rows of all that can be run, ours first for each workload; ``ratio`` is ours over theirs."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for workload in workloads:
+        _prepare(workload, data)
+    for _ in range(repeats):
+        for workload in workloads:
+            for name in only:
+                python = _python(name, environments)
+                if python is not None and (row := run(python, name, workload, data)) is not None:
+                    found.setdefault((workload, name), []).append(row)
+    rows = [_median(some) for some in found.values()]
+    ours = {row["workload"]: row for row in rows if row["who"] == "fedscale"}
+    for row in rows:
+        if row["workload"] in ours:
+            best = ours[row["workload"]]
+            row["ratio"] = best["clients_per_s"] / row["clients_per_s"]
+            row["same_work"] = abs(best["final_loss"] - row["final_loss"]) <= LOSS_TOLERANCE
+    return sorted(rows, key=lambda row: (row["workload"], row["who"] != "fedscale", row["who"]))
+
+
+def run(python: Path, name: str, workload: str, data: Path) -> Row | None:
+    """One run; ``None`` where it failed, which is said on standard error."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "result.json"
+        settings = {"BENCH_OUT": str(out), "BENCH_WORKLOAD": workload, "BENCH_DATA": str(data), "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(
+            [str(python), RIVALS[name]], cwd=SCRIPTS, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        said: list[str] = []
+        listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+        listener.start()
+        peak, began = 0.0, time.monotonic()
+        while process.poll() is None:
+            peak = max(peak, sum(_pss(each) for each in _family(process.pid)))
+            if time.monotonic() - began > LONGEST:
+                process.kill()
+            time.sleep(0.2)
+        listener.join(5)
+        if not out.exists():
+            print(f"{name} on {workload} gave no result:\n{''.join(said[-5:])}", file=sys.stderr)
+            return None
+        row: Row = json.loads(out.read_text(encoding="utf-8"))
+        return row | {"peak_rss_mb": peak}
+
+
+def _prepare(workload: str, data: Path) -> None:
+    """Write a workload's data, in a process so that ours begins as fresh as theirs."""
+    code = f"from pathlib import Path; from benchmarks.rivals import workloads as w; w.generate(w.WORKLOADS[{workload!r}], Path({str(data)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def _python(name: str, environments: Path | None) -> Path | None:
+    """The interpreter for a rival: its environment's, or ours for those that need none."""
+    if name not in PACKAGES:
+        return Path(sys.executable)
+    python = environments / name / "bin/python" if environments else None
+    return python.absolute() if python and python.exists() else None
+
+
+def _median(rows: list[Row]) -> Row:
+    """One row of several."""
+    return {key: statistics.median(row[key] for row in rows) if isinstance(value, float) else value for key, value in rows[0].items()}
+
+
+def _family(root: int) -> list[int]:
+    """A process and all its descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, left = [], [root]
+    while left:
+        found.append(left.pop())
+        left += parents.get(found[-1], [])
+    return found
+
+
+def _pss(process: int) -> float:
+    """The proportional set size of a process in MB; nothing where it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def _table(rows: list[Row]) -> str:
+    """The rows for people."""
+    cells = [[f"{row.get(name, ''):.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in COLUMNS] for row in rows]
+    widths = [max(len(line[at]) for line in [list(COLUMNS), *cells]) for at in range(len(COLUMNS))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [list(COLUMNS), *cells])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.simulator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("verb", choices=("setup", "run"))
+    parser.add_argument("environments", nargs="?", type=Path, metavar="ENVS", help="where the rivals' environments are")
+    parser.add_argument("-n", type=int, default=3, dest="repeats", help="how often everything is run")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--only", default=",".join(RIVALS), help=f"out of {', '.join(RIVALS)}")
+    parser.add_argument("--data", type=Path, help="where the workloads' data are kept, 1.3 GB")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    options = parser.parse_args()
+    if options.verb == "setup":
+        if options.environments is None:
+            parser.error("setup needs a folder for the environments")
+        setup(options.environments)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        data = (options.data or Path(scratch)).absolute()
+        rows = bench(options.environments, options.repeats, options.workloads.split(","), options.only.split(","), data)
+    print("\n".join(json.dumps(row) for row in rows) if options.json else _table(rows))
+    if any(not row.get("same_work", True) for row in rows):
+        raise SystemExit("the final losses differ: not the same work")
+
+
+if __name__ == "__main__":
+    main()

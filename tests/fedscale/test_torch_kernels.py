@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fedscale.learner import App, LocalOptimizer, Training
+from fedscale.torch_learner import TorchLearner, kernels, one_thread
+from fedscale.torch_learner.chain import Dense
+from fedscale.torch_learner.factored import Pace, shares
+from fedscale.torch_learner.resident import Resident
+from fedscale.vector import Schema
+from tests.fedscale.torch_samples import app, classes, first, train, training
+
+CPU = torch.device("cpu")
+one_dnn = pytest.mark.skipif(not kernels.available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------- kernels
+
+
+@one_dnn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7, 12), (3, 5, 12)])
+def test_one_dnns_product_is_torchs(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(1)
+    layer, features = nn.Linear(12, 9, bias=bias), torch.randn(shape, requires_grad=True)
+    wanted = [features, *layer.parameters()]
+    theirs = torch.autograd.grad(layer(features).square().sum(), wanted)
+    ours = torch.autograd.grad(kernels.OneDnnLinear.apply(features, layer.weight, layer.bias).square().sum(), wanted)
+    assert all(torch.allclose(mine, other, rtol=1e-5, atol=1e-5) for mine, other in zip(ours, theirs, strict=True))
+
+
+@one_dnn
+def test_large_layers_get_the_faster_kernel_and_small_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "gains", lambda: True)
+    monkeypatch.setattr(kernels, "LEAST_PRODUCTS", 20_000)
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    features = torch.randn(8, 64)
+    expected = module(features)
+    kernels.install(module, CPU)
+    outputs = module(features)
+    assert torch.allclose(outputs, expected, atol=1e-6)
+    assert "OneDnn" in type(module[0](features).grad_fn).__name__
+    assert "OneDnn" not in type(module[0](features[:1]).grad_fn).__name__
+    assert "OneDnn" not in type(module[2](outputs.new_ones(8, 64)).grad_fn).__name__
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module[0](features).dtype is torch.bfloat16
+
+
+def test_nothing_changes_where_the_kernel_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "gains", lambda: False)
+    module = nn.Linear(3000, 1000)
+    kernels.install(module, CPU)
+    assert "forward" not in vars(module)
+
+
+def test_a_build_without_one_dnn_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    assert kernels.gains.__wrapped__() is False
+
+
+def test_the_measurement_is_made_once() -> None:
+    assert kernels.gains() is kernels.gains()
+    assert kernels.gains.cache_info().hits >= 1
+
+
+# --------------------------------------------------------------------------------------------------------------- resident
+
+
+def images() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("make", [images, lambda: nn.LSTM(3, 4), lambda: nn.Linear(3, 2)])
+def test_a_model_goes_in_and_out_in_one_copy(make: type[nn.Module]) -> None:
+    torch.manual_seed(1)
+    resident = Resident(make(), CPU)
+    arrays = resident.arrays()
+    schema = Schema.of(arrays)
+    vector = np.random.default_rng(1).random(schema.size, np.float32)
+    resident.load(schema.unpack(vector))
+    assert (schema.flat(resident.arrays()) == vector).all()
+    assert all((tensor.numpy() == schema.unpack(vector)[name]).all() for name, tensor in resident.shared.items())
+    resident.load(dict(schema.unpack(vector * 2)))
+    assert (schema.flat(resident.arrays()) == vector * 2).all()
+    assert not np.shares_memory(schema.flat(resident.arrays()), schema.flat(resident.arrays()))
+
+
+def test_tied_weights_stay_tied() -> None:
+    def tied() -> nn.Module:
+        module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        module[1].weight = module[0].weight
+        return module
+
+    learner = TorchLearner(app(tied))
+    arrays, _ = train(learner, classes(), first(learner))
+    assert (arrays["0.weight"] == arrays["1.weight"]).all()
+    assert (arrays["0.weight"] != first(learner)["0.weight"]).any()
+
+
+def test_gradients_that_autograd_shares_are_not_spoilt() -> None:
+    class Twins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return features[:, :3] + (self.left + self.right)
+
+    learner = TorchLearner(app(Twins))
+    arrays, _ = train(learner, classes(), training=training(weight_decay=0.5, epochs=2))
+    assert (arrays["left"] == arrays["right"]).all()
+    wanted = training(epochs=2, weight_decay=0.5)
+    double = TorchLearner(App(model=Twins, loss=nn.functional.cross_entropy))
+    assert (train(double, classes(), training=wanted)[0]["left"] == arrays["left"]).all()
+
+
+# --------------------------------------------------------------------------------------------------------------- factored
+
+
+@given(st.integers(1, 6), st.floats(0.01, 0.5), st.floats(0, 0.9), st.floats(0, 0.5), st.floats(0, 0.5), st.integers(0, 99))
+def test_the_course_of_the_weights_is_that_of_the_steps(steps: int, lr: float, momentum: float, decay: float, mu: float, seed: int) -> None:
+    pace = Pace(steps, 1, LocalOptimizer(lr=lr, momentum=momentum, weight_decay=decay), mu)
+    gradients, start = np.random.default_rng(seed).normal(size=steps), 1.7
+    weight, speed = start, 0.0
+    a, c = pace.course()
+    for step in range(steps):
+        assert weight == pytest.approx(a[step] * start + float(np.dot(c[step], gradients)), abs=1e-9)
+        speed = momentum * speed + gradients[step] + decay * weight + mu * (weight - start)
+        weight -= lr * speed
+    assert weight == pytest.approx(a[steps] * start + float(np.dot(c[steps], gradients)), abs=1e-9)
+
+
+def test_wide_layers_and_few_rows_are_shared() -> None:
+    pace = Pace(2, 10, LocalOptimizer(), 0.0)
+    assert shares(Dense("w", "b", 784, 64), pace, first=True)
+    assert not shares(Dense("w", "b", 784, 64), replace(pace, steps=100), first=True)
+    assert not shares(Dense("w", "b", 16, 4), replace(pace, steps=10), first=False)
+
+
+def test_blocks_need_a_processor_and_sgd() -> None:
+    learner = TorchLearner(app())
+    assert learner.blocks(Training(device="cpu"), 0.0)[0] is not None
+    assert learner.blocks(training(name="adam"), 0.0) == (None, "the optimizer is adam")
+    assert not learner.on_cuda("cpu")

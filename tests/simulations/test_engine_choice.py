@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale.errors import PlanError
+from fedscale.record import JSON
+from fedscale.torch_learner import one_thread
+from fedscale_simulations.engines import choice
+from fedscale_simulations.engines.choice import Choice, Chooser, opened, processors
+from fedscale_simulations.engines.desk import Desk
+from fedscale_simulations.engines.forms import Form
+from fedscale_simulations.result import Simulation
+from fedscale_simulations.simulator import simulate
+from tests.simulations.samples import Mean, sites
+from tests.simulations.zoo import ZOO, Kind, Stand, stand
+
+TRAIN: dict[str, Any] = {"batch_size": 10, "optimizer": {"lr": 0.1}, "device": "cpu"}
+
+
+def run_of(name: str, **rest: Any) -> Simulation:
+    kind = ZOO[name]
+    options: dict[str, Any] = {"rounds": 2, "seed": 3, "train": TRAIN, "evaluate": {"holdout": 0.0, "every": 2}, **rest}
+    result = simulate(kind.app, kind.clients((20,) * 12 + (13,) * 5), **options)
+    assert result.status == "completed", result.summary()
+    return result
+
+
+def engine(result: Simulation) -> dict[str, JSON]:
+    found = result.record.extra["engine"]
+    assert isinstance(found, dict)
+    return found
+
+
+def paced(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+    """Let a client take so long in each form."""
+
+    def measured(_chooser: Chooser, form: Form, *_: object) -> float:
+        return seconds[form.name]
+
+    monkeypatch.setattr(Chooser, "_seconds", measured)
+    monkeypatch.setattr(choice, "processors", lambda: 2)
+
+
+def chosen(here: Stand, wanted: Choice | None = None) -> dict[str, JSON]:
+    """What the first round of training makes of a choice."""
+    facts: dict[str, JSON] = {}
+    with one_thread(), opened(wanted or Choice(), here.desk, list(here.desk.data), facts) as picked:
+        nodes = [node for answer in picked.work(here.tasks, here.model) for node in getattr(answer, "nodes", ())]
+    assert sorted(nodes) == list(here.desk.data)
+    note = facts["engine"]
+    assert isinstance(note, dict)
+    return note
+
+
+def test_there_is_no_other_engine() -> None:
+    with pytest.raises(PlanError, match=r"^there is no engine 'warp'; known: auto, sequential, pool, vectorized$"):
+        run_of("softmax", engine="warp")
+
+
+@pytest.mark.parametrize("name", ["written", "logistic"])
+def test_blocks_are_chosen_where_they_are_faster(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, sequential=0.001, vectorized=0.0001)
+    assert chosen(stand(ZOO[name])) == {"form": "vectorized", "workers": 1, "why": "1 ms a client one by one, 0.1 ms in blocks"}
+    paced(monkeypatch, sequential=0.001, vectorized=0.0009)
+    assert chosen(stand(ZOO[name])) == {"form": "sequential", "workers": 1, "why": "1 ms a client one by one, 0.9 ms in blocks"}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in ZOO.items() if not kind.together])
+def test_other_models_never_go_in_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, sequential=1.0, vectorized=0.0)
+    for wanted in (Choice(), Choice("vectorized", 1)):
+        note = chosen(stand(ZOO[name]), wanted)
+        assert note["form"] == "sequential"
+        assert note["why"]
+
+
+def test_processes_are_started_where_they_earn_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = stand(ZOO["dropout"], strategy={"rounds": 10})
+    paced(monkeypatch, sequential=0.1)
+    assert chosen(here)["workers"] == 2
+    assert chosen(here, Choice(workers=3))["workers"] == 3
+    assert chosen(here, Choice(workers=1))["workers"] == 1
+    assert chosen(stand(ZOO["dropout"], rows=(20,), strategy={"rounds": 10}))["workers"] == 1
+    paced(monkeypatch, sequential=0.0001)
+    assert chosen(here)["workers"] == 1
+    assert chosen(stand(ZOO["dropout"], strategy={"rounds": 100_000}))["workers"] == 1
+
+
+def test_only_apps_are_tried_and_forked_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch)
+    learner = Mean()
+    result = simulate(learner, sites(9), rounds=3, seed=3)
+    assert engine(result) == {"form": "sequential", "workers": 1, "why": "the learner is not an App"}
+    assert len(learner.calls) == 1 + 3 * 2 * 9
+    assert engine(simulate(Mean(), sites(9), rounds=3, seed=3, engine="pool"))["workers"] == 2
+
+
+def test_trying_leaves_no_trace_in_the_model() -> None:
+    assert run_of("dropout").digest == run_of("dropout", engine="sequential").digest == run_of("dropout", engine="pool", workers=2).digest
+
+
+def test_blocks_end_where_clients_alone_end() -> None:
+    one, many = run_of("written", engine="sequential"), run_of("written", engine="vectorized", workers=1)
+    assert many.digest == run_of("written", engine="vectorized", workers=2).digest
+    assert many.metrics["evaluate.loss"] == pytest.approx(one.metrics["evaluate.loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["sequential", "vectorized"])
+def test_a_run_goes_on_in_the_form_in_which_it_began(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(progress: Any) -> None:
+        if progress.closed and progress.number == 2 and progress.phase == "train":
+            raise KeyboardInterrupt
+
+    faster, slower = {"sequential": (1e-4, 1e-3), "vectorized": (1e-3, 1e-4)}[form], {"sequential": (1e-3, 1e-4), "vectorized": (1e-4, 1e-3)}[form]
+    paced(monkeypatch, sequential=faster[0], vectorized=faster[1])
+    whole = run_of("written", rounds=4)
+    with pytest.raises(KeyboardInterrupt):
+        run_of("written", rounds=4, folder=tmp_path, on_progress=stop)
+    paced(monkeypatch, sequential=slower[0], vectorized=slower[1])
+    resumed = run_of("written", rounds=4, resume=tmp_path)
+    assert engine(resumed)["form"] == form
+    assert resumed.digest == whole.digest
+    assert run_of("written", rounds=4).digest != whole.digest
+
+
+def test_measuring_takes_a_moment_and_changes_nothing() -> None:
+    here: Stand = stand(ZOO["written"])
+    before = here.model.copy()
+    note = chosen(here)
+    assert "ms a client one by one" in str(note["why"])
+    assert (here.model == before).all()
+    assert processors() >= 1
+
+
+def test_a_desk_for_any_learner_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind: Kind = ZOO["softmax"]
+    here = stand(kind)
+    assert isinstance(here.desk, Desk)
+    paced(monkeypatch, sequential=0.0, vectorized=0.0)
+    assert chosen(here)["form"] == "sequential"
