@@ -55,6 +55,7 @@ ended = simulate(
     evaluate={"every": 0, "holdout": 0.0},
     on_progress=watch,
     engine=os.environ.get("BENCH_ENGINE", "auto"),
+    workers=int(os.environ["BENCH_WORKERS"]) if "BENCH_WORKERS" in os.environ else None,
 )
 if ended.status != "completed":
     raise SystemExit(ended.summary())

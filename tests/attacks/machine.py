@@ -217,7 +217,7 @@ class AnyServer(RuleBasedStateMachine):
             for member in self.nodes:
                 if not isinstance(self.nodes[member].state, Consistency):
                     self.carry_on_with(member, EVERYBODY)
-        self.survive(EVERYBODY - {out}, told - {out})
+        self.survive(EVERYBODY - {out}, told)
         self.survive(EVERYBODY, EVERYBODY - told)
 
     @precondition(lambda self: self.sent)

@@ -210,7 +210,7 @@ FOUND_BY_MACHINE: list[tuple[Bug, str]] = [
     (nothing_remembered, "a second vector"),
     (rounds_used_again, "a second vector"),
     (secret_in_the_clear, "a secret key"),
-    (second_answer, "two sets of survivors"),
+    (second_answer, "two sets of survivors|a second unmask answer"),
     (no_masks, "a vector in the clear"),
     (declared_dead, "the pair masks of itself"),
     (unsigned_keys, "forged keys were believed"),

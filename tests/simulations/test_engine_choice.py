@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from fedscale.record import JSON
 from fedscale.torch_learner import one_thread
 from fedscale_simulations.engines import choice
 from fedscale_simulations.engines.choice import Choice, Chooser, opened, processors
-from fedscale_simulations.engines.desk import Desk
-from fedscale_simulations.engines.forms import Form
+from fedscale_simulations.engines.forms import Alone, Form
+from fedscale_simulations.engines.sequential import Sequential
 from fedscale_simulations.result import Simulation
 from fedscale_simulations.simulator import simulate
+from tests.command import fedscale
 from tests.simulations.samples import Mean, sites
-from tests.simulations.zoo import ZOO, Kind, Stand, stand
+from tests.simulations.test_cli import write_job
+from tests.simulations.zoo import KINDS, ZOO, Stand, stand
 
 TRAIN: dict[str, Any] = {"batch_size": 10, "optimizer": {"lr": 0.1}, "device": "cpu"}
 
@@ -135,9 +138,26 @@ def test_measuring_takes_a_moment_and_changes_nothing() -> None:
     assert processors() >= 1
 
 
-def test_a_desk_for_any_learner_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind: Kind = ZOO["softmax"]
-    here = stand(kind)
-    assert isinstance(here.desk, Desk)
-    paced(monkeypatch, sequential=0.0, vectorized=0.0)
-    assert chosen(here)["form"] == "sequential"
+def test_the_command_takes_an_engine_and_says_which_did_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = write_job(tmp_path / "job")
+    assert "engine    sequential, 1 process: the learner is not an App" in fedscale("simulate", job).out
+    done = fedscale("simulate", job, "--engine", "pool", "--workers", 2)
+    assert "engine    sequential, 2 processes: asked for" in done.out
+    refused = fedscale("simulate", job, "--engine", "warp")
+    assert refused.code == 2
+    assert "there is no engine 'warp'" in refused.err
+
+
+def test_memory_does_not_grow_with_the_cohort() -> None:
+    def peak(clients: int) -> int:
+        here = stand(ZOO["softmax"], rows=(5,) * clients)
+        list(Sequential(here.desk, Alone(here.desk)).work(here.tasks, here.model))
+        tracemalloc.start()
+        list(Sequential(here.desk, Alone(here.desk)).work(here.tasks, here.model))
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    update = 4 * (ZOO["softmax"].model().weight.numel() + KINDS)  # type: ignore[operator, union-attr]
+    assert peak(220) - peak(20) < 200 * update
