@@ -21,9 +21,8 @@ from fedscale.errors import PlanError
 from fedscale.learner import Training
 from fedscale.ring import FixedPoint
 from fedscale.strategy import STRATEGIES, Strategy
-from fedscale.tables import Document, suggest
+from fedscale.tables import NAME, Document, suggest
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 APP = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 FORMS = {
     NAME: "a name is 1 to 63 letters, digits, '.', '_' and '-', a letter or digit first",

@@ -16,6 +16,7 @@ from fedscale.errors import FedscaleError, PlanError
 
 Model = TypeVar("Model", bound=BaseModel)
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 FORMS = {
     "model_type": "this is a table, with settings of its own",
     "tuple_type": 'this is a list, as in ["accuracy"]',

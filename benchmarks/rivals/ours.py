@@ -54,7 +54,7 @@ ended = simulate(
     aggregate={"weight_cap": float(workload.rows), "bound": 1.0},
     evaluate={"every": 0, "holdout": 0.0},
     on_progress=watch,
-    engine=os.environ.get("BENCH_ENGINE", "auto"),
+    engine=os.environ.get("BENCH_ENGINE", "vectorized"),
     workers=int(os.environ["BENCH_WORKERS"]) if "BENCH_WORKERS" in os.environ else None,
 )
 if ended.status != "completed":

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fedscale import console
+from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json
-from fedscale.data import Dataset
 from fedscale.errors import ConfigError
-from fedscale_client import datasets
-from fedscale_client.datasets import LOADER, Declaration
-from fedscale_client.home import NodeHome, parse
+from fedscale_client import declarations
+from fedscale_client.declarations import LOADER, Declaration
+from fedscale_client.home import parse
 from fedscale_client.options import HOME, HomeFolder, opened
 
 KINDS = {".csv": "csv", ".parquet": "parquet", ".npz": "npz"}
@@ -40,10 +40,10 @@ def add(
     declaration = parse(Declaration, tree, f"dataset {name}")
     data = {"name": name, "dry_run": dry_run} | declaration.model_dump(mode="json", exclude_defaults=True)
     if dry_run:
-        data |= _look(node, declaration)
+        data |= later("fedscale_client.datasets:look")(declaration, node.path)
         console.emit(data, console.facts(data), as_json=json)
         return
-    datasets.add(node, name, declaration)
+    declarations.add(node, name, declaration)
     console.emit(data, f"this site offers {name}", as_json=json)
     console.note(f"look at it as a job would: fedscale node data check {name} --home {home}")
 
@@ -68,15 +68,9 @@ def _loaded_by(loader: str) -> dict[str, Any]:
     return {"kind": "loader", "loader": loader}
 
 
-def _look(node: NodeHome, declaration: Declaration) -> dict[str, Any]:
-    """What a declaration would give, in counts and shapes."""
-    loaded = datasets.read(declaration, node.path)
-    return {"rows": len(loaded), "shape": list(loaded.x.shape[1:])} if isinstance(loaded, Dataset) else {"type": type(loaded).__name__}
-
-
 def list_(*, home: HomeFolder = HOME, json: Json = False) -> None:
     """List the declared datasets."""
-    found = datasets.listed(opened(home))
+    found = declarations.listed(opened(home))
     rows = [(name, declared.kind, declared.path or declared.loader, declared.label) for name, declared in sorted(found.items())]
     data = {name: declared.model_dump(mode="json", exclude_defaults=True) for name, declared in found.items()}
     nothing = "no datasets yet; declare one: fedscale node data add NAME --path FILE.csv --label COLUMN"
@@ -86,8 +80,8 @@ def list_(*, home: HomeFolder = HOME, json: Json = False) -> None:
 def check(name: Annotated[str, typer.Argument(help="The dataset.")], *, home: HomeFolder = HOME, json: Json = False) -> None:
     """Read a dataset and say what would spoil training."""
     node = opened(home)
-    facts = _look(node, datasets.find(node, name))
-    problems = datasets.check(node, name)
+    facts = later("fedscale_client.datasets:look")(declarations.find(node, name), node.path)
+    problems = later("fedscale_client.datasets:check")(node, name)
     told = "\n".join(f"{name}: {problem}" for problem in problems) or f"{name} can be trained on"
     counts = ", ".join(f"{key} {value}" for key, value in facts.items())
     console.emit({"name": name, "problems": problems} | facts, f"{told} ({counts})", as_json=json)
@@ -98,7 +92,7 @@ def remove(
 ) -> None:
     """Withdraw a dataset; its files stay as they are."""
     node = opened(home)
-    datasets.find(node, name)
+    declarations.find(node, name)
     if not dry_run:
-        datasets.remove(node, name)
+        declarations.remove(node, name)
     console.emit({"name": name, "dry_run": dry_run}, f"{'would withdraw' if dry_run else 'withdrew'} {name}", as_json=json)

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from fedscale.clock import Clock, SystemClock
 from fedscale.errors import Cause, Failure, FedscaleError
 from fedscale.wire.convert import Key, key_text
-from fedscale_client import datasets, failures, renewal
+from fedscale_client import declarations, failures, renewal
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment, Connection
 from fedscale_client.home import Credentials, NodeHome
@@ -73,7 +73,7 @@ class Node:
         self._delivering: set[Key] = set()
         self._failures: OrderedDict[Key, Failure] = OrderedDict()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._offered: tuple[float, tuple[str, ...]] = (-1.0, tuple(sorted(datasets.listed(home))))
+        self._offered: tuple[float, tuple[str, ...]] = (-1.0, tuple(sorted(declarations.listed(home))))
         self._stopping = asyncio.Event()
         self._group = asyncio.TaskGroup()
 
@@ -127,7 +127,7 @@ class Node:
         changed = file.stat().st_mtime if file.exists() else 0.0
         if changed != self._offered[0]:
             try:
-                self._offered = (changed, tuple(sorted(datasets.listed(self._home))))
+                self._offered = (changed, tuple(sorted(declarations.listed(self._home))))
             except FedscaleError as error:
                 self._offered = (changed, self._offered[1])
                 self._tell("datasets not read", error=str(error))

@@ -18,9 +18,9 @@ node = group(
     "Run a site: join a federation, declare data, train.",
     {
         "join": Entry("fedscale_client.cli:join", "Join a federation with a ticket from its coordinator."),
-        "start": Entry("fedscale_client.cli:start", "Take part until told to stop."),
+        "start": Entry("fedscale_client.cli_start:start", "Take part until told to stop."),
         "status": Entry("fedscale_client.cli:status", "Show who this node is and what it offers."),
         "data": Entry("fedscale_client.nouns:data", "Declare the datasets this site offers; they never leave it."),
-        "doctor": Entry("fedscale_client.cli:doctor", "Check this node: certificate, coordinator, datasets, room."),
+        "doctor": Entry("fedscale_client.cli_doctor:doctor", "Check this node: certificate, coordinator, datasets, room."),
     },
 )

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
-from fedscale_client import datasets, failures
+from fedscale_client import declarations, failures
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment
-from fedscale_client.datasets import Declaration
+from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.pipe import Message
 from fedscale_client.transfer import Answer, Transfer
@@ -65,7 +65,7 @@ class Performer:
         except TimeoutError:
             return Failure(Cause.NETWORK, "the app or the model did not arrive by the task's deadline", hint="raise clients.deadline")
         name = assignment.plan.job.data
-        key = (assignment.key[0], assignment.bundle, name, datasets.fingerprint(declaration, self._home.path))
+        key = (assignment.key[0], assignment.bundle, name, declarations.fingerprint(declaration, self._home.path))
         seat = {"bundle": str(bundle), "home": str(self._home.path), "dataset": name, "declaration": declaration.model_dump(mode="json")}
         request = {**_request(assignment), "model": str(model or ""), "answer": str(answer)}
         return await self._workers.perform(key, seat, request, deadline, progress)
@@ -76,7 +76,7 @@ class Performer:
         Raises:
             PolicyRefusal: the site has declared no dataset of that name.
         """
-        declaration = datasets.listed(self._home).get(name)
+        declaration = declarations.listed(self._home).get(name)
         if declaration is None:
             raise PolicyRefusal(f"this site does not offer the dataset '{name}'", hint=f"the site can declare it: fedscale node data add {name} ...")
         return declaration

@@ -31,7 +31,7 @@ from fedscale.task import FirstModel, Task, layout_for, perform, portion
 from fedscale.vector import Schema, Vector
 from fedscale.wire.codec import digest_of, model_from
 from fedscale_client import datasets, failures, pipe
-from fedscale_client.datasets import Declaration
+from fedscale_client.declarations import Declaration
 from fedscale_client.failures import Context
 from fedscale_client.pipe import Message
 

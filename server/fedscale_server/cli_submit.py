@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from fedscale import bundle, console
+from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json, Settings
 from fedscale.errors import ConfigError
 from fedscale.plan import Plan
 from fedscale.report.units import data_size
 from fedscale_server.control import Control
-from fedscale_server.follow import follow
 from fedscale_server.options import ProfileFolder, connect
 from fedscale_server.packing import pack_job
 from fedscale_server.parcels import put
@@ -44,7 +44,7 @@ def submit(
         info = control.submit(chosen, plan.to_toml(), put(control, packed), key or secrets.token_hex(16))
         if watch:
             console.note(f"submitted {info.run} to project {info.project}")
-            raise typer.Exit(follow(control, info.run, as_json=json, as_lines=False))
+            raise typer.Exit(later("fedscale_server.follow:follow")(control, info.run, as_json=json, as_lines=False))
     console.emit(asdict(info), info.run, as_json=json)
     console.note(f"submitted to project {info.project}; follow it: fedscale run watch {info.run}")
 

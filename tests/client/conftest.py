@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 import pytest
 
 from fedscale.clock import Clock, SystemClock
-from fedscale_client import datasets
+from fedscale_client import declarations
 from fedscale_client.cache import Part
-from fedscale_client.datasets import Declaration
+from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import Node
 from tests.client.coordinator import Coordinator
@@ -59,7 +59,7 @@ async def coordinator() -> AsyncIterator[Coordinator]:
 def home(coordinator: Coordinator, tmp_path: Path) -> NodeHome:
     """A home that has joined and offers the dataset ``heart``."""
     made = coordinator.home(tmp_path / "node")
-    datasets.add(made, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "heart.csv")), label="y"))
+    declarations.add(made, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "heart.csv")), label="y"))
     return made
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from fedscale.cli.logs import configure
 from fedscale.errors import AccessDenied
-from fedscale_client import cli, datasets
+from fedscale_client import cli, cli_doctor, cli_start, declarations
 from fedscale_client.home import NodeHome
 from fedscale_client.options import opened
 from tests.client.conftest import write_csv
@@ -129,7 +129,7 @@ async def test_a_table_is_declared_listed_checked_and_withdrawn(home: NodeHome, 
     done = await node("data", "add", "lung", "--path", "lung.csv", "--label", "y", "--columns", "b, a", "--home", home.path)
     assert (done.code, done.out) == (0, "this site offers lung\n")
     assert "fedscale node data check lung" in done.err
-    declared = datasets.find(home, "lung")
+    declared = declarations.find(home, "lung")
     assert (declared.path, declared.columns, declared.label) == (str(tmp_path / "lung.csv"), ("b", "a"), "y")
     listed = (await node("data", "list", "--home", home.path, "--json")).data
     assert set(listed) == {"heart", "lung"}
@@ -138,7 +138,7 @@ async def test_a_table_is_declared_listed_checked_and_withdrawn(home: NodeHome, 
     assert checked == {"name": "lung", "problems": [], "rows": 40, "shape": [2]}
     assert (await node("data", "check", "lung", "--home", home.path)).out == "lung can be trained on (rows 40, shape [2])\n"
     assert (await node("data", "remove", "lung", "--home", home.path)).out == "withdrew lung\n"
-    assert set(datasets.listed(home)) == {"heart"}
+    assert set(declarations.listed(home)) == {"heart"}
 
 
 async def test_adding_and_removing_can_be_tried_first(home: NodeHome, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ async def test_adding_and_removing_can_be_tried_first(home: NodeHome, tmp_path: 
     data = (await node("data", "add", "lung", "--path", table, "--label", "y", "--home", home.path, "--dry-run", "--json")).data
     assert (data["rows"], data["shape"], data["dry_run"]) == (40, [2], True)
     assert (await node("data", "remove", "heart", "--home", home.path, "--dry-run")).out == "would withdraw heart\n"
-    assert set(datasets.listed(home)) == {"heart"}
+    assert set(declarations.listed(home)) == {"heart"}
 
 
 async def test_arrays_are_declared_by_their_labels(home: NodeHome, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_loader_in_a_file_is_found_from_any_folder(home: NodeHome, tmp_p
     assert (await node("data", "add", "own", "--loader", "mine.py:load", "--home", home.path)).code == 0
     monkeypatch.chdir("/")
     assert (await node("data", "check", "own", "--home", home.path, "--json")).data["rows"] == 11
-    assert datasets.find(home, "own").loader == f"{tmp_path}/mine.py:load"
+    assert declarations.find(home, "own").loader == f"{tmp_path}/mine.py:load"
 
 
 async def test_what_is_not_a_dataset_is_shown_by_its_type(home: NodeHome, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ async def test_a_wrong_declaration_is_told(home: NodeHome, words: list[str], cod
     done = await node("data", "add", "x", *words, "--home", home.path)
     assert done.code == code
     assert told in done.err
-    assert set(datasets.listed(home)) == {"heart"}
+    assert set(declarations.listed(home)) == {"heart"}
 
 
 async def test_names_that_clash_or_are_unknown(home: NodeHome, tmp_path: Path) -> None:
@@ -220,14 +220,14 @@ async def test_the_doctor_of_a_sound_node(home: NodeHome, coordinator: Coordinat
 
 
 async def test_the_doctor_finds_what_is_wrong(home: NodeHome, coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "REACH_SECONDS", 0.3)
+    monkeypatch.setattr(cli_doctor, "REACH_SECONDS", 0.3)
     await coordinator.stop()
     (tmp_path / "heart.csv").unlink()
     done = await node("doctor", "--home", home.path, "--json")
     checks = {check["name"]: check for check in json.loads(done.out)["data"]["checks"]}
     assert done.code == 2
     assert (checks["coordinator"]["state"], checks["dataset heart"]["state"]) == ("fault", "fault")
-    datasets.remove(home, "heart")
+    declarations.remove(home, "heart")
     checks = {check["name"]: check for check in json.loads((await node("doctor", "--home", home.path, "--json")).out)["data"]["checks"]}
     assert "fedscale node data add" in checks["datasets"]["hint"]
 
@@ -272,8 +272,8 @@ async def test_a_node_that_is_shut_out_ends_with_4(home: NodeHome, coordinator: 
 def test_failures_are_logged_flat_and_progress_not_at_all(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     configure("text")
-    cli._log({"event": "progress", "fraction": 0.5})
-    cli._log({"event": "failed", "key": "r/train/1", "failure": {"cause": "data", "what": "no column", "hint": ""}})
+    cli_start._log({"event": "progress", "fraction": 0.5})
+    cli_start._log({"event": "failed", "key": "r/train/1", "failure": {"cause": "data", "what": "no column", "hint": ""}})
     told = capsys.readouterr().err
     assert "progress" not in told
     assert "[warning" in told

@@ -14,8 +14,8 @@ from fedscale.errors import AccessDenied, Cause, ConfigError
 from fedscale.learner import Phase
 from fedscale.proto.v1 import node_pb2
 from fedscale.wire.convert import key_to_proto
-from fedscale_client import connection, datasets
-from fedscale_client.datasets import Declaration
+from fedscale_client import connection, declarations
+from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome, write_private
 from fedscale_client.node import run
 from tests.client.conftest import LEARNER, Running, Start, write_csv
@@ -103,7 +103,7 @@ async def test_a_key_that_does_not_fit(coordinator: Coordinator, home: NodeHome)
 async def test_a_new_dataset_is_offered_at_once(coordinator: Coordinator, home: NodeHome, tmp_path: Path, start: Start) -> None:
     async with start() as node:
         await coordinator.connected()
-        datasets.add(home, "lung", Declaration(kind="csv", path=str(write_csv(tmp_path / "lung.csv")), label="y"))
+        declarations.add(home, "lung", Declaration(kind="csv", path=str(write_csv(tmp_path / "lung.csv")), label="y"))
         session = await coordinator.connected(2)
         assert list(session.hello.datasets) == ["heart", "lung"]
         assert "datasets of this site have changed" in node.events("disconnected")[0]["error"]

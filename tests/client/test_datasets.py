@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from fedscale.data import Dataset
 from fedscale.errors import ConfigError, Conflict, DataError, NotFound
-from fedscale_client import datasets
-from fedscale_client.datasets import Declaration
+from fedscale_client import datasets, declarations
+from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from tests.client.conftest import ROWS, write_csv
 
@@ -64,43 +64,43 @@ def test_declared_listed_and_removed(home: NodeHome, tmp_path: Path) -> None:
         csv(tmp_path, columns=("b", "a"), group=None),
         Declaration(kind="loader", loader="loader.py:arrays", options={"rows": 6, "scale": 0.5}),
     )
-    assert datasets.listed(home) == {}
-    datasets.add(home, "heart", heart)
-    datasets.add(home, "lung.v2", lung)
-    assert datasets.listed(home) == {"heart": heart, "lung.v2": lung}
+    assert declarations.listed(home) == {}
+    declarations.add(home, "heart", heart)
+    declarations.add(home, "lung.v2", lung)
+    assert declarations.listed(home) == {"heart": heart, "lung.v2": lung}
     assert home.datasets_file.stat().st_mode & 0o777 == 0o600
-    datasets.remove(home, "heart")
-    assert datasets.listed(home) == {"lung.v2": lung}
+    declarations.remove(home, "heart")
+    assert declarations.listed(home) == {"lung.v2": lung}
     assert (tmp_path / "heart.csv").exists()
 
 
 def test_a_name_is_taken_once(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "heart", csv(tmp_path))
+    declarations.add(home, "heart", csv(tmp_path))
     with pytest.raises(Conflict, match="'heart' already.*data remove heart"):
-        datasets.add(home, "heart", csv(tmp_path))
+        declarations.add(home, "heart", csv(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a/b", "x" * 64])
 def test_names_a_plan_could_not_use(home: NodeHome, tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="not a valid dataset name"):
-        datasets.add(home, name, csv(tmp_path))
+        declarations.add(home, name, csv(tmp_path))
     assert not home.datasets_file.exists()
 
 
 def test_unknown_names_come_with_a_suggestion(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "heart", csv(tmp_path))
-    for call in (datasets.find, datasets.load, datasets.check, datasets.remove):
+    declarations.add(home, "heart", csv(tmp_path))
+    for call in (declarations.find, datasets.load, datasets.check, declarations.remove):
         with pytest.raises(NotFound, match="no dataset 'hart'.*did you mean 'heart'"):
             call(home, "hart")
     with pytest.raises(NotFound, match=r"fedscale node data add kidney \.\.\."):
-        datasets.find(home, "kidney")
+        declarations.find(home, "kidney")
 
 
 def test_a_file_that_is_not_there_is_not_declared(home: NodeHome) -> None:
     with pytest.raises(DataError, match=r"/nowhere/h\.csv: there is no such file"):
-        datasets.add(home, "heart", Declaration(kind="csv", path="/nowhere/h.csv", label="y"))
+        declarations.add(home, "heart", Declaration(kind="csv", path="/nowhere/h.csv", label="y"))
     with pytest.raises(DataError, match=r"missing\.py: there is no such file"):
-        datasets.add(home, "heart", Declaration(kind="loader", loader="missing.py:load"))
+        declarations.add(home, "heart", Declaration(kind="loader", loader="missing.py:load"))
 
 
 @pytest.mark.parametrize(
@@ -123,23 +123,23 @@ def test_declarations_that_are_incomplete(home: NodeHome, fields: dict[str, Any]
     lines = [f"{key} = '{value}'" for key, value in fields.items()]
     home.datasets_file.write_text("\n".join(["[heart]", *lines]))
     with pytest.raises(ConfigError, match=rf"\[heart\]: .*{words}"):
-        datasets.listed(home)
+        declarations.listed(home)
 
 
 def test_a_file_with_a_bad_name_or_no_table(home: NodeHome) -> None:
     home.datasets_file.write_text("['a b']\nkind = 'npz'\npath = 'x'")
     with pytest.raises(ConfigError, match="'a b' is not a valid dataset name"):
-        datasets.listed(home)
+        declarations.listed(home)
     home.datasets_file.write_text("heart = 3")
     with pytest.raises(ConfigError, match="Input should be a valid dictionary"):
-        datasets.listed(home)
+        declarations.listed(home)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
 def test_a_table(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "heart", csv(tmp_path, columns=("b",)))
+    declarations.add(home, "heart", csv(tmp_path, columns=("b",)))
     loaded = datasets.load(home, "heart")
     assert isinstance(loaded, Dataset)
     assert (len(loaded), loaded.columns, loaded.y.dtype) == (ROWS, ("b",), np.int64)
@@ -147,7 +147,7 @@ def test_a_table(home: NodeHome, tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_home(home: NodeHome) -> None:
     write_csv(home.path / "h.csv")
-    datasets.add(home, "heart", Declaration(kind="csv", path="h.csv", label="y"))
+    declarations.add(home, "heart", Declaration(kind="csv", path="h.csv", label="y"))
     assert len(datasets.load(home, "heart")) == ROWS
 
 
@@ -156,7 +156,7 @@ def test_missing_values_by_policy(home: NodeHome, tmp_path: Path, policy: Any, r
     declaration = csv(tmp_path, missing_policy=policy, missing=("-9",))
     with (tmp_path / "heart.csv").open("a") as file:
         file.write("-9,1,1\n")
-    datasets.add(home, "heart", declaration)
+    declarations.add(home, "heart", declaration)
     if rows:
         assert len(datasets.load(home, "heart")) == rows
     else:
@@ -165,14 +165,14 @@ def test_missing_values_by_policy(home: NodeHome, tmp_path: Path, policy: Any, r
 
 
 def test_groups_of_a_table(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "heart", csv(tmp_path, group="b"))
+    declarations.add(home, "heart", csv(tmp_path, group="b"))
     loaded = datasets.load(home, "heart")
     assert loaded.columns == ("a",)
     assert set(loaded.groups) == {"0", "1", "2"}
 
 
 def test_a_cell_is_never_quoted(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "heart", csv(tmp_path))
+    declarations.add(home, "heart", csv(tmp_path))
     with (tmp_path / "heart.csv").open("a") as file:
         file.write(f"{CANARY},1,1\n")
     with pytest.raises(DataError) as caught:
@@ -183,10 +183,10 @@ def test_a_cell_is_never_quoted(home: NodeHome, tmp_path: Path) -> None:
 
 def test_arrays_of_an_archive(home: NodeHome, tmp_path: Path) -> None:
     x, y, g = np.ones((4, 2, 2)), np.array([0, 1, 0, 1]), np.array([1, 1, 2, 2])
-    datasets.add(home, "plain", npz(tmp_path / "a.npz", x=x, y=y))
+    declarations.add(home, "plain", npz(tmp_path / "a.npz", x=x, y=y))
     np.savez(tmp_path / "b.npz", features=x, labels=y, patient=g)
     named = Declaration(kind="npz", path=str(tmp_path / "b.npz"), x="features", y="labels", groups="patient")
-    datasets.add(home, "named", named)
+    declarations.add(home, "named", named)
     assert datasets.load(home, "plain").x.shape == (4, 2, 2)
     assert datasets.load(home, "named").groups.tolist() == [1, 1, 2, 2]
 
@@ -220,7 +220,7 @@ def test_pickled_arrays_are_refused(home: NodeHome, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("function", "rows"), [("arrays", 4), ("grouped", 4), ("made", 4)])
 def test_a_loader_of_the_site(home: NodeHome, function: str, rows: int) -> None:
-    datasets.add(home, "own", Declaration(kind="loader", loader=f"loader.py:{function}"))
+    declarations.add(home, "own", Declaration(kind="loader", loader=f"loader.py:{function}"))
     loaded = datasets.load(home, "own")
     assert isinstance(loaded, Dataset)
     assert len(loaded) == rows
@@ -295,26 +295,26 @@ class TestParquet:
 
 
 def test_a_sound_dataset_has_no_problems(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "heart", csv(tmp_path))
+    declarations.add(home, "heart", csv(tmp_path))
     assert datasets.check(home, "heart") == []
 
 
 def test_problems_are_sentences_without_values(home: NodeHome, tmp_path: Path) -> None:
-    datasets.add(home, "bad", npz(tmp_path / "bad.npz", x=np.full((4, 2), np.nan), y=np.ones(4)))
+    declarations.add(home, "bad", npz(tmp_path / "bad.npz", x=np.full((4, 2), np.nan), y=np.ones(4)))
     assert datasets.check(home, "bad") == ["there are fewer than 10 rows", "the features hold NaN", "every label is the same"]
 
 
 def test_what_is_no_dataset_cannot_be_checked(home: NodeHome) -> None:
-    datasets.add(home, "own", Declaration(kind="loader", loader="loader.py:foreign"))
+    declarations.add(home, "own", Declaration(kind="loader", loader="loader.py:foreign"))
     assert datasets.check(home, "own") == ["the loader returned no Dataset, so there is nothing to check it by"]
 
 
 def test_a_fingerprint_follows_the_file_and_the_declaration(home: NodeHome, tmp_path: Path) -> None:
     declared = csv(tmp_path)
-    before = datasets.fingerprint(declared, home.path)
-    assert datasets.fingerprint(declared, home.path) == before
-    assert datasets.fingerprint(declared.model_copy(update={"label": "b"}), home.path) != before
+    before = declarations.fingerprint(declared, home.path)
+    assert declarations.fingerprint(declared, home.path) == before
+    assert declarations.fingerprint(declared.model_copy(update={"label": "b"}), home.path) != before
     os.utime(tmp_path / "heart.csv", (1, 1))
-    assert datasets.fingerprint(declared, home.path) != before
+    assert declarations.fingerprint(declared, home.path) != before
     (tmp_path / "heart.csv").unlink()
-    assert datasets.fingerprint(declared, home.path) != before
+    assert declarations.fingerprint(declared, home.path) != before

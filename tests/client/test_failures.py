@@ -30,7 +30,7 @@ from fedscale.errors import (
 )
 from fedscale.vector import Schema
 from fedscale_client import datasets, failures, rpc
-from fedscale_client.datasets import Declaration
+from fedscale_client.declarations import Declaration
 from fedscale_client.failures import Context
 
 CANARY = "Erika_Mustermann_1951"

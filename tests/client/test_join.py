@@ -15,8 +15,8 @@ import pytest
 
 from fedscale import identity
 from fedscale.errors import ConfigError, Conflict, FedscaleError, TicketError, Unreachable
-from fedscale_client import datasets
-from fedscale_client.datasets import Declaration
+from fedscale_client import declarations
+from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome, write_toml
 from fedscale_client.join import join
 from tests.client.conftest import Start, write_csv
@@ -126,7 +126,7 @@ async def test_a_second_join_is_refused(coordinator: Coordinator, tmp_path: Path
 
 async def test_an_expired_node_joins_again_and_keeps_what_is_its_own(coordinator: Coordinator, tmp_path: Path) -> None:
     home = coordinator.home(tmp_path / "node", "mercy", hours=1 / 36_000)
-    datasets.add(home, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "h.csv")), label="y"))
+    declarations.add(home, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "h.csv")), label="y"))
     write_toml(home.settings_file, {**home.settings().model_dump(), "workers": 7})
     ends = home.credentials().expires()
     async with asyncio.timeout(10):
@@ -135,7 +135,7 @@ async def test_an_expired_node_joins_again_and_keeps_what_is_its_own(coordinator
     again = await joined(coordinator.ticket("mercy"), home.path)
     again.credentials().check(datetime.now(UTC))
     assert again.settings().workers == 7
-    assert list(datasets.listed(again)) == ["heart"]
+    assert list(declarations.listed(again)) == ["heart"]
 
 
 async def test_a_home_whose_key_was_lost_joins_again(coordinator: Coordinator, tmp_path: Path) -> None:

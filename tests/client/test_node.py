@@ -19,10 +19,10 @@ from fedscale.errors import Cause, ConfigError, Conflict
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.vector import Schema
-from fedscale_client import datasets
+from fedscale_client import declarations
 from fedscale_client import node as node_module
 from fedscale_client.cache import Part
-from fedscale_client.datasets import Declaration
+from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import run
 from tests.client.conftest import LEARNER, ROWS, Running, Start, learner, write_csv
@@ -350,7 +350,7 @@ except ValueError as error:
     home = coordinator.home(tmp_path / "other", "other")
     rows = "\n".join(f"{i},{name},{i % 2}" for i in range(ROWS))
     (tmp_path / "patients.csv").write_text(f"a,who,y\n{rows}\n")
-    datasets.add(home, "heart", Declaration(kind="csv", path=str(tmp_path / "patients.csv"), label="y", group="who"))
+    declarations.add(home, "heart", Declaration(kind="csv", path=str(tmp_path / "patients.csv"), label="y", group="who"))
     app = coordinator.put_app(tmp_path / "app", app=learner(body))
     async with start(home) as node:
         await coordinator.connected()

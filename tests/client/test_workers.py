@@ -22,7 +22,7 @@ from fedscale.task import layout_for
 from fedscale.vector import Schema
 from fedscale.wire.codec import words_from
 from fedscale_client import workers as workers_module
-from fedscale_client.datasets import Declaration
+from fedscale_client.declarations import Declaration
 from fedscale_client.workers import Done, Worker, Workers
 from tests.client.conftest import LEARNER, ROWS, learner, write_csv
 from tests.client.coordinator import MODEL, SCHEMA, digest, plan_text, until

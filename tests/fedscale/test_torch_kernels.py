@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,9 +74,25 @@ def test_a_build_without_one_dnn_does_without(monkeypatch: pytest.MonkeyPatch) -
     assert kernels.gains.__wrapped__() is False
 
 
-def test_the_measurement_is_made_once() -> None:
-    assert kernels.gains() is kernels.gains()
-    assert kernels.gains.cache_info().hits >= 1
+@pytest.mark.parametrize(
+    ("capability", "text", "expected"),
+    [
+        ("AVX512", "processor\t: 0\nvendor_id\t: AuthenticAMD\n", kernels.available()),
+        ("AVX512", "vendor_id\t: GenuineIntel\n", False),
+        ("AVX2", "vendor_id\t: AuthenticAMD\n", False),
+        ("AVX512", "Hardware : another\n", False),
+    ],
+)
+def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: str, text: str, *, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    made = kernels.vendor(tmp_path / "cpuinfo")
+    monkeypatch.setattr(kernels, "vendor", lambda: made)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert kernels.gains.__wrapped__() is expected
+
+
+def test_a_processor_that_cannot_be_read_keeps_torchs_kernel(tmp_path: Path) -> None:
+    assert kernels.vendor(tmp_path / "absent") == ""
 
 
 # --------------------------------------------------------------------------------------------------------------- resident

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,12 +152,18 @@ class Deadly(Mean):
 
     def run(self, work: Work) -> Result:
         site: Site = work.data
-        mark = next(iter(sorted(self.folder.iterdir())), None)
-        if mark is not None and (site.name, work.phase, work.number) in self.victims:
+        if (site.name, work.phase, work.number) in self.victims and self._claimed():
             assert os.getpid() != self.home
-            mark.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().run(work)
+
+    def _claimed(self) -> bool:
+        """Take a mark away, which of several processes only one can."""
+        for mark in sorted(self.folder.iterdir()):
+            with suppress(FileNotFoundError):
+                mark.unlink()
+                return True
+        return False
 
 
 def marks(folder: Path, count: int) -> Path:

@@ -11,9 +11,9 @@ import structlog
 
 import fedscale
 from fedscale.errors import ProtocolError
-from fedscale.plan import NAME
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
+from fedscale.tables import NAME
 from fedscale.wire.convert import failure_from_proto, key_from_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
 from fedscale_server.engine import Engine
