@@ -7,6 +7,7 @@ the right layout. All of them live in one process and need neither torch nor a w
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
@@ -66,10 +67,15 @@ async def _take_part(homes: Sequence[NodeHome], size: int, watching: Process) ->
     """Be these nodes for as long as somebody watches."""
     async with asyncio.TaskGroup() as group:
         nodes = [group.create_task(_node(home, size)) for home in homes]
-        while watching.alive:
-            await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.to_thread(_wait_for, watching)
         for node in nodes:
             node.cancel()
+
+
+def _wait_for(process: Process) -> None:
+    """Block until a process has ended."""
+    while process.alive:
+        time.sleep(LOOK_SECONDS)
 
 
 @lru_cache(maxsize=2)

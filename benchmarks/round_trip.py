@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,7 @@ def measure() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         events = _raw.play(federation, NODES, SIZE, ROUNDS)
     opened = [event["at"] for event in events if event["kind"] == "opened"]
-    times = [end - begin for begin, end in zip(opened, opened[1:], strict=False)]
+    times = [end - begin for begin, end in pairwise(opened)]
     assert len(times) == ROUNDS - 1
     yield Figure(f"a round, {NODES} nodes, 128 MiB model", median(times), "s")
     yield Figure("both directions together", 2 * NODES * 4 * SIZE / median(times) / 1e6, "MB/s")

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from statistics import median
@@ -39,7 +40,12 @@ def measure() -> Iterator[Figure]:
     yield Figure("import fedscale", timed(lambda: [sys.executable, "-c", "import fedscale"]), "s", IMPORT)
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         for name, words in commands(federation).items():
-            yield Figure(f"fedscale {name}", timed(lambda words=words: [*program(), *map(str, words())]), "s", COMMAND)
+            yield Figure(f"fedscale {name}", timed(partial(_line, words)), "s", COMMAND)
+
+
+def _line(words: Callable[[], Words]) -> list[str]:
+    """A command with the program in front."""
+    return [*program(), *map(str, words())]
 
 
 def timed(command: Callable[[], list[str]]) -> float:

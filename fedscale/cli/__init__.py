@@ -16,6 +16,7 @@ import typer
 
 import fedscale
 from fedscale import console
+from fedscale.cli import process
 from fedscale.cli.lazy import Entry, Lazy, group
 from fedscale.errors import ConfigError, FedscaleError
 
@@ -60,8 +61,13 @@ app = group("Federated learning for hospitals: simulate a job, deploy it, watch 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; all errors end here."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command and return its exit code; without ``arguments`` it is what the process was started with, and all it does."""
+    return process.whole(lambda: _run(sys.argv[1:])) if arguments is None else _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run one command; all errors end here."""
+    words = list(arguments)
     as_json = "--json" in words
     # What gRPC has to say of a broken connection stands in our own error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -1,0 +1,34 @@
+"""The process of a command, which is short: it does without what Python does for long ones."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+RARELY = 100_000
+
+
+def whole(command: Callable[[], int]) -> int:
+    """Run a command as all that its process does; returns its exit code.
+
+    Garbage is looked for rarely, and in the end, when every exit handler has run, the process leaves without taking its
+    memory apart object by object. Together that is a fifth of the time of a short command.
+    """
+    gc.set_threshold(RARELY)
+    ended: list[int] = []
+    # Handlers run in reverse order, so this one comes last; without an exit code Python ends the process as always.
+    atexit.register(_leave, ended)
+    ended.append(command())
+    return ended[0]
+
+
+def _leave(ended: list[int]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    if ended:
+        os._exit(ended[0])
