@@ -186,7 +186,7 @@ def slug(text: str) -> str:
 def is_classes(labels: Labels) -> bool:
     """Whether labels look like classes: integers with few distinct values for their number."""
     few = max(2, min(MAX_CLASSES, labels.size // 2))
-    return labels.dtype.kind in "biu" and np.unique(labels).size <= few
+    return labels.dtype.kind in "biu" and len(set(labels.tolist())) <= few
 
 
 def _require_rows(n: int, clients: int) -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+# Simulations fork workers in the process in which other tests have used gRPC, whose own handlers for forks can wait for ever.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL_DATA = "optional data"
 

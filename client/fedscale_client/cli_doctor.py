@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import grpc
 
@@ -16,6 +17,7 @@ from fedscale_client.home import NodeHome
 from fedscale_client.options import HOME, HomeFolder, opened
 
 REACH_SECONDS = 5.0
+NOTHING = "/fedscale.v1.Node/Nothing"
 
 
 def doctor(*, home: HomeFolder = HOME, json: Json = False) -> None:
@@ -31,11 +33,14 @@ def _coordinator(node: NodeHome) -> Finding:
     secure = grpc.ssl_channel_credentials(credentials.authority, credentials.key, credentials.certificate)
     override = [("grpc.ssl_target_name_override", settings.server_name)] if settings.server_name else []
     with grpc.secure_channel(settings.address, secure, override) as channel:
+        # No coordinator knows this method; that it says so is the sign of life.
+        ask: Any = channel.unary_unary(NOTHING)
         try:
-            grpc.channel_ready_future(channel).result(REACH_SECONDS)
-        except grpc.FutureTimeoutError:
-            hint = "check the address, the network and the firewall; only an outbound connection to that port is needed"
-            return Finding("coordinator", FAULT, f"no answer from {settings.address} within {REACH_SECONDS:g} s", hint)
+            ask(b"", timeout=REACH_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                hint = "check the address, the network and the firewall; only an outbound connection to that port is needed"
+                return Finding("coordinator", FAULT, f"no answer from {settings.address} within {REACH_SECONDS:g} s", hint)
     return Finding("coordinator", FINE, f"{settings.address} answers")
 
 

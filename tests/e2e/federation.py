@@ -231,6 +231,10 @@ class Federation:
         """Everything that happens to a run, as lines of JSON."""
         return self.begin("watch", "run", "watch", run, "--jsonl", "--profile", self.profile)
 
+    def at_work(self, node: str, run: str, number: int) -> None:
+        """Wait until a node trains in a round; its own log tells it even to whoever begins to watch late."""
+        until(lambda: f" key={run}/train/{number} " in self.nodes[node].told(), f"{node} at work in round {number}")
+
     def status(self, run: str) -> str:
         return str(self.manage("run", "show", run)["run"]["status"])
 

@@ -13,7 +13,7 @@ from fedscale.errors import Cause
 from fedscale.record import RunRecord
 from tests.e2e import trial
 from tests.e2e.conftest import declared, write_table
-from tests.e2e.federation import Event, Federation, Process, until
+from tests.e2e.federation import Event, Federation, until
 
 PATIENT = "zephyrine-quill-1951"
 NAMED_WITHIN = 5.0
@@ -47,9 +47,9 @@ def clients(least: int) -> dict[str, object]:
     return {"wait_for": 6, "min_per_round": least, "deadline": DEADLINE, "rejoin": 2.0}
 
 
-def kill(federation: Federation, events: Process) -> float:
+def kill(federation: Federation, run: str) -> float:
     """Kill the node that is at work in round 2; returns when."""
-    events.event("accepted", node=KILLED, phase="train", number=2)
+    federation.at_work(KILLED, run, 2)
     federation.nodes[KILLED].kill()
     return time.time()
 
@@ -68,7 +68,7 @@ def test_the_run_finishes_with_those_that_remain_and_names_each_cause(restored: 
     federation = restored
     run = federation.submit(job(rounds=3, clients=clients(least=2)))
     events, screen = federation.watch(run), federation.begin("screen", "run", "watch", run, "--profile", federation.profile)
-    killed = kill(federation, events)
+    killed = kill(federation, run)
     opened = events.event("opened", phase="train", number=2)["at"]
 
     named: dict[str, Event] = {
@@ -107,7 +107,7 @@ def test_below_quorum_the_run_stops_and_says_why(restored: Federation, job: Call
     submit = ("run", "submit", job(rounds=3, clients=clients(least=3)), "--project", "trial", "--watch", "--json", "--profile", federation.profile)
     following = federation.begin("submit", *submit)
     until(lambda: "submitted" in following.told(), "the run's id")
-    kill(federation, federation.watch(following.told().split()[1]))
+    kill(federation, following.told().split()[1])
     done = following.wait()
     assert done.code == 1
     assert done.error["type"] == "RunFailed"
@@ -121,7 +121,7 @@ def test_a_frozen_node_is_named_and_comes_back(restored: Federation, job: Callab
     federation, frozen = restored, WELL[0]
     run = federation.submit(job(rounds=1, epochs=80, clients=clients(least=4) | {"rejoin": 60.0, "deadline": 60.0}))
     events = federation.watch(run)
-    events.event("accepted", node=frozen, phase="train")
+    federation.at_work(frozen, run, 1)
     federation.nodes[frozen].send(signal.SIGSTOP)
     events.event("lost", node=frozen)
     federation.nodes[frozen].send(signal.SIGCONT)

@@ -49,7 +49,7 @@ def crash(federation: Federation) -> None:
 
 
 def test_a_killed_server_goes_on_when_it_is_started_again(federation: Federation, job: Callable[..., Path], expected: Callable[[Path], str]) -> None:
-    file = job(rounds=5, epochs=4, clients=ALL)
+    file = job(rounds=5, epochs=4, clients=ALL, strategy={"name": "fedadam", "rounds": 5, "lr": 0.5})
     run = federation.submit(file)
     events = federation.watch(run)
     # In the middle of a round with some of its answers in, then right behind a checkpoint, then while everybody is at work.
@@ -73,7 +73,7 @@ def test_a_killed_node_rejoins_its_round(federation: Federation, job: Callable[.
     file = job(rounds=2, epochs=10, clients=ALL)
     run = federation.submit(file)
     events = federation.watch(run)
-    events.event("accepted", node="bob", phase="train", number=2)
+    federation.at_work("bob", run, 2)
     federation.nodes["bob"].kill()
     events.event("lost", node="bob")
     federation.start_node("bob")
@@ -125,7 +125,7 @@ def test_a_stopped_federation_leaves_nothing_behind(tables: dict[str, Path], tmp
     with Federation(tmp_path / "short") as short:
         short.join("ann", declared(tables["ann"]))
         run = short.submit(job(rounds=50, epochs=4, clients={"deadline": 60.0}))
-        short.watch(run).event("accepted", phase="train", number=2)
+        short.at_work("ann", run, 2)
         pids = [pid for process in (short.server, *short.nodes.values()) for pid in family(process.pid)]
         assert len(pids) >= 3
     until(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids), "the end of every process")

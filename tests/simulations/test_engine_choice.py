@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
 
     monkeypatch.setattr(Chooser, "_seconds", measured)
     monkeypatch.setattr(choice, "processors", lambda: 2)
+    monkeypatch.setattr(choice, "beside_grpc", lambda: False)
 
 
 def chosen(here: Stand, wanted: Choice | None = None) -> dict[str, JSON]:
@@ -92,6 +94,22 @@ def test_processes_are_started_where_they_earn_it(monkeypatch: pytest.MonkeyPatc
     paced(monkeypatch, sequential=0.0001)
     assert chosen(here)["workers"] == 1
     assert chosen(stand(ZOO["dropout"], strategy={"rounds": 100_000}))["workers"] == 1
+
+
+def test_nothing_is_forked_unasked_beside_grpc(monkeypatch: pytest.MonkeyPatch) -> None:
+    paced(monkeypatch, sequential=0.1)
+    here = stand(ZOO["dropout"], strategy={"rounds": 10})
+    assert chosen(here)["workers"] == 2
+    monkeypatch.setattr(choice, "beside_grpc", lambda: True)
+    assert chosen(here)["workers"] == 1
+    assert chosen(here, Choice("pool", 2))["workers"] == 2
+
+
+def test_grpc_is_seen_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", sys)
+    assert choice.beside_grpc()
+    monkeypatch.delitem(sys.modules, "grpc")
+    assert not choice.beside_grpc()
 
 
 def test_only_apps_are_tried_and_forked_unasked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,7 +137,12 @@ class Chooser:
     def _forkable(self) -> bool:
         """Whether other processes can do the learner's work: we know it of apps on the processor, and of nothing else."""
         learner = self._desk.learner
-        return isinstance(learner, TorchLearner) and not learner.on_cuda(self._desk.plan.train.device)
+        return isinstance(learner, TorchLearner) and not learner.on_cuda(self._desk.plan.train.device) and not beside_grpc()
+
+
+def beside_grpc() -> bool:
+    """Whether gRPC is loaded here: its own handlers can make a forked process wait for ever."""
+    return "grpc" in sys.modules
 
 
 def processors() -> int:

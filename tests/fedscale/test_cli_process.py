@@ -1,0 +1,55 @@
+"""The process of a command: it says everything, runs every exit handler, and ends with the command's exit code."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from fedscale.cli import process
+
+HEAD = "import atexit, gc, os, sys, threading, time\nfrom fedscale.cli import process\n"
+
+
+def ended(program: str, **options: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", HEAD + program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("code", [0, 3, 130])
+def test_the_exit_code_is_the_commands(code: int) -> None:
+    done = ended(f"sys.exit(process.whole(lambda: print('said') or {code}))")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "said\n", "")
+
+
+def test_everything_said_arrives_and_every_handler_runs_first() -> None:
+    program = """
+def command():
+    atexit.register(lambda: print("handler", gc.get_threshold()[0]))
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    sys.stdout.write("x" * 100_000 + "\\n")
+    sys.stderr.write("note")
+    return 4
+
+atexit.register(print, "older handler")
+sys.exit(process.whole(command))
+"""
+    done = ended(program)
+    said = done.stdout.splitlines()
+    assert (done.returncode, said[0], said[1:3], done.stderr) == (4, "x" * 100_000, ["thread", f"handler {process.RARELY}"], "note")
+
+
+def test_a_command_that_breaks_off_ends_as_python_ends() -> None:
+    done = ended("process.whole(lambda: 1 / 0)")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ZeroDivisionError: division by zero")
+
+
+def test_a_reader_who_has_left_is_not_complained_about() -> None:
+    done = subprocess.run(["sh", "-c", f"'{sys.executable}' -m fedscale.cli --help | true"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_of_it_happens_to_whoever_calls_a_command_in_a_process_of_his_own() -> None:
+    assert gc.get_threshold()[0] != process.RARELY
