@@ -1,5 +1,21 @@
-"""A run as one self-contained HTML page, and the folder of files that every run leaves."""
+"""A run as one self-contained HTML page, and the folder of files that every run leaves.
 
-from fedscale.report.page import html, write
+The page is imported when it is asked for: the units beside it serve commands that nobody wants to wait for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedscale.report.page import html, write
 
 __all__ = ["html", "write"]
+
+
+def __getattr__(name: str) -> Any:
+    """What ``__all__`` names, from its module."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("fedscale.report.page"), name)

@@ -12,10 +12,10 @@ import typer
 from rich.console import Group
 
 from fedscale import console
+from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json
 from fedscale.errors import Conflict
 from fedscale.record import RoundRecord, RunRecord
-from fedscale.report import write
 from fedscale.report.units import number
 from fedscale_server.control import OVER
 from fedscale_server.follow import follow, shown
@@ -103,5 +103,5 @@ def report(
     """Write a run's report, metrics and summary into a folder."""
     with connect(profile) as control:
         detail = control.run(run)
-    files = write(RunRecord.from_json(detail.record), out or Path("runs", detail.info.run))
+    files = later("fedscale.report:write")(RunRecord.from_json(detail.record), out or Path("runs", detail.info.run))
     console.emit({name: str(path) for name, path in files.items()}, "\n".join(str(path) for path in files.values()), as_json=json)

@@ -14,6 +14,7 @@ from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json, Settings
 from fedscale.errors import ConfigError
 from fedscale.plan import Plan
+from fedscale.report.units import data_size
 from fedscale_server.control import Control
 from fedscale_server.options import ProfileFolder, connect
 from fedscale_server.packing import pack_job
@@ -38,7 +39,7 @@ def submit(
         chosen = project or _only_project(control)
         if dry_run:
             data = _forecast(control, chosen, plan, packed)
-            console.emit(data, console.facts(data | {"bundle_bytes": later("fedscale.report.units:data_size")(len(packed))}), as_json=json)
+            console.emit(data, console.facts(data | {"bundle_bytes": data_size(len(packed))}), as_json=json)
             return
         info = control.submit(chosen, plan.to_toml(), put(control, packed), key or secrets.token_hex(16))
         if watch:

@@ -588,7 +588,11 @@ def test_one_thread_unless_the_environment_says_otherwise(monkeypatch: pytest.Mo
     with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with one_thread():
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    with one_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedscale.errors import RunFailed
 from fedscale.events import Answered, Failed, Summed
@@ -123,6 +124,17 @@ def test_clients_that_come_first_are_in_the_sum_and_no_others() -> None:
     again, same, _ = played(Pool(here.desk, Alone(here.desk), list(here.desk.data), 2), here, wanted=7)
     assert nodes == same == sorted(task.node for task in here.tasks[:7])
     assert (total == again).all()
+
+
+def test_workers_do_not_wait_for_threads_that_were_not_forked() -> None:
+    here = stand(ZOO["written"])
+    torch.set_num_threads(2)
+    torch.rand(512, 4096).log_softmax(1)
+    again, same, _ = played(Pool(here.desk, Alone(here.desk), list(here.desk.data), 2), here)
+    torch.set_num_threads(1)
+    total, names, _ = played(Sequential(here.desk, Alone(here.desk)), here)
+    assert names == same
+    assert (again == total).all()
 
 
 def test_every_client_ticks_once() -> None:

@@ -24,6 +24,7 @@ from fedscale.events import Answered, Failed, Initialized
 from fedscale.learner import Phase
 from fedscale.ring import Words
 from fedscale.task import Task, layout_for
+from fedscale.torch_learner import settle_fork
 from fedscale.vector import Schema, Vector
 from fedscale_simulations.engines.desk import Desk
 from fedscale_simulations.engines.forms import Form
@@ -57,6 +58,7 @@ class Worker:
 
     def serve(self, pipe: Connection, others: Sequence[Connection]) -> None:
         """Work until the pipe is closed, which it is when the process at the other end dies."""
+        settle_fork()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started the simulation
         for other in others:
             other.close()
