@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 
@@ -13,9 +14,9 @@ from fedscale.cli import process
 HEAD = "import atexit, gc, os, sys, threading, time\nfrom fedscale.cli import process\n"
 
 
-def ended(program: str, **options: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", HEAD + program]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload,no-any-return]
+def ended(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    around = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")} | variables
+    return subprocess.run([sys.executable, "-c", HEAD + program], capture_output=True, text=True, timeout=60, check=False, env=around)
 
 
 @pytest.mark.parametrize("code", [0, 3, 130])
@@ -49,6 +50,14 @@ def test_a_command_that_breaks_off_ends_as_python_ends() -> None:
 def test_a_reader_who_has_left_is_not_complained_about() -> None:
     done = subprocess.run(["sh", "-c", f"'{sys.executable}' -m fedscale.cli --help | true"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "None"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")], ids=["none", "omp", "openblas"]
+)
+def test_linear_algebra_gets_one_thread_unless_somebody_says_otherwise(variables: dict[str, str], threads: str) -> None:
+    done = ended('process.whole(lambda: print(os.environ.get("OPENBLAS_NUM_THREADS")) or 0)', **variables)
+    assert (done.returncode, done.stdout) == (0, f"{threads}\n")
 
 
 def test_nothing_of_it_happens_to_whoever_calls_a_command_in_a_process_of_his_own() -> None:
