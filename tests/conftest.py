@@ -6,9 +6,11 @@ skip is a failure, except for data that is no part of the repository.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -72,11 +74,22 @@ def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
+    # A failure is reported by parsing source code, which in CPython before 3.11.8 fails where the collector runs other code meanwhile.
+    gc.disable()
+    try:
+        report = yield
+    finally:
+        gc.enable()
     forbid_skip(report)
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a failure at once: whatever ends the run early, what failed before is on record."""
+    if report.failed:
+        sys.__stderr__.write(f"\nfailed in {report.when}: {report.nodeid}\n{str(report.longrepr)[-2000:]}\n")
 
 
 @pytest.hookimpl(wrapper=True)

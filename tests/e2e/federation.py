@@ -220,6 +220,10 @@ class Federation:
         self.nodes[name] = self.begin(name, "node", "start", "--home", self.node_home(name))
         return self.nodes[name]
 
+    def connected(self, name: str) -> None:
+        """Wait until a node has reached the coordinator."""
+        until(lambda: "connected" in self.nodes[name].told(), f"{name} at the coordinator")
+
     # ----------------------------------------------------------------------------------------------------------- runs
 
     def submit(self, job: Path, *settings: str) -> str:

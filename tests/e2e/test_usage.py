@@ -17,10 +17,11 @@ from tests.e2e.federation import PROJECT, Federation, until
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """One site, ``ann``, and a ticket that is used up."""
+    """One site, ``ann``."""
     folder = tmp_path_factory.mktemp("usage")
     with Federation(folder) as made:
         made.join("ann", declared(write_table(folder / "ann.csv", "ann")))
+        made.connected("ann")
         yield made
 
 
@@ -148,7 +149,7 @@ def test_a_home_is_for_one_node_at_a_time(federation: Federation) -> None:
 
 def test_a_revoked_node_is_out_and_says_so(federation: Federation, tmp_path: Path) -> None:
     federation.join("wim", declared(write_table(tmp_path / "wim.csv", "wim")))
-    until(lambda: "connected" in federation.nodes["wim"].told(), "the node's connection")
+    federation.connected("wim")
     federation.manage("project", "revoke", "wim")
     out = federation.nodes["wim"].wait()
     assert out.code == 4
@@ -159,7 +160,7 @@ def test_a_revoked_node_is_out_and_says_so(federation: Federation, tmp_path: Pat
 def test_a_node_that_waits_for_its_coordinator_still_ends_when_told(tmp_path: Path) -> None:
     with Federation(tmp_path / "lonely") as lonely:
         lonely.join("ann", {})
-        until(lambda: "connected" in lonely.nodes["ann"].told(), "the node's connection")
+        lonely.connected("ann")
         lonely.server.kill()
         until(lambda: "disconnected" in lonely.nodes["ann"].told(), "the end of the connection")
         lonely.nodes["ann"].send(signal.SIGINT)

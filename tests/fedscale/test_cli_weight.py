@@ -1,0 +1,37 @@
+"""What a command must not import, because whoever types it waits for that: times depend on the machine, imports do not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fedscale import report
+
+HEAVY = {"torch", "flwr", "sqlmodel", "sqlalchemy", "alembic", "sklearn", "pandas"}
+LIGHT = {
+    "fedscale.cli": {"numpy", "grpc", "pydantic", "asyncio", "structlog", "cryptography.x509.verification", "fedscale.report.page"},
+    "fedscale_client.cli": {"numpy", "grpc", "asyncio", "structlog", "fedscale.plan"},
+    "fedscale_client.cli_data": {"numpy", "grpc", "asyncio", "structlog", "fedscale.plan"},
+    "fedscale_client.cli_doctor": {"fedscale.plan"},
+    "fedscale_server.cli_start": {"numpy", "grpc", "structlog", "fedscale.plan"},
+    "fedscale_server.cli_server": {"numpy", "pydantic", "structlog"},
+    "fedscale_server.cli_project": {"numpy", "pydantic", "structlog"},
+    "fedscale_server.cli_run": {"numpy", "pydantic", "structlog", "fedscale.report.page"},
+    "fedscale_server.cli_submit": {"structlog", "fedscale.report.page", "fedscale_server.follow"},
+    "fedscale_server.cli_export": {"pydantic", "structlog", "fedscale.report.page"},
+}
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_command_imports_no_more_than_it_needs(module: str) -> None:
+    program = f"import sys, {module}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert (HEAVY | LIGHT[module]) & set(done.stdout.split()) == set()
+
+
+def test_the_report_is_still_where_it_is_looked_for() -> None:
+    assert callable(report.write)
+    with pytest.raises(AttributeError, match="'fedscale.report' has no attribute 'wirte'"):
+        report.wirte  # noqa: B018 - looking is the test
