@@ -89,7 +89,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Name a failure at once: whatever ends the run early, what failed before is on record."""
     if report.failed:
-        sys.__stderr__.write(f"\nfailed in {report.when}: {report.nodeid}\n{str(report.longrepr)[-2000:]}\n")
+        print(f"\nfailed in {report.when}: {report.nodeid}\n{str(report.longrepr)[-2000:]}", file=sys.__stderr__, flush=True)
 
 
 @pytest.hookimpl(wrapper=True)
