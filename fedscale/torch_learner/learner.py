@@ -54,6 +54,11 @@ class TorchLearner:
         self._shuffle = Shuffle()
         self._examples = lru_cache(maxsize=keep)(self._prepared)
 
+    @property
+    def app(self) -> App:
+        """The declared model."""
+        return self._app
+
     def check(self, metrics: Iterable[str]) -> None:
         """Refuse metrics this app cannot compute.
 

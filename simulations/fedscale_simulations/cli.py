@@ -37,7 +37,7 @@ def simulate(
     partition: Annotated[str, typer.Option(help="How to spread it: iid, dirichlet:0.5, shards:2, quantity:1 or column:NAME.")] = "iid",
     out: Annotated[Path | None, typer.Option(help="Where checkpoints and results go; runs/JOB-NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in that folder.")] = False,
-    engine: Annotated[str, typer.Option(help="How clients are trained: auto, sequential, vectorized or pool.")] = "auto",
+    engine: Annotated[str, typer.Option(help="How clients are trained: auto, sequential, vectorized, pool or ray.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="How many processes; one for each processor by default.")] = None,
     json: Json = False,
 ) -> None:

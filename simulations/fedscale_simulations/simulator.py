@@ -78,7 +78,8 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
         resume: go on from the checkpoint in this folder, and leave everything there; all else must be as it was.
         on_progress: called after every client and every closed round.
         engine: how the clients' work is done: ``sequential`` and ``pool`` give a deployment's bits, ``auto`` tries which of
-            both is faster; ``vectorized`` trains many clients at once where the model allows it, equal up to rounding.
+            both is faster; ``vectorized`` trains many clients at once where the model allows it, equal up to rounding;
+            ``ray`` gives a deployment's bits on the machines of a Ray cluster.
         workers: how many processes, for engines that have several; one for each processor by default.
 
     Returns:

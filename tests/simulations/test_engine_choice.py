@@ -61,7 +61,7 @@ def chosen(here: Stand, wanted: Choice | None = None) -> dict[str, JSON]:
 
 
 def test_there_is_no_other_engine() -> None:
-    with pytest.raises(PlanError, match=r"^there is no engine 'warp'; known: auto, sequential, pool, vectorized$"):
+    with pytest.raises(PlanError, match=r"^there is no engine 'warp'; known: auto, sequential, pool, vectorized, ray$"):
         run_of("softmax", engine="warp")
 
 

@@ -211,6 +211,24 @@ def test_workers_that_die_again_and_again_end_the_run(tmp_path: Path) -> None:
     assert str(caught.value).startswith("worker processes die again and again (the last one with exit code -9); ")
 
 
+class Stuck(Deadly):
+    """Hangs where ``Deadly`` dies."""
+
+    def run(self, work: Work) -> Result:
+        site: Site = work.data
+        if (site.name, work.phase, work.number) in self.victims and self._claimed():
+            assert os.getpid() != self.home
+            signal.pause()
+        return super().run(work)
+
+
+def test_a_worker_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"clients": {"deadline": 0.5}}
+    learner = Stuck(marks(tmp_path, 1), [("site-4", Phase.TRAIN, 2)])
+    assert outcome(run_of(learner, workers=2, **options)) == outcome(run_of(engine="sequential", **options))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_worker_that_dies_between_rounds_is_replaced() -> None:
     here = stand(ZOO["softmax"])
     total, nodes, _ = played(Sequential(here.desk, Alone(here.desk)), here)

@@ -18,12 +18,13 @@ from fedscale.ring import WORD
 from fedscale.task import Task
 from fedscale.torch_learner import TorchLearner
 from fedscale.vector import Vector
+from fedscale_simulations.engines.cluster import Cluster
 from fedscale_simulations.engines.desk import Answer, Desk, Engine, nothing
 from fedscale_simulations.engines.forms import Alone, Form, Tick, together
 from fedscale_simulations.engines.pool import Pool
 from fedscale_simulations.engines.sequential import Sequential
 
-ENGINES = ("auto", "sequential", "pool", "vectorized")
+ENGINES = ("auto", "sequential", "pool", "vectorized", "ray")
 LEAST_GAIN = 1.25
 LEAST_SECONDS = 0.25
 LEAST_ROUND = 0.01
@@ -36,7 +37,7 @@ class Choice:
     """What the user wants.
 
     Args:
-        engine: ``auto``, ``sequential``, ``pool`` or ``vectorized``.
+        engine: ``auto``, ``sequential``, ``pool``, ``vectorized`` or ``ray``.
         workers: how many processes; as many as there are processors where it is ``None``.
         form: the form a run goes on with, where it has begun before.
 
@@ -88,6 +89,10 @@ class Chooser:
 
     def _chosen(self, tasks: Sequence[Task], model: Vector) -> Engine:
         """The engine, and a note of why."""
+        if self._choice.engine == "ray":
+            cluster = Cluster(self._desk, self._choice.workers)
+            self._facts["engine"] = {"form": "sequential", "workers": cluster.workers, "why": "asked for, on a Ray cluster"}
+            return cluster
         form, each, why = self._form(tasks, model)
         workers = self._workers(len(tasks), each)
         self._facts["engine"] = {"form": form.name, "workers": workers, "why": why}

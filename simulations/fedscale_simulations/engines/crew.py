@@ -38,6 +38,11 @@ class Seat:
     given: list[list[Block]] = field(default_factory=list)
     done: int = 0
 
+    @property
+    def outstanding(self) -> int:
+        """How many clients it may still be at work on; 1 where only its pipe is to be read."""
+        return sum(len(block) for chunk in self.given[self.done :] for block in chunk) or 1
+
 
 class Crew:
     """Forks workers, which so have the app and the data as they are, and gives each a sum of its own in shared memory.

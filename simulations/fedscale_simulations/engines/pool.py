@@ -56,7 +56,9 @@ class Pool:
         self._crew.model[:] = model
         self._serial += 1
         apart = self._desk.apart(first.phase)
-        course, waves = Course(self._crew, self._names, first, self._serial, apart=apart, tick=tick), Waves(tasks, None if apart else wanted)
+        patience = self._desk.plan.clients.deadline
+        course = Course(self._crew, self._names, first, self._serial, patience, apart=apart, tick=tick)
+        waves = Waves(tasks, None if apart else wanted)
         for wave in waves:
             for answer in course.play([(task,) for task in wave] if apart else self._form.blocks(wave)):
                 waves.missing += isinstance(answer, Failed) and not apart
@@ -79,12 +81,14 @@ class Course:
         names: all clients.
         first: any task of the round.
         serial: the number of the round in messages.
+        patience: how many seconds a client may take, as a node may in a deployment.
         apart: whether the answers are wanted one by one.
         tick: told how many clients are done.
     """
 
-    def __init__(self, crew: Crew, names: Sequence[str], first: Task, serial: int, *, apart: bool, tick: Tick) -> None:
+    def __init__(self, crew: Crew, names: Sequence[str], first: Task, serial: int, patience: float, *, apart: bool, tick: Tick) -> None:
         self._crew, self._names, self._serial, self._apart, self._tick = crew, names, serial, apart, tick
+        self._patience = patience
         self._length = first.layout.length
         facts = {"phase": str(first.phase), "number": first.number, "terms": first.layout.terms, "model": first.model, "apart": apart}
         self._header = message(b"R", serial, json.dumps(facts).encode())
@@ -103,8 +107,13 @@ class Course:
             busy: dict[Any, Seat] = {seat.pipe: seat for seat in self._crew.seats if seat.done < len(seat.given)}
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            heard = wait(list(busy), self._patience * max(seat.outstanding for seat in busy.values()))
+            for pipe in heard:
                 yield from self._hear(busy[pipe])
+            if not heard:
+                # Killed, they are heard of as any that die: what hangs is done again, a few times.
+                for seat in busy.values():
+                    seat.process.kill()
 
     def sums(self) -> Iterator[Summed]:
         """What each worker has added up."""
