@@ -28,6 +28,7 @@ Words: TypeAlias = npt.NDArray[np.uint32]
 
 WORD = np.dtype("<u4")
 HEADROOM_BITS = 30
+SPARE_BITS = 32 - HEADROOM_BITS
 LEAST_BITS = 12
 LIMBS = 5
 LIMB_BITS = 12
@@ -36,6 +37,7 @@ LIMIT = float(1 << 38)
 MOST_TERMS = 1 << 19
 BLOCK = 1 << 18
 PIECE = 1 << 15
+SHIFTS = np.arange(LIMBS) * LIMB_BITS
 BEYOND = "lower the learning rate or raise aggregate.bound"
 
 
@@ -47,8 +49,8 @@ class FixedPoint:
     bound: float
 
     @classmethod
-    def for_sum(cls, terms: int, bound: float) -> FixedPoint:
-        """The finest format in which ``terms`` values of magnitude at most ``bound`` add up without wrapping.
+    def for_sum(cls, terms: int, bound: float, headroom: int = HEADROOM_BITS) -> FixedPoint:
+        """The finest format in which ``terms`` values of magnitude at most ``bound`` add up to at most ``2**headroom``, without wrapping.
 
         Raises:
             PlanError: fewer than ``LEAST_BITS`` bits would be left for one value.
@@ -59,8 +61,8 @@ class FixedPoint:
                 where="clients.select",
                 why=f"terms must be 1 to {MOST_TERMS}, the bound positive and finite",
             )
-        exponent = math.floor(HEADROOM_BITS - math.log2(terms) - math.log2(bound))
-        while terms * bound * 2.0**exponent > 2.0**HEADROOM_BITS:
+        exponent = math.floor(headroom - math.log2(terms) - math.log2(bound))
+        while terms * bound * 2.0**exponent > 2.0**headroom:
             exponent -= 1
         if bound * 2.0**exponent < 2.0**LEAST_BITS:
             raise PlanError(
@@ -137,11 +139,10 @@ def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, ter
         UpdateRejected: a number is not finite, or so large that ``terms`` of them may pass the limit.
     """
     values = np.asarray(numbers, np.float64)
-    if not np.all(np.abs(values) <= LIMIT / terms):
+    if not (np.abs(values) <= LIMIT / terms).all():
         raise UpdateRejected("a weight or metric is not finite or too large", why=f"the limit is {LIMIT / terms:.0f}")
     integers = np.rint(values * 2.0**FRACTION_BITS).astype(np.int64)
-    shifts = np.arange(LIMBS) * LIMB_BITS
-    out[:] = ((integers[:, None] >> shifts) & ((1 << LIMB_BITS) - 1)).astype(np.uint32).ravel()
+    out.reshape(-1, LIMBS)[:] = (integers[:, None] >> SHIFTS) & ((1 << LIMB_BITS) - 1)
 
 
 def from_limbs(words: Words) -> npt.NDArray[np.float64]:

@@ -224,7 +224,15 @@ def test_a_table_needs_a_label() -> None:
 
 @pytest.mark.requires("torch", "sklearn")
 @pytest.mark.parametrize(
-    ("template", "clients", "metric", "at_least"), [("tabular", 3, "auc", 0.75), ("image", 2, "accuracy", 0.9), ("hospitals", None, "auc", 0.98)]
+    ("template", "clients", "metric", "at_least"),
+    [
+        ("tabular", 3, "auc", 0.75),
+        ("image", 2, "accuracy", 0.9),
+        ("text", None, "accuracy", 0.65),
+        ("survival", None, "alive_after_a_year", 0.7),
+        ("sklearn", None, "accuracy", 0.75),
+        ("hospitals", None, "auc", 0.98),
+    ],
 )
 def test_templates_learn(template: str, clients: int | None, metric: str, at_least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
