@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedscale.report.page import html, write
+    from fedscale.report.page import curves, html, write
 
-__all__ = ["html", "write"]
+__all__ = ["curves", "html", "write"]
 
 
 def __getattr__(name: str) -> Any:

@@ -82,6 +82,12 @@ def html(record: RunRecord) -> str:
     return document(f"{record.name}: federated run {record.run}", _header(record), *_sections(record), _footer(record))
 
 
+def curves(record: RunRecord) -> str:
+    """The metric curves alone, as a page of their own in the style of the report."""
+    figures = charts(metric_figures(record)) or tag("p", "No round was closed, so there is nothing to draw.", class_="empty")
+    return document(f"{record.name}: metrics by round", figures)
+
+
 def document(title: str, *parts: str) -> str:
     """A whole page in the style of all reports."""
     head = tag(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from safetensors.numpy import save
@@ -39,6 +40,30 @@ class Progress:
     done: int
     asked: int
     closed: RoundRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Pictures of a run: a notebook shows them, ``save`` writes them down.
+
+    Args:
+        page: a self-contained HTML page.
+    """
+
+    page: str
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a frame of its own, so that neither style touches the other."""
+        return f'<iframe srcdoc="{escape(self.page)}" sandbox style="width: 100%; height: 32em; border: 0" title="metrics by round"></iframe>'
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page and return its path.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        replace_file(Path(path), self.page.encode("utf-8", "replace"))
+        return Path(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +138,11 @@ class Simulation:
         Raises:
             ConfigError: the file cannot be written.
         """
-        target = Path(path)
-        replace_file(target, report.html(self.record).encode("utf-8", "replace"))
-        return target
+        return Plot(report.html(self.record)).save(path)
+
+    def plot(self) -> Plot:
+        """The metric curves, pooled and of each site, by round."""
+        return Plot(report.curves(self.record))
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write summary, metrics, report and model into a folder.

@@ -64,6 +64,20 @@ def test_metrics_are_the_last_ones(ended: Simulation) -> None:
     }
 
 
+def test_the_curves_are_a_picture_for_notebooks_and_for_a_file(ended: Simulation, tmp_path: Path) -> None:
+    plot = ended.plot()
+    assert plot.page.count("<figure") == 2
+    assert "Loss, evaluation, by round" in plot.page
+    frame = plot._repr_html_()
+    assert frame.startswith('<iframe srcdoc="&lt;!doctype html&gt;')
+    assert frame.count('"') == 6, "nothing of the page ends the attribute it stands in"
+    assert plot.save(tmp_path / "curves.html").read_text("utf-8") == plot.page
+
+
+def test_without_a_round_there_is_nothing_to_draw(stillborn: Simulation) -> None:
+    assert "No round was closed, so there is nothing to draw." in stillborn.plot().page
+
+
 def test_the_report_is_one_page(ended: Simulation, tmp_path: Path) -> None:
     path = ended.report(tmp_path / "new" / "heart.html")
     page = path.read_text(encoding="utf-8")
