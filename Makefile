@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 READY := .venv/.ready
+KILLS := 1000
 PROTOS := $(sort $(wildcard protos/fedscale/proto/v1/*.proto))
 CODE := fedscale server client simulations tests benchmarks
 
@@ -15,10 +16,10 @@ generate = $(BIN)/python -m grpc_tools.protoc -I protos \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
-.PHONY: help setup demo test check fix bench proto clean
+.PHONY: help setup demo test release-tests check fix bench proto clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-13s %s\n' "$$name" "$$what"; done
 
 setup: $(READY) ## install everything into .venv (Python 3.11 or newer)
 
@@ -39,6 +40,11 @@ demo: setup ## a coordinator and hospital nodes on this machine, trained on real
 
 test: setup ## all tests; a part of them: make test ONLY=tests/fedscale
 	$(BIN)/python -m pytest $(ONLY)
+
+release-tests: setup ## faults against real processes at full size, an hour; a shorter one: make release-tests KILLS=150
+	@for words in "kill --kills $(KILLS)" "pause --faults 60" "partition --faults 100" "disk --faults 100"; do \
+		echo "fedscale chaos $$words --nodes 8 --json"; $(BIN)/fedscale chaos $$words --nodes 8 --json; \
+	done | tee docs/release-tests.txt
 
 check: setup ## formatting, lint, types, the law of the layers, freshness of generated code
 	$(BIN)/ruff format --check $(CODE)

@@ -1,7 +1,7 @@
 """Nodes that speak the protocol and train nothing: what a server costs can be seen without the cost of its nodes.
 
 They join through the command line like any other, keep their control streams alive, fetch every model and upload answers of
-the right layout. All of them live in one process and need neither torch nor a worker.
+the right layout, under secure aggregation with a node's own masking. All of them live in one process and need neither torch nor a worker.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ import grpc.aio
 import numpy as np
 
 import fedscale
+from fedscale.errors import Failure
 from fedscale.learner import Phase
 from fedscale.plan import Plan
 from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
 from fedscale.task import Task
 from fedscale.update import Layout, Update
 from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames
-from fedscale.wire.convert import assignment_from_proto, key_text
+from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, sealed, unsealed
+from fedscale.wire.convert import Key, assignment_from_proto, key_from_proto, key_text, key_to_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS
+from fedscale_client.answers import Answer
+from fedscale_client.connection import Assignment
 from fedscale_client.home import NodeHome
+from fedscale_client.masking import Masking, Seat
 from fedscale_client.rpc import open_channel
 from tests.e2e.federation import Event, Federation, Process
 
@@ -44,19 +48,20 @@ def join(federation: Federation, count: int) -> list[NodeHome]:
     return homes
 
 
-def write_job(folder: Path, size: int, rounds: int, nodes: int) -> Path:
+def write_job(folder: Path, size: int, rounds: int, nodes: int, *, masked: bool = False) -> Path:
     """A job whose model has ``size`` coordinates; nobody ever imports its app."""
     folder.mkdir(parents=True)
     (folder / "app.py").write_text("")
     tables = {"job": {"name": f"raw-{size}", "data": DATASET}, "strategy": {"rounds": rounds}, "clients": {"min_per_round": nodes}}
-    (folder / "job.toml").write_text(Plan.model_validate(tables | {"evaluate": {"every": 0}}).to_toml())
+    tables |= {"evaluate": {"every": 0}, "secagg": {"enabled": masked}}
+    (folder / "job.toml").write_text(Plan.model_validate(tables).to_toml())
     return folder / "job.toml"
 
 
-def play(federation: Federation, nodes: int, size: int, rounds: int) -> list[Event]:
+def play(federation: Federation, nodes: int, size: int, rounds: int, *, masked: bool = False) -> list[Event]:
     """A run to its end with so many nodes and a model of ``size`` coordinates; everything that happened."""
     homes = join(federation, nodes)
-    watching = federation.watch(federation.submit(write_job(federation.folder / "job", size, rounds, nodes)))
+    watching = federation.watch(federation.submit(write_job(federation.folder / "job", size, rounds, nodes, masked=masked)))
     asyncio.run(_take_part(homes, size, watching))
     done = watching.wait()
     assert done.code == 0, done
@@ -99,23 +104,42 @@ async def _node(home: NodeHome, size: int) -> None:
     async with AsyncExitStack() as stack:
         control, bulk = [await stack.enter_async_context(open_channel(settings, credentials, name=name)) for name in ("control", "bulk")]
         stream: Any = node_pb2_grpc.NodeStub(control).Connect()
-        await stream.write(node_pb2.NodeMessage(hello=node_pb2.Hello(version=fedscale.__version__, datasets=[DATASET])))
+        said: asyncio.Queue[node_pb2.NodeMessage] = asyncio.Queue()
+        masking = Masking(home, lambda *told: said.put_nowait(_spoken(*told)), _refused)
+        hello = node_pb2.Hello(version=fedscale.__version__, datasets=[DATASET], identity=masking.identity())
+        await stream.write(node_pb2.NodeMessage(hello=hello))
         taken: set[tuple[str, int]] = set()
-        async with asyncio.TaskGroup() as group, _heartbeats(stream):
+        async with asyncio.TaskGroup() as group, _talking(stream, said):
             while isinstance(message := await stream.read(), node_pb2.ServerMessage):
                 key = message.assignment.key
                 # A task may be asked for twice around a connection; it is answered once.
                 if message.WhichOneof("message") == "assignment" and (key.phase, key.number) not in taken:
                     taken.add((key.phase, key.number))
-                    group.create_task(_answer(bulk, settings.name, message.assignment, size))
+                    group.create_task(_answer(bulk, home, masking, message.assignment, size))
+                elif message.WhichOneof("message") == "told":
+                    told = message.told
+                    group.create_task(masking.told(key_from_proto(told.key), told.step, told.data))
+
+
+def _spoken(key: Key, step: str, data: bytes) -> node_pb2.NodeMessage:
+    return node_pb2.NodeMessage(spoken=node_pb2.Spoken(key=key_to_proto(key), step=step, data=data))
+
+
+def _refused(_: Key, failure: Failure) -> None:
+    raise AssertionError(str(failure))
 
 
 @asynccontextmanager
-async def _heartbeats(stream: Any) -> AsyncIterator[None]:
+async def _talking(stream: Any, said: asyncio.Queue[node_pb2.NodeMessage]) -> AsyncIterator[None]:
+    """Say what is to be said, and something at least once in a while."""
+
     async def beat() -> None:
         while True:
-            await stream.write(node_pb2.NodeMessage(heartbeat=node_pb2.Heartbeat()))
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            try:
+                message = await asyncio.wait_for(said.get(), HEARTBEAT_SECONDS)
+            except TimeoutError:
+                message = node_pb2.NodeMessage(heartbeat=node_pb2.Heartbeat())
+            await stream.write(message)
 
     beating = asyncio.create_task(beat())
     try:
@@ -124,21 +148,37 @@ async def _heartbeats(stream: Any) -> AsyncIterator[None]:
         beating.cancel()
 
 
-async def _answer(bulk: grpc.aio.Channel, name: str, assignment: node_pb2.Assignment, size: int) -> None:
+async def _answer(bulk: grpc.aio.Channel, home: NodeHome, masking: Masking, assignment: node_pb2.Assignment, size: int) -> None:
     """Fetch the model and hand in an answer."""
-    run, _, task = assignment_from_proto(assignment, name)
+    run, plan, task = assignment_from_proto(assignment, home.settings().name)
+    key = (run, task.phase, task.number)
+    asked = Assignment(key, plan, assignment.plan, task, assignment.terms, assignment.bundle, 600.0, (assignment.roster, assignment.authority))
+    seat = masking.asked(asked)
+    if seat is not None:
+        await masking.open(asked, seat)
     await _fetch(bulk, task)
     body, digest, schema = _first(size) if task.phase is Phase.INIT else (*await asyncio.to_thread(_words, task.layout), "")
+    if seat is not None:
+        body, digest = await _masked(home, masking, seat, body)
     metadata = [(TASK_KEY, key_text((run, task.phase, task.number))), (DIGEST_KEY, digest), (SIZE_KEY, str(len(body)))]
-    submit: Any = bulk.stream_unary(SUBMIT, None, bulk_pb2.Receipt.FromString)
+    submit: Any = bulk.stream_unary(SUBMIT, sealed, bulk_pb2.Receipt.FromString)
     receipt = await submit(_frames(body), metadata=[*metadata, *([(SCHEMA_KEY, schema.encode())] if schema else [])])
     assert receipt.verdict == bulk_pb2.Receipt.ACCEPTED, receipt
+
+
+async def _masked(home: NodeHome, masking: Masking, seat: Seat, body: bytes) -> tuple[bytes, str]:
+    """An answer under its masks, by way of the disk as at any node."""
+    path = home.path / "answer"
+    await asyncio.to_thread(path.write_bytes, body)
+    masked = await masking.mask(seat, Answer(path, "", len(body)), asyncio.get_running_loop().time() + 600.0)
+    assert isinstance(masked, Answer), masked
+    return await asyncio.to_thread(masked.path.read_bytes), masked.digest
 
 
 async def _fetch(bulk: grpc.aio.Channel, task: Task) -> None:
     """Receive the model, as a node does that has just joined."""
     if task.schema is not None:
-        fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)
+        fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString, unsealed)
         received = [len(frame) async for frame in fetch(bulk_pb2.FetchRequest(digest=task.model))]
         assert sum(received) == 4 * task.schema.size
 

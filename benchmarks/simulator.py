@@ -30,7 +30,7 @@ Row: TypeAlias = dict[str, Any]
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks/rivals"
 RIVALS = {"fedscale": "ours.py", "plain": "plain.py", "pfl": "with_pfl.py", "flower": "with_flower.py"}
-PACKAGES = {"pfl": ("torch", "pfl[pytorch]==0.6.0"), "flower": ("torch", "flwr[simulation]==1.41.0")}
+PACKAGES = {"pfl": ("torch==2.13.0", "pfl[pytorch]==0.6.0"), "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0")}
 WORKLOADS = ("w1", "w2", "w3")
 COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "final_loss", "ratio")
 LONGEST = 1800.0

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fedscale.learner import App, Learner, LocalOptimizer, Phase, Result, Training, Work
     from fedscale.metrics import Metric
     from fedscale.plan import Aggregate, Clients, Evaluate, Plan
+    from fedscale.privacy.dp import DP
+    from fedscale.secagg.table import Secagg
     from fedscale.strategy import Strategy, fed_adagrad, fed_adam, fed_avg, fed_avgm, fed_buff, fed_prox, fed_yogi
     from fedscale.vector import Schema
     from fedscale_simulations.simulator import simulate
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DP",
     "Aggregate",
     "App",
     "Clients",
@@ -37,6 +40,7 @@ __all__ = [
     "Population",
     "Result",
     "Schema",
+    "Secagg",
     "Strategy",
     "Training",
     "Work",
@@ -57,6 +61,8 @@ _HOMES = {
     "fedscale.learner": ("App", "Learner", "LocalOptimizer", "Phase", "Result", "Training", "Work"),
     "fedscale.metrics": ("Metric",),
     "fedscale.plan": ("Aggregate", "Clients", "Evaluate", "Plan"),
+    "fedscale.privacy.dp": ("DP",),
+    "fedscale.secagg.table": ("Secagg",),
     "fedscale.strategy": ("Strategy", "fed_adagrad", "fed_adam", "fed_avg", "fed_avgm", "fed_buff", "fed_prox", "fed_yogi"),
     "fedscale.vector": ("Schema",),
     "fedscale_simulations.simulator": ("simulate",),

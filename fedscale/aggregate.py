@@ -78,7 +78,7 @@ class Mean:
         partial.count += other.count
 
     def report(self, partial: Partial, layout: Layout) -> Aggregate:
-        """Divide the summed changes by the summed weight.
+        """Divide the summed changes by the summed weight, in place: a model may be too large to be held once more.
 
         Raises:
             RunFailed: no answer is in the sum.
@@ -86,4 +86,4 @@ class Mean:
         if not partial.count:
             raise RunFailed("a round without answers has no mean")
         weight, metrics = layout.tail(partial.words)
-        return Aggregate(layout.mean(partial.words, weight), weight, partial.count, metrics)
+        return Aggregate(layout.mean(partial.words, weight, consume=True), weight, partial.count, metrics)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from fedscale.errors import (
     AccessDenied,
@@ -19,6 +21,8 @@ from fedscale.errors import (
     UpdateRejected,
 )
 
+T = TypeVar("T")
+
 CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
     (DataError, Cause.DATA),
     (ConfigError, Cause.DATA),
@@ -31,6 +35,14 @@ CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
 )
 # Errors of ours that are about values which training has blown up use these words.
 DIVERGED = re.compile("not finite|beyond")
+
+
+def attempted(work: Callable[[], T]) -> T | Exception:
+    """What foreign code returns, or what it raises: the boundary at which a client's fault ends."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - whatever a client's code does must not end the simulation
+        return error
 
 
 def cause_of(error: BaseException, *, ours: bool) -> Cause | None:

@@ -6,7 +6,7 @@ why and what to do next; it never carries a value of the data.
 
 ``FedscaleError``
     ``ConfigError`` ``PlanError`` ``BundleError`` ``DataError`` ``AppError`` ``UpdateRejected`` ``ProtocolError``
-    ``TicketError`` ``AccessDenied`` ``PolicyRefusal`` ``Unreachable`` ``NotFound`` ``Conflict`` ``RunFailed``
+    ``TicketError`` ``AccessDenied`` ``PolicyRefusal`` ``Unreachable`` ``Busy`` ``NotFound`` ``Conflict`` ``RunFailed``
 """
 
 from __future__ import annotations
@@ -103,6 +103,20 @@ class Unreachable(FedscaleError):
     """The other side cannot be reached or does not answer in time."""
 
     exit_code = 3
+
+
+class Busy(FedscaleError):
+    """The server has no room just now and says when to come back.
+
+    Args:
+        seconds: how long to wait.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, where: str = "", why: str = "", hint: str = "", seconds: float = 0.0) -> None:
+        super().__init__(what, where=where, why=why, hint=hint)
+        self.seconds = seconds
 
 
 class NotFound(FedscaleError):

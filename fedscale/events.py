@@ -6,7 +6,7 @@ Both are plain frozen values, so a run can be logged, replayed, tested with gene
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -20,9 +20,10 @@ from fedscale.vector import Schema, Vector
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """These nodes are connected and offer the dataset."""
+    """These nodes are connected and offer the dataset; for secure aggregation with their identity keys, in hex."""
 
     nodes: Sequence[str]
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,15 @@ class Summed:
 
     nodes: tuple[str, ...]
     words: Words | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Spoke:
+    """A node answered a message of secure aggregation; ``data`` is base64."""
+
+    node: str
+    step: str
+    data: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,7 @@ class Resume:
     """Somebody asked to go on."""
 
 
-Event: TypeAlias = Roster | Initialized | Answered | Summed | Failed | Lost | Returned | Fired | Stop | Pause | Resume
+Event: TypeAlias = Roster | Initialized | Answered | Summed | Spoke | Failed | Lost | Returned | Fired | Stop | Pause | Resume
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,17 @@ class Assign:
     """Give a node its task."""
 
     task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Give a node a message of secure aggregation; ``step`` says what its answer is to."""
+
+    node: str
+    number: int
+    phase: str
+    step: str
+    data: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +191,10 @@ class Finish:
     reason: str
 
 
-Effect: TypeAlias = Gather | Assign | Release | Arm | Commit | Finish
+Effect: TypeAlias = Gather | Assign | Tell | Release | Arm | Commit | Finish
 
 EVENTS: dict[str, type[Any]] = {
-    t.__name__.lower(): t for t in (Roster, Initialized, Answered, Summed, Failed, Lost, Returned, Fired, Stop, Pause, Resume)
+    t.__name__.lower(): t for t in (Roster, Initialized, Answered, Summed, Spoke, Failed, Lost, Returned, Fired, Stop, Pause, Resume)
 }
 PAYLOADS = ("model", "words")
 
@@ -183,6 +204,8 @@ def to_row(event: Event) -> tuple[str, dict[str, Any]]:
     row = {f.name: getattr(event, f.name) for f in fields(event) if f.name not in PAYLOADS}
     if isinstance(event, Failed):
         row["failure"] = asdict(event.failure)
+    if isinstance(event, Roster) and not event.keys:
+        del row["keys"]
     return type(event).__name__.lower(), row
 
 
@@ -214,9 +237,9 @@ def outcome_of(row: dict[str, Any]) -> Outcome:
     return Outcome(**{**row, "answered": tuple(row["answered"]), "failures": {n: failure_of(f) for n, f in row["failures"].items()}})
 
 
-def model_bytes(model: Vector) -> bytes:
-    """A model as it is stored and sent: little-endian float32."""
-    return np.ascontiguousarray(model, "<f4").tobytes()
+def model_bytes(model: Vector) -> memoryview:
+    """A model as it is stored and sent: little-endian float32, not copied where it is that already."""
+    return np.ascontiguousarray(model, "<f4").view(np.uint8).data
 
 
 def schema_of(event: Initialized) -> Schema:

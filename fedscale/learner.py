@@ -50,6 +50,31 @@ class Training(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
+class Private:
+    """How a piece of training must hide each record or patient; worked out by the site itself.
+
+    Args:
+        unit: whose presence is hidden: ``record``, or ``patient`` for all rows of one group; ``node`` is no business of a learner.
+        way: ``dpsgd`` trains with noise, ``union`` returns the sum of clipped gradients, which gets its noise later.
+        clip: largest L2 norm of a unit's gradient.
+        noise_multiplier: standard deviation of the noise over the clip.
+        sampling_rate: chance of each unit to be in a step, drawn here and kept secret.
+        steps: how many.
+        expected: units of a step by which its noisy sum is divided; the plan's number and not the site's.
+        key: where chance comes from, so that a simulation can be repeated; ``None``, as in every deployment, takes the machine's.
+    """
+
+    unit: Literal["record", "patient", "node"]
+    way: Literal["dpsgd", "union", "fedavg"]
+    clip: float
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+    expected: float
+    key: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One request to a learner.
 
@@ -63,6 +88,7 @@ class Work:
         metrics: names of the metrics to sum when evaluating.
         proximal: FedProx's mu; 0 means none.
         progress: call with a fraction in [0, 1] to show life on long work.
+        private: how this training must hide records or patients; ``None`` where the plan does not ask for it.
     """
 
     phase: Phase
@@ -74,6 +100,7 @@ class Work:
     metrics: tuple[str, ...] = ()
     proximal: float = 0.0
     progress: Callable[[float], None] = lambda _: None
+    private: Private | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +111,22 @@ class Result:
         arrays: the first or the locally trained model by name; ``None`` after evaluation.
         examples: number of examples trained or evaluated on.
         metrics: *sums* over those examples by metric name, shape ``(width,)`` each (``loss``: the summed loss).
+        private: the ``Work.private`` that the training has kept to; an answer without it is not sent where privacy is asked for.
     """
 
     arrays: Arrays | None
     examples: int
     metrics: Mapping[str, Sums] = field(default_factory=dict)
+    private: Private | None = None
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """Anything that can do a piece of ``Work``; keeps no state that matters between calls."""
+    """Anything that can do a piece of ``Work``; keeps no state that matters between calls.
+
+    One that keeps to ``Work.private`` says so with a method ``require_private(unit)``, which raises ``AppError`` where its model stands
+    in the way; without that method it is given no work in runs that hide records or patients.
+    """
 
     def run(self, work: Work) -> Result:
         """Do the work. Exceptions are reported to the coordinator by type and place, never with values."""

@@ -44,7 +44,8 @@ def sgd(lr: float = 1.0, momentum: float = 0.0) -> Optimizer:
         if momentum:
             delta = np.float32(momentum) * slots["velocity"] + delta
             slots = {"velocity": delta}
-        return model + np.float32(lr) * delta, slots
+        step = np.float32(lr) * delta
+        return np.add(model, step, out=step), slots
 
     return Optimizer(("velocity",) if momentum else (), update)
 
@@ -56,8 +57,10 @@ def _adaptive(lr: float, beta1: float, tau: float, second: Second, scale: Callab
         first = np.float32(beta1) * slots["first"] + np.float32(1 - beta1) * delta
         moment = second(slots["second"], delta * delta)
         root: Vector = np.sqrt(moment)
-        step: Vector = np.float32(lr * scale(number)) * first / (root + np.float32(tau))
-        return model + step, {"first": first, "second": moment}
+        root += np.float32(tau)
+        step: Vector = np.float32(lr * scale(number)) * first
+        step /= root
+        return np.add(model, step, out=step), {"first": first, "second": moment}
 
     return Optimizer(("first", "second"), update)
 

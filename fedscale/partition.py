@@ -6,6 +6,7 @@ Whatever cannot be spread so raises ``DataError``. The same ``rng`` state gives 
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 import re
@@ -125,6 +126,23 @@ def holdout(labels: Labels, fraction: float, seed: int, groups: npt.NDArray[Any]
     rank[order] = np.arange(n) - (np.cumsum(sizes) - sizes)[stratum[order]]
     held = rank < _share_out(count, sizes)[stratum]
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def alone(features: npt.NDArray[Any], labels: Labels, fraction: float, seed: int, groups: npt.NDArray[Any] | None = None) -> npt.NDArray[np.bool_]:
+    """Which rows are held out when each row, or group, draws by its own content: shape ``(n,)``.
+
+    Equal rows share their fate.
+    """
+    if groups is not None:
+        names, member = np.unique(groups, return_inverse=True)
+        return np.array([_lot(str(name).encode(), seed) < fraction for name in names], np.bool_)[member]
+    rows, targets = np.ascontiguousarray(features), np.ascontiguousarray(labels)
+    return np.array([_lot(row.tobytes() + target.tobytes(), seed) < fraction for row, target in zip(rows, targets, strict=True)], np.bool_)
+
+
+def _lot(content: bytes, seed: int) -> float:
+    """A number in [0, 1) that content and seed alone decide."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=seed.to_bytes(8, "little")).digest(), "little") / 2.0**64
 
 
 def option_of(kind: str, options: Mapping[str, float | str]) -> float | str | None:

@@ -19,7 +19,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from fedscale.errors import PlanError
 from fedscale.learner import Training
-from fedscale.ring import FixedPoint
+from fedscale.privacy import rounds
+from fedscale.privacy.dp import DP
+from fedscale.privacy.rounds import Way
+from fedscale.ring import SPARE_BITS, FixedPoint
+from fedscale.secagg.graph import FEWEST
+from fedscale.secagg.table import Secagg
 from fedscale.strategy import STRATEGIES, Strategy
 from fedscale.tables import NAME, Document, suggest
 
@@ -55,6 +60,35 @@ def selection(value: object) -> object:
 def share(nodes: int, factor: float) -> int:
     """That many times the nodes, rounded up, but not because 0.07 * 100 is a little more than 7 in floating point."""
     return math.ceil(round(nodes * factor, 6))
+
+
+def require_linear(strategy: Strategy) -> None:
+    """Refuse a strategy that needs more than the sum of one round's answers.
+
+    Raises:
+        PlanError: it does.
+    """
+    why = ""
+    if strategy.buffer:
+        why = "its answers belong to different models, and masks only cancel among nodes that began together"
+    elif not strategy.aggregator.linear:
+        why = "it looks at each node's answer by itself, and under masks there is only their sum"
+    if why:
+        raise PlanError(f"'{strategy.name}' cannot run under secure aggregation", where="strategy.name", why=why, hint="use fedavg, or no [secagg]")
+
+
+def require_countable(strategy: Strategy, way: Way) -> None:
+    """Refuse a strategy under which nobody could say what an answer costs in privacy.
+
+    Raises:
+        PlanError: it is one.
+    """
+    if strategy.buffer:
+        why = "a node may answer more often than there are rounds"
+        raise PlanError(f"'{strategy.name}' cannot run with privacy", where="strategy.name", why=why, hint="use fedavg, or no [privacy]")
+    if strategy.transforms and way != "dpsgd":
+        why = "what changes an answer before its noise is added changes what the noise must hide"
+        raise PlanError(f"'{strategy.name}' transforms its updates", where="strategy", why=why, hint="privacy.clip bounds them already")
 
 
 Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=30 * 86400)]
@@ -182,6 +216,8 @@ class Plan(_Section):
     train: Training = Training()
     aggregate: Aggregate = Aggregate()
     evaluate: Evaluate = Evaluate()
+    secagg: Secagg = Secagg(enabled=False)
+    privacy: DP | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -191,8 +227,56 @@ class Plan(_Section):
                 f"clients.select asks {clients.select} nodes but clients.min_per_round needs {clients.min_per_round}", where="clients.select"
             )
         terms = share(clients.select, clients.over_select) if isinstance(clients.select, int) else clients.min_per_round
-        FixedPoint.for_sum(terms, self.aggregate.bound)
+        FixedPoint.for_sum(terms, self.aggregate.bound, self.secagg.word_bits - SPARE_BITS)
+        if self.secagg.enabled:
+            self._require_maskable(terms)
+        if self.privacy is not None:
+            self._require_private(self.privacy, terms)
         return self
+
+    def _require_private(self, dp: DP, nodes: int) -> None:
+        """Refuse what the run's privacy cannot be kept with, and prove that the noise fits into the ring.
+
+        Raises:
+            PlanError: the setting that stands in the way.
+        """
+        strategy = None if self.strategy.name == "custom" else self.strategy.build()
+        watched = bool(self.evaluate.every)
+        way = rounds.require(dp, self.train, masked=self.secagg.enabled, evaluated=watched, holdout=self.evaluate.holdout)
+        if strategy is not None:
+            require_countable(strategy, way)
+        if way != "dpsgd":
+            FixedPoint.for_sum(nodes, self.noisy_bound(dp), self.secagg.word_bits - SPARE_BITS)
+
+    @property
+    def shares(self) -> int:
+        """How many sites' shares of the noise are surely in a sum."""
+        return rounds.makers(self.clients.min_per_round, self.secagg.adversarial)
+
+    def quiet_bound(self, dp: DP) -> float:
+        """Largest magnitude of a coordinate before a share of the noise is added; a clipped update has none beyond its clip."""
+        return dp.clip if dp.unit == "node" else self.aggregate.bound
+
+    def noisy_bound(self, dp: DP) -> float:
+        """Largest magnitude of a coordinate with its share of the noise."""
+        return self.quiet_bound(dp) * (1 + 1e-6) + rounds.room(dp, self.train, self.strategy.rounds, self.shares)
+
+    def _require_maskable(self, nodes: int) -> None:
+        """Refuse what secure aggregation cannot do, with the reason.
+
+        Raises:
+            PlanError: it is that.
+        """
+        if self.clients.min_per_round < FEWEST:
+            raise PlanError(
+                f"clients.min_per_round is {self.clients.min_per_round}, secure aggregation needs at least {FEWEST}",
+                where="clients.min_per_round",
+                why="the sum of fewer tells them what the others sent",
+                hint=f"set clients.min_per_round = {FEWEST} or more",
+            )
+        if self.strategy.name != "custom":
+            require_linear(self.strategy.build())
+        self.secagg.parameters(nodes)
 
     @property
     def digest(self) -> str:

@@ -146,6 +146,9 @@ def summary(record: RunRecord) -> dict[str, JSON]:
     privacy = record.extra.get("privacy")
     if isinstance(privacy, Mapping) and "epsilon" in privacy:
         flat["epsilon"] = privacy["epsilon"]
+    secagg = record.extra.get("secagg")
+    if isinstance(secagg, Mapping) and "mode" in secagg:
+        flat["secagg"] = secagg["mode"]
     flat.update({f"{phase}.{name}": value for (phase, name), value in finals(record).items()})
     return {key: _plain(value) for key, value in flat.items()}
 

@@ -110,9 +110,9 @@ class FixedPoint:
             np.copyto(whole[some], piece[some], casting="unsafe")
             sums[start : start + PIECE] += whole[some]
 
-    def decode(self, words: Words, divisor: float = 1.0) -> Vector:
-        """The values of a sum, each divided by ``divisor``: float32, shape of ``words``."""
-        values = np.empty(words.shape, np.float32)
+    def decode(self, words: Words, divisor: float = 1.0, *, consume: bool = False) -> Vector:
+        """The values of a sum, each divided by ``divisor``: float32, shape of ``words``, and in their place where they may be consumed."""
+        values = words.view(np.float32) if consume else np.empty(words.shape, np.float32)
         factor = 2.0**-self.exponent / divisor
         for start in range(0, len(words), BLOCK):
             values[start : start + BLOCK] = words[start : start + BLOCK].view(np.int32) * factor

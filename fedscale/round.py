@@ -6,19 +6,25 @@ in the table changes nothing. After every event the round looks at its counts an
 * as many answers as wanted are in: **closed**;
 * nobody is pending any more, or the deadline has passed: **closed** with at least ``quorum`` answers, else **failed**;
 * the quorum cannot be reached any more: **failed** at once.
+
+Under secure aggregation the cohort also exchanges messages, step by step, while it works. Where the counts would close a
+plain round, the vectors are in and the sum remains to be opened; the round closes with the opened sum.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedscale.aggregate import Aggregate, Aggregator, Partial
-from fedscale.errors import Cause, Failure
-from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Lost, Outcome, Release, Returned, Summed
+from fedscale.errors import Cause, Failure, FedscaleError
+from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Lost, Outcome, Release, Returned, Spoke, Summed, Tell
 from fedscale.learner import Phase
+from fedscale.masked import VECTOR, MaskedSum
 from fedscale.metrics import pooled
+from fedscale.ring import Words
 from fedscale.task import Task
 from fedscale.update import Layout
 from fedscale.vector import Schema
@@ -42,6 +48,8 @@ class Status(StrEnum):
 
 
 PENDING = (Place.ASKED, Place.LOST)
+# A message takes a moment, whatever the work takes; a quarter of the deadline leaves room for all steps before the vectors.
+PATIENCE, SHARE = 30.0, 0.25
 
 MOVES: dict[tuple[Place, str], Place] = {
     (Place.ASKED, "answered"): Place.ANSWERED,
@@ -98,27 +106,55 @@ class Round:
     status: Status = Status.OPEN
     failures: dict[str, Failure] = field(default_factory=dict)
     sites: dict[str, dict[str, float]] = field(default_factory=dict)
+    masked: MaskedSum | None = None
+    fault: str = ""
 
     @classmethod
-    def begin(cls, terms: Terms, aggregator: Aggregator) -> Round:
-        """A round in which everybody has been asked and nobody has answered."""
+    def begin(cls, terms: Terms, aggregator: Aggregator, masked: MaskedSum | None = None) -> Round:
+        """A round in which everybody has been asked and nobody has answered; under secure aggregation with its ``masked`` sum."""
         places = dict.fromkeys(terms.cohort, Place.ASKED)
-        return cls(terms, aggregator, aggregator.zero(terms.layout), places, Counter(places.values()))
+        return cls(terms, aggregator, aggregator.zero(terms.layout), places, Counter(places.values()), masked=masked)
 
     def timer(self, node: str = "") -> str:
         """Name of the deadline's timer, or of the one that waits for a lost node."""
         name = f"{self.terms.phase}/{self.terms.number}"
         return f"{name}/rejoin/{node}" if node else f"{name}/deadline"
 
+    @property
+    def late(self) -> bool:
+        """Whether the vectors are in and only a masked sum is to be opened."""
+        return self.masked is not None and self.masked.late
+
+    def wants(self, node: str) -> bool:
+        """Whether a node's vector is waited for and may come now."""
+        return self.places.get(node) in PENDING and (self.masked is None or (self.masked.step == VECTOR and node in self.masked.waiting))
+
+    def owes(self, node: str) -> bool:
+        """Whether a node has anything to do yet: its vector, or its part in opening the sum."""
+        return node in self.masked.waiting if self.masked is not None and self.late else self.places.get(node) in PENDING
+
+    def hears(self, node: str, step: str) -> bool:
+        """Whether a message of secure aggregation is due from a node."""
+        return self.masked is not None and step == self.masked.step != VECTOR and node in self.masked.waiting
+
+    def gone(self, node: str) -> bool:
+        """Whether a node that owes something is known to be away."""
+        return self.places.get(node) is Place.LOST or (self.masked is not None and node in self.masked.away)
+
     def requests(self) -> list[Effect]:
         """What the round still wants of the world: at the start, and again after a crash."""
-        effects: list[Effect] = [Arm(self.timer(), self.terms.deadline)]
+        effects: list[Effect] = [] if self.late else [Arm(self.timer(), self.terms.deadline)]
         for node, place in self.places.items():
-            if place is Place.ASKED:
-                effects.append(Assign(self.task(node)))
-            elif place is Place.LOST:
+            if self.owes(node) and self.gone(node):
                 effects.append(Arm(self.timer(node), self.terms.rejoin))
-        return effects
+            elif place is Place.ASKED and not self.late:
+                effects.append(Assign(self.task(node)))
+        return effects + self._tells()
+
+    def requests_of(self, node: str) -> list[Effect]:
+        """What the round wants of one node, told again to one that may have missed it."""
+        tells = [effect for effect in self._tells() if isinstance(effect, Tell) and effect.node == node]
+        return [*([Assign(self.task(node))] if self.places.get(node) is Place.ASKED and not self.late else []), *tells]
 
     def task(self, node: str) -> Task:
         """What a node is asked."""
@@ -130,9 +166,13 @@ class Round:
         if self.status is not Status.OPEN:
             return []
         if isinstance(event, Fired) and event.timer == self.timer():
-            return [*self._expire(), *self._settle(final=True)]
+            return [] if self.late else [*self._expire(), *self._settle(final=True)]
         if isinstance(event, Summed):
             return self._merge(event)
+        return self._place(event) if self.masked is None else self._under_masks(self.masked, event)
+
+    def _place(self, event: Event) -> list[Effect]:
+        """Move one node by the table."""
         node, kind = self._subject(event)
         place = MOVES.get((self.places[node], kind)) if node in self.places else None
         if place is None:
@@ -161,9 +201,12 @@ class Round:
     def _note(self, node: str, event: Event) -> list[Effect]:
         """Keep what an accepted move brings with it."""
         if isinstance(event, Answered) and event.words is not None:
-            self.aggregator.add(self.partial, event.words)
             self.failures.pop(node, None)
-            self._show(node, event)
+            if self.masked is not None:
+                self._take(self.masked, node, event.words)
+            else:
+                self.aggregator.add(self.partial, event.words)
+                self._show(node, event)
         elif isinstance(event, Failed):
             self.failures[node] = event.failure
         elif isinstance(event, Lost):
@@ -171,12 +214,14 @@ class Round:
             return [Arm(self.timer(node), self.terms.rejoin)]
         elif isinstance(event, Returned):
             del self.failures[node]
-            return [Assign(self.task(node))]
+            return self.requests_of(node)
+        if self.masked is not None and self.places[node] is Place.FAILED:
+            self.masked.drop(node)
         return []
 
     def _merge(self, event: Summed) -> list[Effect]:
         """Take several answers at once: all of them or, where one of the nodes cannot answer any more, none."""
-        expected = all(MOVES.get((self.places[node], "answered")) if node in self.places else None for node in event.nodes)
+        expected = self.masked is None and all(MOVES.get((self.places[node], "answered")) if node in self.places else None for node in event.nodes)
         if event.words is None or not expected or len(set(event.nodes)) < len(event.nodes):
             return []
         for node in event.nodes:
@@ -209,13 +254,120 @@ class Round:
     def _settle(self, *, final: bool) -> list[Effect]:
         """Close or fail where the counts say so, and release whoever is still at work."""
         answered, pending = self.counts[Place.ANSWERED], sum(self.counts[p] for p in PENDING)
+        if self.masked is not None and self.masked.step != VECTOR and answered + pending >= self.terms.quorum:
+            return [] if self.masked.waiting else self._next_step(self.masked)
         if answered >= self.terms.target or (answered >= self.terms.quorum and (final or not pending)):
+            if self.masked is not None:
+                return [*self._released(), *self._next_step(self.masked)]
             self.status = Status.CLOSED
         elif final or answered + pending < self.terms.quorum:
             self.status = Status.FAILED
         else:
             return []
         return self._released()
+
+    # ------------------------------------------------------------------------------------------ under secure aggregation
+
+    def _under_masks(self, masked: MaskedSum, event: Event) -> list[Effect]:
+        """Move by an event of one node or of one step of the protocol."""
+        if isinstance(event, Fired) and event.timer == self._step_timer(masked):
+            return self._hurry(masked)
+        if isinstance(event, Spoke):
+            return self._hear(masked, event)
+        if self.late:
+            return self._help(masked, event)
+        return [] if isinstance(event, Answered) and not self.wants(event.node) else self._place(event)
+
+    def _step_timer(self, masked: MaskedSum) -> str:
+        """Name of the timer that limits a step of the protocol."""
+        return f"{self.terms.phase}/{self.terms.number}/{masked.step}"
+
+    def _tells(self) -> list[Effect]:
+        """The messages of this step whose answers are due, and how long they are waited for; vectors have the round's deadline."""
+        masked = self.masked
+        if masked is None:
+            return []
+        number, phase, step = self.terms.number, self.terms.phase, masked.step
+        tells = [Tell(n, number, phase, step, data) for n, data in masked.outbox.items() if n in masked.waiting and not self.gone(n)]
+        limit = [Arm(self._step_timer(masked), min(PATIENCE, SHARE * self.terms.deadline))] if step != VECTOR else []
+        return [*limit, *tells]
+
+    def _hear(self, masked: MaskedSum, event: Spoke) -> list[Effect]:
+        """Take a message; a node whose message is not sound takes no further part."""
+        if not self.hears(event.node, event.step):
+            return []
+        try:
+            masked.hear(event.node, b64decode(event.data))
+        except (FedscaleError, ValueError) as error:
+            self._exclude(event.node, Failure(Cause.REJECTED, str(error), hint="the node and the coordinator may run different releases"))
+        return self._go_on(masked)
+
+    def _take(self, masked: MaskedSum, node: str, words: Words) -> None:
+        """Take a masked vector; its size was checked before it was stored, so only another release can get it wrong."""
+        try:
+            masked.add(node, words)
+        except FedscaleError as error:
+            self._exclude(node, Failure(Cause.REJECTED, str(error)))
+
+    def _help(self, masked: MaskedSum, event: Event) -> list[Effect]:
+        """What happens to a node whose vector is in the sum while the sum is opened; without it the others may suffice."""
+        node, kind = self._subject(event)
+        if node not in masked.waiting:
+            return []
+        if kind == "lost":
+            masked.away.add(node)
+            return [Arm(self.timer(node), self.terms.rejoin)]
+        if kind == "returned":
+            masked.away.discard(node)
+            return self.requests_of(node)
+        if isinstance(event, Failed):
+            self.failures[node] = event.failure
+        elif kind != "fired" or node not in masked.away:
+            return []
+        masked.drop(node)
+        return self._go_on(masked)
+
+    def _hurry(self, masked: MaskedSum) -> list[Effect]:
+        """Go on without those who have said nothing at this step."""
+        silent = Failure(Cause.TIMEOUT, f"no message at the step '{masked.step}' of secure aggregation", hint="see the node's own log")
+        for node in sorted(masked.waiting):
+            self._exclude(node, silent)
+        return self._go_on(masked)
+
+    def _exclude(self, node: str, failure: Failure) -> None:
+        """A node takes no further part; a vector of it that is in the sum stays there."""
+        if self.masked is not None:
+            self.masked.drop(node)
+        if not self.late:
+            self._move(node, Place.FAILED)
+        self.failures[node] = failure
+
+    def _go_on(self, masked: MaskedSum) -> list[Effect]:
+        """Look whether the step is over."""
+        if not self.late:
+            return self._settle(final=False)
+        return [] if masked.waiting else self._next_step(masked)
+
+    def _next_step(self, masked: MaskedSum) -> list[Effect]:
+        """Close the step; in the end the opened sum is the sum of the round, or the round fails and nothing was opened."""
+        try:
+            masked.close()
+            if masked.outcome is not None:
+                survivors = len(masked.outcome.survivors)
+                self.terms.layout.check_sum(masked.outcome.words, survivors)
+                self.aggregator.merge(self.partial, Partial(masked.outcome.words, survivors))
+                self.status = Status.CLOSED
+                return []
+        except FedscaleError as error:
+            self.status, self.fault = Status.FAILED, str(error)
+            return self._released()
+        if not self.late:
+            left_out = Failure(
+                Cause.REJECTED, "it does not agree with the others about their masks", hint="one of them runs another release, or lies"
+            )
+            for node in [n for n, place in self.places.items() if place in PENDING and n not in masked.outbox]:
+                self._exclude(node, left_out)
+        return self._tells() if masked.waiting else self._go_on(masked)
 
     def answered(self) -> tuple[str, ...]:
         """Who is in the sum, sorted."""
@@ -229,7 +381,7 @@ class Round:
             self.terms.number,
             str(self.terms.phase),
             self.answered(),
-            dict(sorted(self.failures.items())),
+            {node: failure for node, failure in sorted(self.failures.items()) if self.places[node] is not Place.ANSWERED},
             metrics,
             dict(sorted(self.sites.items())),
             aggregate.weight,
@@ -239,5 +391,5 @@ class Round:
     def reason(self) -> str:
         """Why a failed round failed, in one sentence that names each cause."""
         causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.failures.items()))
-        counts = f"{len(self.answered())} of {len(self.places)} nodes answered, {self.terms.quorum} are needed"
+        counts = self.fault or f"{len(self.answered())} of {len(self.places)} nodes answered, {self.terms.quorum} are needed"
         return f"round {self.terms.number} ({self.terms.phase}): {counts}" + (f": {causes}" if causes else "")

@@ -9,13 +9,14 @@ A run walks ``init -> (train -> evaluate)* -> finished``; between two rounds it 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from fedscale import transform
-from fedscale.errors import Cause, Failure, ProtocolError
+from fedscale.errors import Cause, Failure, PlanError, ProtocolError
 from fedscale.events import (
     Arm,
     Assign,
@@ -40,10 +41,11 @@ from fedscale.events import (
     schema_of,
 )
 from fedscale.learner import Phase
+from fedscale.masked import Ground, MaskedSum, roster_of, terms_for
 from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.names import Names
 from fedscale.optimizers import Slots
-from fedscale.plan import Plan
+from fedscale.plan import Plan, require_linear
 from fedscale.round import Round, Status, Terms
 from fedscale.sampling import cohort
 from fedscale.strategy import Strategy
@@ -77,6 +79,16 @@ class Run:
     status: str = RUNNING
     reason: str = ""
     paused: bool = False
+    ground: Ground = field(default_factory=Ground)
+
+    def __post_init__(self) -> None:
+        """Refuse a strategy that was composed in Python and cannot do what the plan asks for.
+
+        Raises:
+            PlanError: it cannot run under secure aggregation.
+        """
+        if self.plan.secagg.enabled:
+            require_linear(self.strategy)
 
     def begin(self) -> list[Effect]:
         """What the run wants at its start, and again after it was restored: the same requests."""
@@ -102,7 +114,7 @@ class Run:
         if self.asked:
             return self._in_init(event)
         if isinstance(event, Roster):
-            return self._open(Names.of(event.nodes))
+            return self._open(Names.of(event.nodes), event.keys)
         if isinstance(event, Fired) and event.timer == self._gathering() and not self.paused:
             return self._finish("failed", f"fewer than {self._needed()} nodes were there within {self.plan.clients.deadline:g} s")
         return []
@@ -120,7 +132,7 @@ class Run:
         """Ask for nodes, unless paused."""
         return [] if self.paused else [Gather(self._needed()), Arm(self._gathering(), self.plan.clients.deadline)]
 
-    def _open(self, nodes: Names) -> list[Effect]:
+    def _open(self, nodes: Names, keys: Mapping[str, str]) -> list[Effect]:
         """Begin the next step with the nodes that are there."""
         if self.paused or len(nodes) < self._needed():
             return self._gather()
@@ -130,8 +142,26 @@ class Run:
                 causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.unable.items()))
                 return self._finish("failed", f"no node could make the first model: {causes}")
             return self._ask(cohort(self.plan.job.seed, 0, able, 1)[0])
-        self.round = Round.begin(self._terms(nodes), self.strategy.aggregator)
+        terms = self._terms(nodes)
+        try:
+            self.round = Round.begin(terms, self.strategy.aggregator, self._masked(terms, keys))
+        except (PlanError, ProtocolError) as error:
+            return self._finish("failed", str(error))
         return self.round.requests()
+
+    def _masked(self, terms: Terms, keys: Mapping[str, str]) -> MaskedSum | None:
+        """What a round under secure aggregation has besides; ``None`` for a sum in the clear.
+
+        Raises:
+            PlanError: the cohort is too small or its keys are not all there, or no parameters are safe for it.
+            ProtocolError: two nodes have the same key.
+        """
+        if not (self.plan.secagg.enabled and self.ground.protocol):
+            return None
+        self.plan.secagg.parameters(len(terms.cohort))
+        roster = roster_of(terms.cohort, keys)
+        agreed = terms_for(self.ground, self.plan, terms.phase, terms.number, terms.layout, terms.schema, terms.model, roster)
+        return MaskedSum.begin(agreed, roster, self.ground.core)
 
     def _terms(self, nodes: Names) -> Terms:
         """The terms of the next round with these nodes eligible."""
@@ -142,7 +172,9 @@ class Run:
         asked, target = (len(nodes), len(nodes)) if arrived else clients.asked(len(nodes))
         members = cohort(plan.job.seed, self.number, nodes, asked)
         layout = layout_for(plan, self.phase, schema.size, asked)
-        shown = plan.evaluate.min_cell if plan.evaluate.per_site and self.phase is Phase.EVALUATE else 0
+        # Under secure aggregation there are no single answers to show anything of.
+        per_site = plan.evaluate.per_site and self.phase is Phase.EVALUATE and not plan.secagg.enabled
+        shown = plan.evaluate.min_cell if per_site else 0
         quorum = min(clients.min_per_round, asked)
         return Terms(self.number, self.phase, members, target, quorum, clients.deadline, clients.rejoin, layout, schema, self.digest, shown)
 
@@ -262,7 +294,7 @@ class Run:
         return facts, vectors
 
     @classmethod
-    def restore(cls, plan: Plan, strategy: Strategy, facts: dict[str, Any], vectors: dict[str, Vector]) -> Run:
+    def restore(cls, plan: Plan, strategy: Strategy, facts: dict[str, Any], vectors: dict[str, Vector], ground: Ground | None = None) -> Run:
         """A run as ``snapshot`` saw it; send the effects of ``begin`` again."""
         return cls(
             plan,
@@ -278,6 +310,7 @@ class Run:
             status=facts["status"],
             reason=facts["reason"],
             paused=facts["paused"],
+            ground=ground or Ground(),
         )
 
 

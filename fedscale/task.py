@@ -14,11 +14,14 @@ import numpy as np
 
 from fedscale import transform
 from fedscale.data import Dataset
-from fedscale.errors import AppError, UpdateRejected
-from fedscale.learner import Learner, Phase, Result, Work
+from fedscale.errors import AppError, PlanError, UpdateRejected
+from fedscale.learner import Learner, Phase, Private, Result, Work
 from fedscale.metrics import Metric
 from fedscale.plan import Plan
-from fedscale.ring import Words
+from fedscale.privacy import noise, rounds
+from fedscale.privacy.lots import derived
+from fedscale.privacy.rounds import way_of
+from fedscale.ring import WORD, Words, add
 from fedscale.sampling import derived_seed
 from fedscale.strategy import Strategy
 from fedscale.update import Layout, Update
@@ -56,19 +59,50 @@ class FirstModel:
 
 def layout_for(plan: Plan, phase: Phase, size: int, terms: int) -> Layout:
     """The layout of a round's answers, computed alike by server, node and simulator."""
+    bits = plan.secagg.word_bits
     if phase is Phase.EVALUATE:
-        return Layout(0, tuple(Metric.named(m) for m in plan.evaluate.pooled), terms)
+        return Layout(0, tuple(Metric.named(m) for m in plan.evaluate.pooled), terms, bits=bits)
+    if plan.privacy is not None:
+        # The loss of the rows trained on and their number stay at the site; all nodes count the same.
+        shared = way_of(plan.privacy, masked=plan.secagg.enabled) != "dpsgd"
+        return Layout(size, (), terms, plan.noisy_bound(plan.privacy) if shared else plan.aggregate.bound, 1.0, bits)
     # Where all count the same, a cap of one lets each use the whole width of the ring.
     cap = 1.0 if plan.strategy.weighting == "equal" else plan.aggregate.weight_cap
-    return Layout(size, (Metric("loss"),), terms, plan.aggregate.bound, cap)
+    return Layout(size, (Metric("loss"),), terms, plan.aggregate.bound, cap, bits)
 
 
 def portion(plan: Plan, phase: Phase, data: Any) -> Any:
     """The part of a site's dataset that a phase may see; data that is not a ``Dataset`` is the learner's own business."""
     if not isinstance(data, Dataset) or phase is Phase.INIT or not plan.evaluate.holdout:
         return data
-    train, held_out = data.split(plan.evaluate.holdout, plan.job.seed)
+    # Where rows are hidden, no row may have a say in the part that another belongs to.
+    alone = plan.privacy is not None and plan.privacy.unit != "node"
+    train, held_out = (data.split_alone if alone else data.split)(plan.evaluate.holdout, plan.job.seed)
     return train if phase is Phase.TRAIN else held_out
+
+
+def private_for(plan: Plan, phase: Phase, data: Any, key: bytes | None = None) -> Private | None:
+    """How a site hides its rows or itself in a task of that phase; ``None`` where the plan does not ask for it.
+
+    Args:
+        plan: the configuration.
+        phase: of the task.
+        data: the site's whole dataset, not cut to the phase.
+        key: of all chance, for a simulation that can be repeated; never in a deployment.
+
+    Raises:
+        PlanError: no noise keeps the plan's promise.
+        DataError: the units of privacy cannot be counted.
+    """
+    dp = plan.privacy
+    if dp is None or phase is not Phase.TRAIN:
+        return None
+    units = rounds.units_of(data, dp.unit)
+    private = rounds.private_of(dp, plan.train, plan.strategy.rounds, units, masked=plan.secagg.enabled, key=key)
+    if private.way == "union" and units * rounds.reach(dp, plan.train) > plan.aggregate.bound:
+        hint = "raise train.batch_size to about the units of a site in a step, or lower train.optimizer.lr"
+        raise PlanError("the gradients of this site may not fit into aggregate.bound", where="train.batch_size", hint=hint)
+    return private
 
 
 def perform(
@@ -79,10 +113,22 @@ def perform(
     data: Any,
     model: Vector | None,
     progress: Callable[[float], None] = lambda _: None,
+    private: Private | None = None,
 ) -> FirstModel | Words:
-    """Do a task with a learner and lay the result out for the ring; see ``compute``."""
-    done = compute(task, plan, strategy, learner, data, model, progress)
-    return done if isinstance(done, FirstModel) else task.layout.encode(done)
+    """Do a task with a learner and lay the result out for the ring, with its share of the noise where the plan has noise in shares.
+
+    The arguments and errors are those of ``compute``.
+    """
+    done = compute(task, plan, strategy, learner, data, model, progress, private)
+    if isinstance(done, FirstModel):
+        return done
+    words = task.layout.encode(done)
+    if plan.privacy is not None and private is not None and private.way != "dpsgd":
+        size, exponent = task.layout.size, task.layout.format.exponent
+        sigma = rounds.in_shares(private, rounds.reach(plan.privacy, plan.train), size, exponent, plan.shares)
+        key = None if private.key is None else derived(private.key, "share", task.number)
+        add(words[:size], noise.skellam(size, sigma, key).astype(WORD))
+    return words
 
 
 def compute(
@@ -93,17 +139,21 @@ def compute(
     data: Any,
     model: Vector | None,
     progress: Callable[[float], None] = lambda _: None,
+    private: Private | None = None,
 ) -> FirstModel | Update:
-    """Do a task with a learner.
+    """Do a task with a learner; noise in shares is not yet in what is returned.
 
     Args:
         data: the site's dataset, already cut to the phase by ``portion``.
         model: the global model, which is not changed; ``None`` for the first one.
+        private: what ``private_for`` says about the whole dataset.
 
     Raises:
-        AppError: the learner did not return a usable result.
+        AppError: the learner did not return a usable result, or does not know how to keep it private.
+        PlanError: the plan asks for privacy and ``private`` is not there: nothing is ever trained without it then.
         UpdateRejected: its result cannot be laid out in the ring.
     """
+    hidden = _required(plan, task.phase, learner, private)
     result = learner.run(
         Work(
             phase=task.phase,
@@ -115,13 +165,41 @@ def compute(
             metrics=tuple(m.name for m in task.layout.metrics),
             proximal=strategy.proximal,
             progress=progress,
+            private=hidden,
         )
     )
     if not isinstance(result, Result):
         raise AppError(f"the learner returned {type(result).__name__}", why="a Result is expected")
     if task.phase is Phase.INIT:
         return _first(result)
-    return _update(task, strategy, result, model)
+    if result.private != hidden:
+        raise AppError("the learner did not keep to the privacy asked for", why="its Result does not carry Work.private")
+    return _update(task, strategy, result, model, private)
+
+
+def _required(plan: Plan, phase: Phase, learner: Learner, private: Private | None) -> Private | None:
+    """What the learner is told of privacy; refused where the plan asks for it and it would not be kept."""
+    dp = plan.privacy
+    if (dp is None or phase is not Phase.TRAIN) != (private is None):
+        raise PlanError("the plan asks for privacy and this site would train without", where="privacy", hint="update the node's software")
+    if dp is None or dp.unit == "node" or phase is Phase.EVALUATE:
+        return None
+    require_hiding(learner, dp.unit)
+    return private
+
+
+def require_hiding(learner: Learner, unit: str) -> None:
+    """Refuse a learner that cannot hide a record or patient; a whole node is hidden whatever it learns with.
+
+    Raises:
+        AppError: with the reason.
+    """
+    require = getattr(learner, "require_private", None)
+    if unit != "node" and not callable(require):
+        hint = "use fs.App, or write require_private(unit) and keep to Work.private"
+        raise AppError(f"this learner does not know how to hide a {unit}", where="privacy.unit", hint=hint)
+    if unit != "node" and callable(require):
+        require(unit)
 
 
 def _first(result: Result) -> FirstModel:
@@ -135,7 +213,7 @@ def _first(result: Result) -> FirstModel:
     return FirstModel(schema, model)
 
 
-def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None) -> Update:
+def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None, private: Private | None) -> Update:
     """A learner's result as a weighted, transformed update; the metric sums scale with the weight."""
     if not result.examples > 0:
         raise AppError("the learner saw no examples", hint="check the dataset with: fedscale node data check")
@@ -145,11 +223,18 @@ def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None
         if result.arrays is None or task.schema is None or model is None:
             raise AppError("the learner returned no trained model", hint="return Result(arrays=...) for phase 'train'")
         with np.errstate(over="ignore"):
-            delta = np.subtract(task.schema.flat(result.arrays), model)
-        weight = 1.0 if strategy.weighting == "equal" else min(weight, task.layout.weight_cap)
+            delta = task.schema.flat(result.arrays) if _sums(private) else np.subtract(task.schema.flat(result.arrays), model)
+        # Under privacy the number of examples is nobody's business, and one site's noise must hide it as well as another's.
+        weight = 1.0 if private is not None or strategy.weighting == "equal" else min(weight, task.layout.weight_cap)
     metrics = {name: np.asarray(sums, np.float64).reshape(-1) * (weight / result.examples) for name, sums in result.metrics.items()}
     update = Update(delta, weight, metrics)
+    clips = (transform.ClipNorm(private.clip),) if private is not None and private.way == "fedavg" else ()
     try:
-        return transform.encode(strategy.transforms, update)
+        return transform.encode((*strategy.transforms, *clips), update)
     except FloatingPointError as error:
         raise UpdateRejected("an update cannot be transformed", why=str(error)) from None
+
+
+def _sums(private: Private | None) -> bool:
+    """Whether the learner returned the change itself and no trained model."""
+    return private is not None and private.way == "union"

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedscale.errors import UpdateRejected
 from fedscale.metrics import Metric, Sums
-from fedscale.ring import BEYOND, LIMBS, LIMIT, WORD, FixedPoint, Words, add, from_limbs, to_limbs
+from fedscale.ring import BEYOND, LIMBS, LIMIT, SPARE_BITS, WORD, FixedPoint, Words, add, from_limbs, to_limbs
 from fedscale.vector import Vector
 
 
@@ -45,6 +45,7 @@ class Layout:
         terms: most answers that may be summed; fixes the headroom of the ring.
         bound: largest magnitude of one coordinate of a model change.
         weight_cap: largest weight of one node.
+        bits: of one word on the wire; 24 under secure aggregation that asks for it.
     """
 
     size: int
@@ -52,11 +53,12 @@ class Layout:
     terms: int
     bound: float = 8.0
     weight_cap: float = LIMIT
+    bits: int = 32
 
     @cached_property
     def format(self) -> FixedPoint:
         """The fixed point format of the model coordinates."""
-        return FixedPoint.for_sum(self.terms, self.bound)
+        return FixedPoint.for_sum(self.terms, self.bound, self.bits - SPARE_BITS)
 
     @cached_property
     def length(self) -> int:
@@ -65,8 +67,8 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one answer on the wire."""
-        return self.length * WORD.itemsize
+        """Bytes of one answer on the wire, filled up to whole words."""
+        return -(-self.length * self.bits // (8 * WORD.itemsize)) * WORD.itemsize
 
     def encode(self, update: Update) -> Words:
         """Lay an update out in the ring.
@@ -142,9 +144,9 @@ class Layout:
             at += metric.width
         return float(numbers[0]), sums
 
-    def mean(self, words: Words, weight: float) -> Vector:
-        """Weighted mean of the model changes behind a sum whose weights add up to ``weight``."""
-        return self.format.decode(words[: self.size], weight / self.weight_cap)
+    def mean(self, words: Words, weight: float, *, consume: bool = False) -> Vector:
+        """Weighted mean of the model changes behind a sum whose weights add up to ``weight``; with ``consume`` it takes the sum's place."""
+        return self.format.decode(words[: self.size], weight / self.weight_cap, consume=consume)
 
     def check(self, words: Words) -> None:
         """Refuse an answer, seen in the clear, that no honest node could have sent.
@@ -164,6 +166,17 @@ class Layout:
                 raise UpdateRejected(f"metric '{metric.name}' is too large", why=f"the limit is {LIMIT / self.terms:.0f}")
         self._require_counts(weight, sums)
         self._bounded(words, weight)
+
+    def check_sum(self, words: Words, count: int) -> None:
+        """Refuse the sum of ``count`` answers nobody saw, if honest nodes could not have sent them.
+
+        Raises:
+            UpdateRejected: the weight or the counts are out of bounds.
+        """
+        weight, sums = self.tail(words)
+        if not 0 < weight <= self.weight_cap * count:
+            raise UpdateRejected("the weight of a sum is not within its bounds", why=f"{count} nodes have at most {self.weight_cap:g} each")
+        self._require_counts(weight, sums)
 
     def _require_counts(self, weight: float, sums: Mapping[str, Sums]) -> None:
         """Refuse histograms that count more examples than there are, or fewer than none."""

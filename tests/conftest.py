@@ -49,7 +49,10 @@ COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "flower": (module("flwr"), "pip install 'fedscale-fl[flower]'"),
     "sklearn": (module("sklearn"), "pip install 'fedscale-fl[demo]'"),
     "pandas": (module("pandas"), "pip install 'fedscale-fl[dev]'"),
+    "prv-accountant": (module("prv_accountant"), "pip install 'fedscale-fl[dev]'"),
     "optuna": (module("optuna"), "pip install 'fedscale-fl[sweep]'"),
+    "ray": (module("ray"), "pip install 'fedscale-fl[ray]'"),
+    "chromium": (lambda: Path("/usr/bin/chromium").exists(), "install the packages chromium and fonts-dejavu-core"),
     "shared-data": (shared_data, OPTIONAL_DATA),
 }
 

@@ -1,4 +1,4 @@
-"""What a node keeps on disk between tasks: models and bundles by content, and answers on their way.
+"""What a node keeps on disk between tasks: models and bundles by content.
 
 Everything here can be fetched or computed again. Space is bounded in bytes and in number; the least recently used goes
 first, never something that is held by a task.
@@ -7,7 +7,6 @@ first, never something that is held by a task.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import re
 import shutil
@@ -84,18 +83,16 @@ class Part:
 
 
 class Cache:
-    """The folder of models, bundles and answers.
+    """The folder of models and bundles.
 
     Args:
-        folder: made if need be; answers of an earlier life are removed.
+        folder: made if need be.
         most: most bytes kept, apart from what running tasks hold.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
         self._blobs, self._bundles = make_private(folder / "blobs"), make_private(folder / "bundles")
-        self._most, self._held, self._numbers, self._lock = most, Counter[str](), itertools.count(), threading.Lock()
-        shutil.rmtree(folder / "answers", ignore_errors=True)
-        self._answers = make_private(folder / "answers")
+        self._most, self._held, self._lock = most, Counter[str](), threading.Lock()
 
     @contextmanager
     def hold(self, *digests: str) -> Iterator[None]:
@@ -139,10 +136,6 @@ class Cache:
         archive.unlink()
         bundle.unpack(data, folder)
         return folder
-
-    def answer(self) -> Path:
-        """A new path for an answer."""
-        return self._answers / str(next(self._numbers))
 
     def trim(self) -> None:
         """Remove the least recently used until both bounds hold."""

@@ -43,6 +43,7 @@ class Assignment:
         terms: most answers in the sum.
         bundle: SHA-256 of the app's bundle.
         seconds: how long the server will wait.
+        roster: the signed roster of secure aggregation, and the statement of whoever signed it.
     """
 
     key: Key
@@ -52,6 +53,7 @@ class Assignment:
     terms: int
     bundle: str
     seconds: float
+    roster: tuple[bytes, bytes] = (b"", b"")
 
 
 class Receiver(Protocol):
@@ -68,6 +70,12 @@ class Receiver(Protocol):
 
     def assigned(self, assignment: Assignment) -> None:
         """The server asks for a task."""
+
+    def identity(self) -> bytes:
+        """What proves this node's identity key."""
+
+    def told(self, key: Key, step: str, data: bytes) -> None:
+        """The server has a message of secure aggregation."""
 
     def released(self, key: Key) -> None:
         """The server does not wait for a task any more."""
@@ -116,6 +124,10 @@ class Connection:
         """Say how far a task is."""
         self._say(pb.NodeMessage(progress=pb.Progress(key=key_to_proto(key), fraction=fraction)))
 
+    def speak(self, key: Key, step: str, data: bytes) -> None:
+        """Answer a message of secure aggregation."""
+        self._say(pb.NodeMessage(spoken=pb.Spoken(key=key_to_proto(key), step=step, data=data)))
+
     def fail(self, key: Key, failure: Failure) -> None:
         """Say why a task will not be answered."""
         self._say(pb.NodeMessage(failed=failure_to_proto(key, failure)))
@@ -141,7 +153,8 @@ class Connection:
         """Greet, then read and write until one of both ends."""
         stream = node_pb2_grpc.NodeStub(channel).Connect()
         offered = self._receiver.offer()
-        await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=pb.Hello(version=fedscale.__version__, datasets=offered))))
+        hello = pb.Hello(version=fedscale.__version__, datasets=offered, identity=self._receiver.identity())
+        await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=hello)))
         welcome = await _within(OPENING_SECONDS, stream.read())
         if not isinstance(welcome, pb.ServerMessage) or welcome.WhichOneof("message") != "welcome":
             raise ProtocolError("the server did not greet", where=self._settings.address)
@@ -166,6 +179,8 @@ class Connection:
             kind = message.WhichOneof("message")
             if kind == "assignment":
                 self._assigned(message.assignment)
+            elif kind == "told":
+                self._receiver.told(key_from_proto(message.told.key), message.told.step, message.told.data)
             elif kind == "release":
                 self._receiver.released(key_from_proto(message.release.key))
         return Unreachable("the server ended the connection", where=self._settings.address)
@@ -189,7 +204,8 @@ class Connection:
             self.fail(key, Failure(Cause.REJECTED, str(error), hint="the coordinator and this node may run different releases"))
             return
         seconds = message.deadline_seconds if message.deadline_seconds > 0 else plan.clients.deadline
-        self._receiver.assigned(Assignment(key, plan, message.plan, task, message.terms, message.bundle, seconds))
+        signed = (message.roster, message.authority)
+        self._receiver.assigned(Assignment(key, plan, message.plan, task, message.terms, message.bundle, seconds, signed))
 
 
 async def _within(seconds: float, step: Awaitable[T]) -> T:

@@ -1,8 +1,8 @@
 """The folder of a node: its key, its certificate, what it is called, what it offers and what it keeps.
 
 ``key.pem`` ``cert.pem`` ``ca.pem`` prove who the node is, ``node.toml`` says where it belongs, ``datasets.toml`` what it
-offers, ``cache/`` holds what can be fetched again and ``log/`` what must not leave the site. Everything is readable by
-its owner only.
+offers and ``policy.toml`` what it allows; ``ledger/`` and ``ledger.head`` say what has left it, ``cache/`` holds what can be
+fetched again and ``log/`` what must not leave the site. Everything is readable by its owner only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import tomli_w
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedscale.errors import AccessDenied, ConfigError, Conflict
@@ -39,6 +41,8 @@ class NodeSettings(BaseModel):
         server_name: a name in the server's certificate, where ``address`` is not one of them.
         cache_bytes: most bytes of models and bundles kept.
         workers: most worker processes, at work or kept warm.
+        rate_limit: most bytes a second sent and received in bulk; 0 for no limit.
+        quiet_hours: ``HH:MM-HH:MM`` in the site's own time, when nothing is sent or received in bulk; empty for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +54,8 @@ class NodeSettings(BaseModel):
     server_name: str = ""
     cache_bytes: int = Field(8 << 30, ge=1 << 20)
     workers: int = Field(2, ge=1, le=64)
+    rate_limit: int = Field(0, ge=0)
+    quiet_hours: str = Field("", pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,31 @@ class NodeHome:
         return self.path / "datasets.toml"
 
     @property
+    def policy_file(self) -> Path:
+        """``policy.toml``; absent until the site sets a limit."""
+        return self.path / "policy.toml"
+
+    @property
+    def ledger(self) -> Path:
+        """The privacy ledger and its key; must never be deleted, rolled back or copied to another node."""
+        return self.path / "ledger"
+
+    @property
+    def ledger_head(self) -> Path:
+        """Where the ledger ends, kept apart from it."""
+        return self.path / "ledger.head"
+
+    @property
+    def identity_file(self) -> Path:
+        """The identity key for secure aggregation; other sites know this node by it, so it outlives certificates."""
+        return self.path / "identity.pem"
+
+    @property
+    def secagg(self) -> Path:
+        """What secure aggregation must remember: the identity keys of other sites, and how far this one has gone in each run."""
+        return self.path / "secagg"
+
+    @property
     def cache(self) -> Path:
         """Models, bundles and answers; may be deleted while the node is down."""
         return self.path / "cache"
@@ -159,6 +190,25 @@ class NodeHome:
             except BlockingIOError:
                 raise Conflict("a node is running in this home already", where=str(self.path), hint="stop it first, or use another --home") from None
             yield
+
+
+def identity_key(home: NodeHome) -> Ed25519PrivateKey:
+    """The identity key of a node, made when there is none yet.
+
+    Raises:
+        ConfigError: it cannot be read or made.
+    """
+    file = home.identity_file
+    try:
+        if not file.exists():
+            fresh = Ed25519PrivateKey.generate()
+            write_private(file, fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        key = load_pem_private_key(file.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError("the node's identity key cannot be read", where=str(file), why=type(error).__name__) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError("the node's identity key is of another kind", where=str(file))
+    return key
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from fedscale.identity import (
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.wire.limits import CHANNEL_OPTIONS
-from fedscale_client.home import Credentials, NodeHome, NodeSettings, make_private, parse, write_private, write_toml
+from fedscale_client.home import Credentials, NodeHome, NodeSettings, identity_key, make_private, parse, write_private, write_toml
 from fedscale_client.rpc import REACH, error_of
 
 TIMEOUT = 30.0
@@ -209,4 +209,5 @@ def _write(home: NodeHome, credentials: Credentials, settings: NodeSettings) -> 
     write_private(home.key_file, credentials.key)
     write_private(home.certificate_file, credentials.certificate)
     write_private(home.authority_file, credentials.authority)
+    identity_key(home)
     write_toml(home.settings_file, settings.model_dump())

@@ -14,14 +14,17 @@ from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
 from fedscale.clock import Clock, SystemClock
-from fedscale.errors import Cause, Failure, FedscaleError
+from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
 from fedscale.wire.convert import Key, key_text
 from fedscale_client import declarations, failures, renewal
+from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment, Connection
+from fedscale_client.gate import Gate
 from fedscale_client.home import Credentials, NodeHome
+from fedscale_client.masking import Masking, Seat
 from fedscale_client.performer import Performer
-from fedscale_client.transfer import Answer, Transfer
+from fedscale_client.transfer import Transfer
 from fedscale_client.workers import Workers
 
 Report: TypeAlias = Callable[[Mapping[str, Any]], None]
@@ -65,10 +68,12 @@ class Node:
     def __init__(self, home: NodeHome, on_event: Report, clock: Clock) -> None:
         settings = home.settings()
         self._home, self._name, self._on_event, self._clock = home, settings.name, on_event, clock
-        cache = Cache(home.cache, settings.cache_bytes)
+        cache, self._answers = Cache(home.cache, settings.cache_bytes), Answers(home.cache / "answers", settings.cache_bytes)
         self._transfer, self._workers = Transfer(settings, cache), Workers(home.log_file, settings.workers)
-        self._performer = Performer(home, cache, self._transfer, self._workers)
+        self._gate = Gate(home, clock)
+        self._performer = Performer(home, cache, self._answers, self._transfer, self._workers, self._gate)
         self._connection = Connection(home, self, clock)
+        self._masking = Masking(home, self._connection.speak, self._left)
         self._jobs: dict[Key, asyncio.Task[None]] = {}
         self._delivering: set[Key] = set()
         self._failures: OrderedDict[Key, Failure] = OrderedDict()
@@ -133,6 +138,14 @@ class Node:
                 self._tell("datasets not read", error=str(error))
         return self._offered[1]
 
+    def identity(self) -> bytes:
+        """What proves this node's identity key."""
+        return self._masking.identity()
+
+    def told(self, key: Key, step: str, data: bytes) -> None:
+        """Answer a message of secure aggregation."""
+        self._group.create_task(self._masking.told(key, step, data))
+
     async def opened(self, credentials: Credentials) -> None:
         """The server is there: what waits to be delivered goes at once."""
         self._tell("connected", datasets=list(self._offered[1]))
@@ -156,35 +169,53 @@ class Node:
         else:
             self._connection.accept(key)
             self._tell("task", key=key_text(key), run=key[0], phase=str(key[1]), number=key[2])
-            self._jobs[key] = self._group.create_task(self._job(assignment, asyncio.get_running_loop().time() + assignment.seconds))
+            seat = self._masking.asked(assignment)
+            if seat is not None:
+                self._group.create_task(self._masking.open(assignment, seat))
+            self._jobs[key] = self._group.create_task(self._job(assignment, seat, asyncio.get_running_loop().time() + assignment.seconds))
 
     def released(self, key: Key) -> None:
         """Drop a task nobody waits for any more."""
         self._failures.pop(key, None)
+        self._masking.forget(key)
         if job := self._jobs.get(key):
             self._tell("released", key=key_text(key))
             job.cancel()
 
     # ------------------------------------------------------------------------------------------------------ one task
 
-    async def _job(self, assignment: Assignment, deadline: float) -> None:
+    def _left(self, key: Key, failure: Failure) -> None:
+        """Tell that this node has left a round of secure aggregation; work for it is in vain."""
+        self._fail(key, failure)
+        if job := self._jobs.get(key):
+            job.cancel()
+
+    async def _job(self, assignment: Assignment, seat: Seat | None, deadline: float) -> None:
         """One task from its assignment until the server has said what became of it."""
         key = assignment.key
         answer: Answer | None = None
+        settled = False
         try:
             async with self._turns[key[0]]:
-                outcome = await self._performer.perform(assignment, deadline, self._progress(key))
+                # Where differential privacy is promised, not even how far the work is may leave: the number comes from code that sees the data.
+                progress = _silent if assignment.plan.privacy else self._progress(key)
+                outcome = await self._performer.perform(assignment, deadline, progress)
+                if seat is not None and isinstance(outcome, Answer):
+                    outcome = await self._masking.mask(seat, outcome, deadline)
             if isinstance(outcome, Failure):
                 self._fail(key, outcome)
             else:
                 answer = outcome
-                await self._deliver(key, answer)
+                await self._deliver(key, answer, masked=seat is not None)
+            settled = True
         finally:
-            if answer:
-                answer.forget()
+            # What a node could not deliver before it was stopped, its next life will.
+            if answer and (settled or not self._stopping.is_set()):
+                self._answers.settle(answer)
             del self._jobs[key]
             if not any(other[0] == key[0] for other in self._jobs):
                 self._turns.pop(key[0], None)
+            await self._gate.close(key)
 
     def _progress(self, key: Key) -> Callable[[float], None]:
         """Passes a task's progress on, once a second at most."""
@@ -206,12 +237,18 @@ class Node:
         self._connection.fail(key, failure)
         self._tell("failed", key=key_text(key), failure=asdict(failure))
 
-    async def _deliver(self, key: Key, answer: Answer) -> None:
+    async def _deliver(self, key: Key, answer: Answer, *, masked: bool) -> None:
         """Hand an answer over and hear what became of it."""
         self._delivering.add(key)
         try:
-            verdict, reason = await self._transfer.submit(key, answer)
+            await self._gate.release(key, answer, masked=masked)
+            verdict, reason, keep = await self._transfer.submit(key, answer)
+            if keep:
+                self._answers.keep(answer)
+            await self._gate.commit(key, verdict, reason)
             self._tell("answered", key=key_text(key), verdict=verdict, reason=reason, bytes=answer.size)
+        except PolicyRefusal as error:
+            self._fail(key, failures.of_local(error))
         except FedscaleError as error:
             self._fail(key, replace(failures.of_local(error), cause=Cause.REJECTED))
         except OSError as error:
@@ -221,3 +258,7 @@ class Node:
 
     def _tell(self, event: str, **facts: Any) -> None:
         self._on_event({"event": event, "node": self._name, **facts})
+
+
+def _silent(_: float) -> None:
+    """Pass no progress on."""

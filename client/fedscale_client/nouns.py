@@ -14,6 +14,15 @@ data = group(
     },
 )
 
+policy = group(
+    "Say what this site allows, whatever a job asks.",
+    {
+        "show": Entry("fedscale_client.cli_policy:show", "Show what this site allows."),
+        "set": Entry("fedscale_client.cli_policy:set_", "Change what this site allows; a running node heeds it from its next task on."),
+        "unset": Entry("fedscale_client.cli_policy:unset", "Go back to the default of a setting, or drop all settings of a dataset."),
+    },
+)
+
 node = group(
     "Run a site: join a federation, declare data, train.",
     {
@@ -21,6 +30,8 @@ node = group(
         "start": Entry("fedscale_client.cli_start:start", "Take part until told to stop."),
         "status": Entry("fedscale_client.cli:status", "Show who this node is and what it offers."),
         "data": Entry("fedscale_client.nouns:data", "Declare the datasets this site offers; they never leave it."),
+        "policy": Entry("fedscale_client.nouns:policy", "Say what this site allows, whatever a job asks."),
+        "receipts": Entry("fedscale_client.cli_privacy:receipts", "List what left this site, answer by answer."),
         "doctor": Entry("fedscale_client.cli_doctor:doctor", "Check this node: certificate, coordinator, datasets, room."),
     },
 )

@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
-from fedscale_client import declarations, failures
+from fedscale_client import answers, declarations, failures
+from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment
 from fedscale_client.declarations import Declaration
+from fedscale_client.gate import Gate, Permit
 from fedscale_client.home import NodeHome
 from fedscale_client.pipe import Message
-from fedscale_client.transfer import Answer, Transfer
+from fedscale_client.transfer import Transfer
 from fedscale_client.workers import Done, Workers
 
 
@@ -22,13 +24,15 @@ class Performer:
 
     Args:
         home: what the site offers.
-        cache: where answers go.
+        cache: where models and bundles are.
+        kept: where answers go.
         transfer: gets models and bundles.
         workers: do the work.
+        gate: lets tasks in.
     """
 
-    def __init__(self, home: NodeHome, cache: Cache, transfer: Transfer, workers: Workers) -> None:
-        self._home, self._cache, self._transfer, self._workers = home, cache, transfer, workers
+    def __init__(self, home: NodeHome, cache: Cache, kept: Answers, transfer: Transfer, workers: Workers, gate: Gate) -> None:
+        self._home, self._cache, self._kept, self._transfer, self._workers, self._gate = home, cache, kept, transfer, workers, gate
 
     async def perform(self, assignment: Assignment, deadline: float, progress: Callable[[float], None]) -> Answer | Failure:
         """What a task comes to.
@@ -38,27 +42,37 @@ class Performer:
             deadline: when to give up, in the event loop's time.
             progress: called with fractions in [0, 1].
         """
-        answer = self._cache.answer()
+        answer = self._kept.place(assignment.key)
         outcome: Done | Failure | None = None
         try:
             with self._cache.hold(assignment.bundle, assignment.task.model):
-                outcome = await self._outcome(assignment, answer, deadline, progress)
+                declaration = self._offered(assignment.plan.job.data)
+                async with asyncio.timeout_at(deadline):
+                    permit = await self._gate.admit(assignment, declaration)
+                outcome = await self._outcome(permit, declaration, answer, deadline, progress)
+        except TimeoutError:
+            outcome = Failure(Cause.TIMEOUT, "the privacy of the task was not worked out by its deadline", hint="raise clients.deadline")
         except (FedscaleError, OSError) as error:
             outcome = failures.of_local(error)
         finally:
             if not isinstance(outcome, Done):
-                answer.unlink(missing_ok=True)
+                answers.drop(answer)
         return outcome if isinstance(outcome, Failure) else Answer(answer, outcome.digest, outcome.size, outcome.schema)
 
-    async def _outcome(self, assignment: Assignment, answer: Path, deadline: float, progress: Callable[[float], None]) -> Done | Failure:
+    async def _outcome(
+        self, permit: Permit, declaration: Declaration, answer: Path, deadline: float, progress: Callable[[float], None]
+    ) -> Done | Failure:
         """What the worker says.
 
         Raises:
-            PolicyRefusal: the site does not offer the dataset.
             FedscaleError: the server does not give what it named.
             OSError: the disk refuses.
         """
-        declaration = self._offered(assignment.plan.job.data)
+        assignment = permit.assignment
+        # What hides something may leave once: under masks that live as long as the node, or at a price that was paid for one answer.
+        again = not (assignment.plan.privacy or assignment.plan.secagg.enabled)
+        if again and (found := self._kept.found(assignment, answer)):
+            return Done(found.digest, found.size, found.schema)
         try:
             async with asyncio.timeout_at(deadline):
                 bundle, model = await self._fetched(assignment)
@@ -68,7 +82,11 @@ class Performer:
         key = (assignment.key[0], assignment.bundle, name, declarations.fingerprint(declaration, self._home.path))
         seat = {"bundle": str(bundle), "home": str(self._home.path), "dataset": name, "declaration": declaration.model_dump(mode="json")}
         request = {**_request(assignment), "model": str(model or ""), "answer": str(answer)}
-        return await self._workers.perform(key, seat, request, deadline, progress)
+        done = await self._workers.perform(key, seat, request, deadline, progress)
+        permit.spent = isinstance(done, Failure)  # why a worker failed may depend on the data, and is told
+        if again and isinstance(done, Done):
+            await asyncio.to_thread(self._kept.finish, assignment, Answer(answer, done.digest, done.size, done.schema))
+        return done
 
     def _offered(self, name: str) -> Declaration:
         """The declaration of a dataset.

@@ -10,11 +10,10 @@ import grpc
 import grpc.aio
 
 from fedscale.errors import AccessDenied, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
-from fedscale.wire.faults import ERROR_KEY, unpacked
+from fedscale.wire.faults import ERROR_KEY, RETRY_KEY, unpacked
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_client.home import Credentials, NodeSettings
 
-RETRY_KEY = "retry-after-ms"
 LEAST_PAUSE, MOST_PAUSE = 0.1, 5.0
 MOST_RETRY_AFTER = 60.0
 LONGEST = 400

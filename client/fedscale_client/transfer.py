@@ -12,40 +12,39 @@ from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import grpc
 import grpc.aio
 
-from fedscale.errors import ProtocolError
+from fedscale.clock import SystemClock
+from fedscale.errors import ProtocolError, Unreachable
 from fedscale.proto.v1 import bulk_pb2 as pb
-from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY
+from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, OFFSET_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, intact, sealed, unsealed
 from fedscale.wire.convert import Key, key_text
 from fedscale.wire.limits import BUNDLE, FRAME
+from fedscale_client.answers import Answer
 from fedscale_client.cache import Cache, Part
 from fedscale_client.home import Credentials, NodeSettings
 from fedscale_client.rpc import error_of, is_passing, open_channel, pause
+from fedscale_client.throttle import Throttle
 
 # A server that reads other nodes' answers first lets ours wait in its window; keepalive notices sooner when it is gone.
 STALL_SECONDS = 600.0
 CORRUPT_ATTEMPTS = 3
+# A frame that was not complete when the line broke is sent again: on a slow line, or one that breaks often, frames are small.
+LEAST_FRAME, QUICK_SECONDS, SLOW_SECONDS = 64 << 10, 0.1, 1.0
 VERDICTS = {number: name.lower() for name, number in pb.Receipt.Verdict.items() if number != pb.Receipt.UNKNOWN}
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A task's answer on its way to the server: words, or for a first model its bytes and schema."""
+class Verdict(NamedTuple):
+    """What became of an answer: the server's word and reason, and whether it may have to ask for the answer again."""
 
-    path: Path
-    digest: str
-    size: int
-    schema: str = ""
-
-    def forget(self) -> None:
-        """The server has it, or does not want it."""
-        self.path.unlink(missing_ok=True)
+    word: str
+    reason: str
+    keep: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -56,16 +55,31 @@ class _Line:
     users: int = 0
 
 
+@dataclass(slots=True)
+class _Tries:
+    """Attempts that got nowhere since the last one that did, and how far that was."""
+
+    failures: int = 0
+    reached: int = 0
+
+    def reach(self, offset: int) -> None:
+        """So much has arrived."""
+        if offset > self.reached:
+            self.failures, self.reached = 0, offset
+
+
 class Transfer:
     """Moves bulk data for one node.
 
     Args:
         settings: where the server is.
         cache: where blobs are kept.
+        throttle: how much of the site's line may be taken; by default what the settings say.
     """
 
-    def __init__(self, settings: NodeSettings, cache: Cache) -> None:
+    def __init__(self, settings: NodeSettings, cache: Cache, throttle: Throttle | None = None) -> None:
         self._settings, self._cache = settings, cache
+        self._throttle = throttle or Throttle(settings.rate_limit, settings.quiet_hours, SystemClock().now)
         self._line: _Line | None = None
         self._opened = asyncio.Event()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -107,8 +121,8 @@ class Transfer:
                 await self._fetch(digest, BUNDLE)
             return await asyncio.to_thread(self._cache.unpack, digest)
 
-    async def submit(self, key: Key, answer: Answer) -> tuple[str, str]:
-        """Deliver an answer, however often the connection breaks; verdict and reason of the server's receipt.
+    async def submit(self, key: Key, answer: Answer) -> Verdict:
+        """Deliver an answer, however often the connection breaks.
 
         Raises:
             FedscaleError: the server refuses to hear it.
@@ -117,7 +131,7 @@ class Transfer:
         receipt = await self._patiently(partial(self._deliver, key, answer))
         if receipt.verdict not in VERDICTS:
             raise ProtocolError("the server did not say what became of an answer", where=key_text(key))
-        return VERDICTS[receipt.verdict], receipt.reason
+        return Verdict(VERDICTS[receipt.verdict], receipt.reason, receipt.keep)
 
     def _turn(self, digest: str) -> asyncio.Lock:
         """Two tasks that want the same blob fetch it once."""
@@ -134,46 +148,81 @@ class Transfer:
                     raise
         return await self._fetch(digest, most, attempts - 1)
 
-    async def _receive(self, digest: str, part: Part) -> None:
+    async def _receive(self, digest: str, part: Part, tries: _Tries) -> None:
         """One attempt: everything from where the part ends."""
+        await self._throttle.open()
         async with self._channel() as channel:
-            fetch: grpc.aio.UnaryStreamMultiCallable[pb.FetchRequest, bytes] = channel.unary_stream(FETCH, pb.FetchRequest.SerializeToString)
-            call = fetch(pb.FetchRequest(digest=digest, offset=part.size))
-            while isinstance(frame := await _soon(call.read()), bytes):
-                await asyncio.to_thread(part.take, frame)
+            fetch: grpc.aio.UnaryStreamMultiCallable[pb.FetchRequest, bytes] = channel.unary_stream(
+                FETCH, pb.FetchRequest.SerializeToString, unsealed
+            )
+            call = fetch(pb.FetchRequest(digest=digest, offset=part.size, frame=max(FRAME >> min(tries.failures, 8), LEAST_FRAME)))
+            try:
+                while isinstance(frame := await _soon(call.read()), bytes):
+                    await asyncio.to_thread(part.take, intact(frame))
+                    tries.reach(part.size)
+                    await self._throttle.take(len(frame))
+            finally:
+                call.cancel()
 
-    async def _deliver(self, key: Key, answer: Answer) -> pb.Receipt:
-        """One attempt: the whole answer and the server's receipt."""
+    async def _arrived(self, channel: grpc.aio.Channel, key: Key, answer: Answer) -> int:
+        """How much of an answer the server has from earlier attempts."""
+        ask: grpc.aio.UnaryUnaryMultiCallable[pb.OffsetRequest, pb.OffsetReply] = channel.unary_unary(
+            OFFSET, pb.OffsetRequest.SerializeToString, pb.OffsetReply.FromString
+        )
+        reply = await _soon(ask(pb.OffsetRequest(task=key_text(key), digest=answer.digest)))
+        return min(reply.offset, answer.size)
+
+    async def _deliver(self, key: Key, answer: Answer, tries: _Tries) -> pb.Receipt:
+        """One attempt: what the server does not have yet, and its receipt."""
         metadata: list[tuple[str, str | bytes]] = [(TASK_KEY, key_text(key)), (DIGEST_KEY, answer.digest), (SIZE_KEY, str(answer.size))]
         if answer.schema:
             metadata.append((SCHEMA_KEY, answer.schema.encode()))
+        await self._throttle.open()
         async with self._channel() as channel:
+            # What fits into a frame is sent as quickly as it could be asked for.
+            offset = await self._arrived(channel, key, answer) if answer.size > FRAME else 0
+            metadata.append((OFFSET_KEY, str(offset)))
+            tries.reach(offset)
             # The server may answer before it has read everything: the round is closed, or it knows the answer already. grpc.aio
             # loses an early answer unless it is being read; so the one response of this call is read as a stream, from the start.
-            submit: grpc.aio.StreamStreamMultiCallable[bytes, pb.Receipt] = channel.stream_stream(SUBMIT, None, pb.Receipt.FromString)
+            submit: grpc.aio.StreamStreamMultiCallable[bytes, pb.Receipt] = channel.stream_stream(SUBMIT, sealed, pb.Receipt.FromString)
             call = submit(metadata=metadata)
             reading = asyncio.create_task(_first(call))
             try:
                 with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                    while not reading.done() and (frame := file.read(FRAME)):
-                        await _soon(call.write(frame))
+                    file.seek(offset)
+                    await self._write(call, reading, file, max(FRAME >> min(2 + tries.failures, 8), LEAST_FRAME))
                     await _soon(call.done_writing())
                 return await _soon(reading)
             finally:
                 reading.cancel()
                 call.cancel()
 
-    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until it works or can never work; a fresh connection ends the pause."""
-        failures = 0
+    async def _write(self, call: grpc.aio.StreamStreamCall[bytes, pb.Receipt], reading: asyncio.Task[pb.Receipt], file: BinaryIO, size: int) -> None:
+        """Send a file from where it stands until it ends or the server answers; frames grow while the line is quick."""
+        while not reading.done() and (frame := await asyncio.to_thread(file.read, size)):
+            await self._throttle.take(len(frame))
+            began = asyncio.get_running_loop().time()
+            await _soon(call.write(frame))
+            seconds = asyncio.get_running_loop().time() - began
+            if seconds < QUICK_SECONDS:
+                size = min(2 * size, FRAME)
+            elif seconds > SLOW_SECONDS:
+                size = max(size // 2, LEAST_FRAME)
+
+    async def _patiently(self, attempt: Callable[[_Tries], Awaitable[T]]) -> T:
+        """Try until it works or can never work; a fresh connection ends the pause, and whoever gets further waits less."""
+        tries = _Tries()
         while True:
             try:
-                return await attempt()
+                return await attempt(tries)
             except (grpc.aio.AioRpcError, TimeoutError) as error:
                 if not is_passing(error):
                     raise error_of(error, self._settings.address) from None
-                seconds = pause(failures, error)
-            failures += 1
+                seconds = pause(tries.failures, error)
+            except Unreachable:
+                seconds = pause(tries.failures)
+            tries.failures += 1
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._opened.wait(), seconds)
 

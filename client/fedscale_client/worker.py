@@ -27,7 +27,7 @@ import numpy as np
 from fedscale.errors import AppError
 from fedscale.learner import App, Learner, Phase
 from fedscale.plan import Plan
-from fedscale.task import FirstModel, Task, layout_for, perform, portion
+from fedscale.task import FirstModel, Task, layout_for, perform, portion, private_for
 from fedscale.vector import Schema, Vector
 from fedscale.wire.codec import digest_of, model_from
 from fedscale_client import datasets, failures, pipe
@@ -67,7 +67,8 @@ class Bench:
         task = Task(request["node"], phase, request["number"], layout, schema, "")
         if phase not in self._portions:
             self._portions[phase] = portion(plan, phase, data)
-        result = perform(task, plan, plan.strategy.build(), learner, self._portions[phase], _model(request["model"], schema), progress)
+        private = private_for(plan, phase, data)
+        result = perform(task, plan, plan.strategy.build(), learner, self._portions[phase], _model(request["model"], schema), progress, private)
         path = Path(request["answer"])
         if isinstance(result, FirstModel):
             return {**_write(path, result.model), "schema": result.schema.to_json()}

@@ -30,9 +30,12 @@ NOUNS = {
     "node": Entry("fedscale_client.nouns:node", "Run a site: join a federation, declare data, train."),
     "run": Entry("fedscale_server.nouns:run", "Submit, watch and steer runs, fetch their results."),
     "secagg": Entry("fedscale.cli.secagg:secagg", "Plan secure aggregation."),
+    "privacy": Entry("fedscale.cli.privacy:privacy", "Plan and account for differential privacy."),
+    "chaos": Entry("fedscale_simulations.chaos.nouns:chaos", "Break a federation of your own on this machine and see what is lost."),
+    "audit": Entry("fedscale_simulations.audit.nouns:audit", "Check on this machine that what is promised is kept."),
     "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
 }
-EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower", "optuna": "sweep"}
+EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower", "optuna": "sweep", "ray": "ray"}
 
 
 class Root(Lazy):

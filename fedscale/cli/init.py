@@ -19,7 +19,9 @@ PLACEHOLDER = "my-job"
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it; made when it is missing.")] = Path(),
     *,
-    template: Annotated[Literal["tabular", "image", "text", "survival", "sklearn", "hospitals"], typer.Option(help="What to begin with.")] = "tabular",
+    template: Annotated[
+        Literal["tabular", "image", "text", "survival", "sklearn", "hospitals"], typer.Option(help="What to begin with.")
+    ] = "tabular",
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

@@ -90,6 +90,15 @@ class Dataset:
         train, held_out = partition.holdout(self.y, holdout, seed, self.groups)
         return self.take(train), self.take(held_out)
 
+    def split_alone(self, holdout: float, seed: int) -> tuple[Dataset, Dataset]:
+        """(train, held out) as ``split``, but where each row, or group, falls depends on nothing but itself and the seed.
+
+        What is trained on then changes by one row when one row comes or goes, as differential privacy has it. The fraction held
+        out is met on average, and a part may be empty.
+        """
+        held = partition.alone(self.x, self.y, holdout, seed, self.groups)
+        return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
+
     @classmethod
     def concat(cls, parts: Sequence[Dataset]) -> Dataset:
         """All rows of datasets of one layout, in order; int64 and float32 labels together become float32."""

@@ -34,7 +34,7 @@ from fedscale.report.units import data_size, duration, number, ranges
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 TONES = {"good": ("completed", "finished"), "bad": ("failed", "refused")}
 SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{MULTIPLICATION X}", "neutral": "\N{BLACK CIRCLE}"}
-PLACED = ("comparison", "privacy", "seed", "seeds", "versions", "hashes")
+PLACED = ("comparison", "privacy", "secagg", "seed", "seeds", "versions", "hashes")
 TILES, TABLE_ROWS, LISTED_NODES = 6, 200, 8
 
 
@@ -112,6 +112,8 @@ def _sections(record: RunRecord) -> Iterator[Markup]:
         yield section("Participation", participation_figure(record))
     if any(row.failures for row in record.rounds):
         yield section("Failures", *_failures(record))
+    if secagg := _flat(record.extra.get("secagg")):
+        yield section("Secure aggregation", pairs(secagg.items()))
     if privacy := _flat(record.extra.get("privacy")):
         yield section("Privacy", pairs(privacy.items()))
     if record.rounds:

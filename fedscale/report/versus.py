@@ -30,11 +30,18 @@ def comparison_html(runs: Mapping[str, RunRecord]) -> str:
     return document(
         f"Comparison of {len(runs)} runs",
         header,
+        *comparison_parts(runs),
+        tag("footer", "fedscale \N{MIDDLE DOT} this page is self-contained and loads nothing from any network."),
+    )
+
+
+def comparison_parts(runs: Mapping[str, RunRecord]) -> list[Markup]:
+    """The parts of that page without its frame: how the runs ended, and their curves by round and by time."""
+    return [
         section("How they ended", _table(runs), tag("p", f"{MARK} marks the best value of a metric.", class_="note")),
         section("By round", charts(_figures(runs, "round", {id(row): float(row.number) for run in runs.values() for row in run.rounds}))),
         *_by_time(runs),
-        tag("footer", "fedscale \N{MIDDLE DOT} this page is self-contained and loads nothing from any network."),
-    )
+    ]
 
 
 def comparison_rows(runs: Mapping[str, RunRecord]) -> tuple[list[str], list[list[str]]]:

@@ -353,11 +353,11 @@ class Server:
 
     def __init__(self, terms: Terms, roster: Roster, core: Core = Core.GCM) -> None:
         self.state: State = Advertising(terms, roster)
-        self._terms, self._roster, self._core = terms, roster, core
+        self.terms, self.roster, self._core = terms, roster, core
 
     def open(self) -> Outbox:
         """The first message, to everybody on the roster."""
-        return dict.fromkeys((member.name for member in self._roster.members), m.encode(m.Open(self._terms)))
+        return dict.fromkeys((member.name for member in self.roster.members), m.encode(m.Open(self.terms)))
 
     def receive(self, name: str, data: bytes, body: Body = None) -> None:
         """Take an answer of the node that is known to be ``name``; of two answers to one question the first stands.

@@ -17,12 +17,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fedscale.data import Dataset
 from fedscale.errors import AppError, DataError, PlanError, UpdateRejected
-from fedscale.learner import App, Learner, Phase, Result, Training, Work
+from fedscale.learner import App, Learner, Phase, Private, Result, Training, Work
 from fedscale.metrics import Sums
 from fedscale.sampling import Shuffle
 from fedscale.torch_learner.blocks import Blocks, blocks_for
+from fedscale.torch_learner.clipping import PROBE, Objective, Way, way_for
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.measures import MEASURES, total
+from fedscale.torch_learner.private import PrivateSteps, descend, gradient, members
 from fedscale.torch_learner.resident import Resident, arrays_of, shared_state
 from fedscale.torch_learner.steps import Steps
 
@@ -51,6 +53,8 @@ class TorchLearner:
             raise AppError(f"metric '{taken[0]}' cannot be redefined", hint="give it another name")
         self.check(app.metrics)
         self._resident: Resident | None = None
+        self._way: tuple[Resident, Way] | None = None
+        self._apart: Dataset | None = None
         self._shuffle = Shuffle()
         self._examples = lru_cache(maxsize=keep)(self._prepared)
 
@@ -89,7 +93,7 @@ class TorchLearner:
             if work.phase is Phase.INIT:
                 return Result(arrays_of(shared_state(self._module())), 0)
             if work.phase is Phase.TRAIN:
-                return self._train(work, device)
+                return self._train(work, device) if work.private is None else self._train_privately(work, work.private, device)
             return self._evaluate(work, device)
 
     def _module(self) -> nn.Module:
@@ -165,6 +169,35 @@ class TorchLearner:
             work.progress(step / steps)
         return Result(resident.arrays(), len(examples), {"loss": np.array([loss_sum * (len(examples) / seen)])})
 
+    def require_private(self, unit: str) -> None:
+        """Refuse a model under which one record would have a say in what is learnt from another; this learner keeps to ``Work.private``.
+
+        Raises:
+            AppError: it has batch norm.
+        """
+        if self._resident_on(torch.device("cpu") if self._resident is None else self._resident.device).normalized:
+            why = "it mixes the rows of a batch, and its running statistics would leave without noise"
+            hint = "use torch.nn.GroupNorm, or let opacus.validators.ModuleValidator.fix replace it inside App.model"
+            raise AppError(f"batch norm cannot hide a {unit}", where="App.model", why=why, hint=hint)
+
+    def _train_privately(self, work: Work, private: Private, device: torch.device) -> Result:
+        """Train from the global model on, or sum its gradients, so that no record or patient shows."""
+        self.require_private(private.unit)
+        examples, resident = self._by_row(work.data), self._loaded(work, device)
+        resident.module.train()
+        objective = Objective(resident.module, lambda outputs, targets: aligned(outputs, targets, examples.classes), self._app.loss)
+        if self._way is None or self._way[0] is not resident:
+            probe = self._rows(resident, examples, torch.arange(min(PROBE, len(examples))))
+            self._loss(*objective.aligned(self._outputs(resident, probe[0]), probe[1]))
+            self._way = resident, way_for(objective, *probe)
+            resident = self._loaded(work, device)
+        units = members(getattr(work.data, "groups", None), examples, private.unit)
+        noisy = PrivateSteps(objective, self._way[1], lambda rows: self._rows(resident, examples, rows), units, private)
+        if private.way == "union":
+            return Result(gradient(resident, private, noisy, work.training), len(examples), private=private)
+        steps = Steps(resident.trained, work.training.optimizer, work.proximal)
+        return Result(descend(resident, work.arrays or {}, noisy, steps, work.progress), len(examples), private=private)
+
     def _batches(self, rows: int, sizes: list[int], seed: int) -> Iterator[Tensor]:
         """Row numbers of one batch after the other, in a new order each epoch, without end."""
         self._shuffle.seed(seed)
@@ -189,16 +222,26 @@ class TorchLearner:
 
     def _forward(self, resident: Resident, examples: Examples, rows: Tensor, *, amp: bool) -> tuple[Tensor, Tensor]:
         """Outputs and targets of some rows, as loss and metrics take them."""
+        features, targets = self._rows(resident, examples, rows)
+        with resident.autocast() if amp else nullcontext():
+            outputs = self._outputs(resident, features)
+        return aligned(outputs.float() if amp else outputs, targets, examples.classes)
+
+    def _rows(self, resident: Resident, examples: Examples, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and targets of some rows, on the model's device."""
         features = examples.features.index_select(0, rows).to(resident.device)
         targets = examples.targets.index_select(0, rows).to(resident.device)
         if resident.images and features.ndim == 4:
             # Convolutions read channels last: on processors twice as fast, and what tensor cores want.
             features = features.contiguous(memory_format=torch.channels_last)
-        with resident.autocast() if amp else nullcontext():
-            outputs = resident.module(features)
+        return features, targets
+
+    def _outputs(self, resident: Resident, features: Tensor) -> Tensor:
+        """What the model makes of features, checked."""
+        outputs = resident.module(features)
         if not isinstance(outputs, Tensor):
             raise AppError(f"the model returned {type(outputs).__name__}", why="a tensor is expected", hint="for anything else write a Learner")
-        return aligned(outputs.float() if amp else outputs, targets, examples.classes)
+        return outputs
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, checked."""
@@ -227,6 +270,24 @@ class TorchLearner:
         if not isinstance(data, Dataset | TorchDataset):
             raise DataError(f"a torch app cannot learn from {type(data).__name__}", hint="give a fedscale or a torch dataset")
         return self._examples(data)
+
+    def _by_row(self, data: object) -> Examples:
+        """The rows of a dataset for training that hides them: prepared, and found to be prepared each by itself.
+
+        Raises:
+            AppError: the app's ``prepare`` lets rows have a say in each other, as scaling by their mean does.
+        """
+        examples = self.examples_of(data)
+        if self._app.prepare is None or not isinstance(data, Dataset) or self._apart is data:
+            return examples
+        for some in (np.arange(0, len(data), 2), np.arange(1, len(data), 2)):
+            part = self._prepared(data.take(some)) if len(some) and len(examples) == len(data) else examples
+            rows = torch.from_numpy(some)
+            if not (torch.equal(part.features, examples.features[rows]) and torch.equal(part.targets, examples.targets[rows])):
+                hint = "scale by fixed numbers instead of the site's own mean and deviation"
+                raise AppError("App.prepare does not prepare each row by itself", why="differential privacy hides single rows", hint=hint)
+        self._apart = data
+        return examples
 
     def _prepared(self, data: Dataset | TorchDataset[Any]) -> Examples:
         """The rows of a dataset after the app's ``prepare``."""

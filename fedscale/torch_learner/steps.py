@@ -55,6 +55,10 @@ class Steps:
         scaler.step(cast("torch.optim.Optimizer", self))
         scaler.update()
 
+    def follow(self, gradients: Sequence[Tensor]) -> None:
+        """One step down gradients that somebody else has computed."""
+        self._move(gradients)
+
     def step(self) -> None:
         """Move every parameter that has a gradient; this is what torch's GradScaler calls."""
         self._move([parameter.grad for parameter in self._parameters])

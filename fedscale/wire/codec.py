@@ -1,14 +1,18 @@
-"""Bulk data as frames of raw bytes: cut without a copy, hashed on the way, length-checked before anything is kept."""
+"""Bulk data as frames of raw bytes: hashed on the way, length-checked before anything is kept.
+
+On the wire a frame carries its CRC-32 in front, so that one that was damaged on its way costs itself and not the whole.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 
-from fedscale.errors import ProtocolError
+from fedscale.errors import ProtocolError, Unreachable
 from fedscale.ring import WORD, Words
 from fedscale.vector import Vector
 from fedscale.wire.limits import FRAME
@@ -16,7 +20,32 @@ from fedscale.wire.limits import FRAME
 FETCH = "/fedscale.v1.Bulk/Fetch"
 SUBMIT = "/fedscale.v1.Bulk/Submit"
 PUT = "/fedscale.v1.Bulk/Put"
+OFFSET = "/fedscale.v1.Bulk/Offset"
 TASK_KEY, DIGEST_KEY, SIZE_KEY, SCHEMA_KEY = "fedscale-task", "fedscale-digest", "fedscale-size", "fedscale-schema-bin"
+OFFSET_KEY = "fedscale-offset"
+SEAL = 4
+
+
+def sealed(frame: bytes) -> bytes:
+    """A frame as it travels: four bytes of CRC-32, little-endian, and what they vouch for."""
+    return zlib.crc32(frame).to_bytes(SEAL, "little") + frame
+
+
+def unsealed(sent: bytes) -> bytes:
+    """What a frame carries; empty if it was damaged on its way, for what reads a stream must not raise inside gRPC."""
+    view = memoryview(sent)[SEAL:]
+    return bytes(view) if zlib.crc32(view).to_bytes(SEAL, "little") == sent[:SEAL] else b""
+
+
+def intact(frame: bytes) -> bytes:
+    """A frame as ``unsealed`` gave it.
+
+    Raises:
+        Unreachable: it was damaged; whoever sends goes on from the last one that arrived.
+    """
+    if not frame:
+        raise Unreachable("a frame was damaged on its way", why="its CRC-32 differs", hint="send it again")
+    return frame
 
 
 def frames(data: bytes | memoryview, offset: int = 0) -> Iterator[bytes]:
@@ -31,6 +60,13 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+class Sink(Protocol):
+    """Where bytes go."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append all of them."""
+
+
 class Intake:
     """Receives the frames of one blob of a size and digest known beforehand into a file.
 
@@ -40,8 +76,19 @@ class Intake:
         digest: SHA-256 in hex of the whole.
     """
 
-    def __init__(self, file: BinaryIO, size: int, digest: str) -> None:
+    def __init__(self, file: Sink, size: int, digest: str) -> None:
         self._file, self._left, self._digest, self._hash = file, size, digest, hashlib.sha256()
+
+    def known(self, part: bytes | memoryview) -> None:
+        """Count bytes that are in the file already, from an earlier attempt.
+
+        Raises:
+            ProtocolError: more bytes than announced.
+        """
+        self._left -= len(part)
+        if self._left < 0:
+            raise ProtocolError("a stream is longer than it announced")
+        self._hash.update(part)
 
     def take(self, frame: bytes) -> None:
         """Write one frame.
@@ -49,10 +96,7 @@ class Intake:
         Raises:
             ProtocolError: more bytes than announced.
         """
-        self._left -= len(frame)
-        if self._left < 0:
-            raise ProtocolError("a stream is longer than it announced")
-        self._hash.update(frame)
+        self.known(frame)
         self._file.write(frame)
 
     def done(self) -> None:

@@ -48,8 +48,13 @@ def key_from_proto(message: pb.TaskKey) -> Key:
     return message.run, Phase(message.phase), message.number
 
 
-def assignment_to_proto(run: str, task: Task, plan_toml: str, bundle: str, deadline: float) -> pb.Assignment:
-    """A task as the server sends it; the layout travels as plan and ``terms`` and is rebuilt at the node."""
+def assignment_to_proto(
+    run: str, task: Task, plan_toml: str, bundle: str, deadline: float, signed: tuple[bytes, bytes] = (b"", b"")
+) -> pb.Assignment:
+    """A task as the server sends it; the layout travels as plan and ``terms`` and is rebuilt at the node.
+
+    Under secure aggregation the signed roster and the statement of whoever signed it go with it.
+    """
     return pb.Assignment(
         key=key_to_proto((run, task.phase, task.number)),
         plan=plan_toml,
@@ -58,6 +63,8 @@ def assignment_to_proto(run: str, task: Task, plan_toml: str, bundle: str, deadl
         model=task.model,
         terms=task.layout.terms,
         deadline_seconds=deadline,
+        roster=signed[0],
+        authority=signed[1],
     )
 
 

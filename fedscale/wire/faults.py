@@ -7,7 +7,7 @@ import json
 from fedscale import errors
 from fedscale.errors import FedscaleError, ProtocolError
 
-ERROR_KEY = "fedscale-error-bin"
+ERROR_KEY, RETRY_KEY = "fedscale-error-bin", "retry-after-ms"
 LONGEST = 4000
 PARTS = ("what", "where", "why", "hint")
 

@@ -26,6 +26,10 @@ SERVER_OPTIONS = (
     ("grpc.max_metadata_size", METADATA),
     ("grpc.absolute_max_metadata_size", METADATA),
     ("grpc.so_reuseport", 0),
+    # Whoever opens connections without using them gets no further than this.
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_allowed_incoming_connections", 16_384),
+    ("grpc.server_handshake_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 CHANNEL_OPTIONS = (*OPTIONS, ("grpc.max_reconnect_backoff_ms", 5_000), ("grpc.initial_reconnect_backoff_ms", 100))

@@ -15,9 +15,11 @@ import structlog
 
 from fedscale.clock import Clock, SystemClock
 from fedscale.errors import ConfigError
-from fedscale.identity import certificate_pem
 from fedscale.proto.v1 import control_pb2_grpc, node_pb2_grpc
+from fedscale.secagg.authority import RosterAuthority
 from fedscale.wire.limits import SERVER_OPTIONS
+from fedscale_server.certificates import Certificates
+from fedscale_server.coordinator import Coordinator
 from fedscale_server.engine import Engine
 from fedscale_server.home import Home
 from fedscale_server.registry import Registry
@@ -30,6 +32,7 @@ from fedscale_server.sessions import Sessions
 from fedscale_server.settings import Settings
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.store import Store
+from fedscale_server.web.serve import dashboard, open_door
 
 log = structlog.get_logger()
 GRACE_SECONDS = 1.0
@@ -39,10 +42,11 @@ DOOR_OPTIONS = tuple((name, value) for name, value in SERVER_OPTIONS if "metadat
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """Where a started server listens."""
+    """Where a started server listens; ``dashboard`` is a URL, empty where there is none."""
 
     address: str
     enrolment: str
+    dashboard: str = ""
 
 
 async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None], clock: Clock | None = None) -> None:
@@ -64,44 +68,66 @@ async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None
     home.refresh(settings, clock.now())
     store = await asyncio.to_thread(Store.open, settings.url(path))
     try:
-        engine = Engine(store, Blobs(path / "bundles"), path / "runs", Sessions(), clock)
+        engine = Engine(
+            store,
+            Blobs(path / "bundles"),
+            path / "runs",
+            Sessions(),
+            clock,
+            lasting=settings.durability == "spool",
+            rosters=RosterAuthority.of(home.authority.key),
+        )
         registry = Registry(store, home.authority, clock)
         main = grpc.aio.server(interceptors=[Guard(registry)], options=SERVER_OPTIONS)
         doors = grpc.aio.server(interceptors=[Guard(None)], options=DOOR_OPTIONS)
-        settings = _open_ports(main, doors, home, settings)
+        certificates = Certificates(home)
+        settings = _open_ports(main, doors, certificates, settings)
         # A port of 0 was the system's choice; from here on it is a fact that the operator's profile must know.
         home.refresh(settings, clock.now())
-        _add_services(main, doors, engine, registry, settings)
+        coordinator = _add_services(main, doors, engine, registry, settings)
+        door = open_door(settings)
         await engine.start()
-        try:
-            await asyncio.gather(main.start(), doors.start())
-            on_ready(Ready(settings.address, settings.enrolment_address))
-            log.info("server ready", address=settings.address, enrolment=settings.enrolment_address)
-            await _told_to_stop()
-        finally:
-            engine.stop()
-            await asyncio.gather(main.stop(GRACE_SECONDS), doors.stop(GRACE_SECONDS))
-            await engine.settled()
+        renewing = asyncio.create_task(certificates.keep(settings, clock))
+        async with dashboard(door, coordinator, path, settings):
+            try:
+                await asyncio.gather(main.start(), doors.start())
+                _announce(on_ready, Ready(settings.address, settings.enrolment_address, door.address if door else ""))
+                await _told_to_stop()
+            finally:
+                renewing.cancel()
+                await _wind_down(main, doors, engine)
     finally:
         store.close()
 
 
-def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, home: Home, settings: Settings) -> Settings:
+def _announce(on_ready: Callable[[Ready], None], ready: Ready) -> None:
+    """Tell whoever started the server, and the log."""
+    on_ready(ready)
+    log.info("server ready", address=ready.address, enrolment=ready.enrolment, dashboard=ready.dashboard)
+
+
+async def _wind_down(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine) -> None:
+    """Let everybody go, and finish the steps that are under way."""
+    engine.stop()
+    await asyncio.gather(main.stop(GRACE_SECONDS), doors.stop(GRACE_SECONDS))
+    await engine.settled()
+
+
+def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, certificates: Certificates, settings: Settings) -> Settings:
     """Open both ports; returns the settings with the ports that were taken."""
-    pair = [home.server_pems()]
-    mutual = grpc.ssl_server_credentials(pair, root_certificates=certificate_pem(home.authority.certificate), require_client_auth=True)
-    port = _bind(main, settings.host, settings.port, mutual)
-    enrolment_port = _bind(doors, settings.host, settings.enrolment_port, grpc.ssl_server_credentials(pair))
+    port = _bind(main, settings.host, settings.port, certificates.credentials(members=True))
+    enrolment_port = _bind(doors, settings.host, settings.enrolment_port, certificates.credentials(members=False))
     return settings.model_copy(update={"port": port, "enrolment_port": enrolment_port})
 
 
-def _add_services(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine, registry: Registry, settings: Settings) -> None:
-    """Members' services on the mTLS port, enrolment on its own."""
-    control = ControlService(engine, registry, settings.federation, settings.address, settings.enrolment_address)
+def _add_services(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine, registry: Registry, settings: Settings) -> Coordinator:
+    """Members' services on the mTLS port, enrolment on its own; returns what the dashboard asks too."""
+    coordinator = Coordinator(engine, registry, settings.federation, settings.address, settings.enrolment_address)
     node_pb2_grpc.add_NodeServicer_to_server(NodeService(engine, registry), main)
-    control_pb2_grpc.add_ControlServicer_to_server(control, main)
-    main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once).handler(),))
+    control_pb2_grpc.add_ControlServicer_to_server(ControlService(coordinator), main)
+    main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once, settings.upload_bytes).handler(),))
     node_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentService(registry, settings.address), doors)
+    return coordinator
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from safetensors.numpy import save
 
 from fedscale import console
 from fedscale.cli.options import Json
 from fedscale.errors import Conflict
 from fedscale.report.units import data_size
 from fedscale.vector import Schema
-from fedscale.wire.codec import model_from
 from fedscale_server.options import ProfileFolder, RunId, connect
 from fedscale_server.parcels import fetch
+from fedscale_server.weights import safetensors_of
 
 
 def export(
@@ -33,11 +32,11 @@ def export(
         schema = Schema.from_json(detail.schema)
         content = fetch(control, detail.model, 4 * schema.size)
     path = out or Path(f"{detail.info.run}.safetensors")
-    arrays = {name: values.copy() for name, values in schema.unpack(model_from(content, schema.size)).items()}
-    _write(path, save(arrays, {"run": detail.info.run, "digest": detail.model, "format": "pt"}))
-    data = {"path": str(path), "digest": detail.model, "tensors": len(arrays), "bytes": len(content)}
+    _write(path, safetensors_of(detail.info.run, detail.model, schema, content))
+    tensors = len(schema.tensors)
+    data = {"path": str(path), "digest": detail.model, "tensors": tensors, "bytes": len(content)}
     console.emit(data, str(path), as_json=json)
-    console.note(f"{len(arrays)} tensors, {data_size(len(content))}, SHA-256 {detail.model}")
+    console.note(f"{tensors} tensors, {data_size(len(content))}, SHA-256 {detail.model}")
 
 
 def _write(path: Path, content: bytes) -> None:

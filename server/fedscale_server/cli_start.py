@@ -24,22 +24,26 @@ if TYPE_CHECKING:
     from fedscale_server.app import Ready
 
 ServerHome: TypeAlias = Annotated[Path, typer.Option("--home", envvar="FEDSCALE_SERVER_HOME", help="The coordinator's folder.")]
+Database: TypeAlias = Annotated[str | None, typer.Option(envvar="FEDSCALE_DATABASE", help="URL of the database; better in the environment.")]
+WebPort: TypeAlias = Annotated[int | None, typer.Option(help="Port of the dashboard.")]
+DEFAULT_HOME = Path("fedscale-server")
 
 
 def init(
     *,
-    home: ServerHome = Path("fedscale-server"),
+    home: ServerHome = DEFAULT_HOME,
     federation: Annotated[str | None, typer.Option(help="Name of the federation; cannot change later.")] = None,
     hosts: Annotated[list[str] | None, typer.Option("--hosts", help="Name or address that sites reach it by; may be repeated.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen at; 127.0.0.1 by default.")] = None,
     port: Annotated[int | None, typer.Option(help="Port for members.")] = None,
     enrolment_port: Annotated[int | None, typer.Option(help="Port for those who have only a ticket.")] = None,
+    web_port: WebPort = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Make a coordinator's home: authority, certificates, settings."""
     given = {"federation": federation, "hosts": hosts or None, "host": host, "port": port, "enrolment_port": enrolment_port}
-    settings = load(home, given)
+    settings = load(home, given | {"web_port": web_port})
     profile = home / "admin"
     if dry_run and (home / "ca").exists():
         raise Conflict("there is a server here already", where=str(home))
@@ -54,21 +58,26 @@ def init(
 
 def start(
     *,
-    home: ServerHome = Path("fedscale-server"),
+    home: ServerHome = DEFAULT_HOME,
     host: Annotated[str | None, typer.Option(help="Address to listen at, in place of the one in server.toml.")] = None,
     port: Annotated[int | None, typer.Option(help="Port for members.")] = None,
     enrolment_port: Annotated[int | None, typer.Option(help="Port for those who have only a ticket.")] = None,
-    database: Annotated[str | None, typer.Option(envvar="FEDSCALE_DATABASE", help="URL of the database; better in the environment.")] = None,
+    web_port: WebPort = None,
+    web: Annotated[bool | None, typer.Option("--web/--no-web", help="Serve the dashboard, or do not.")] = None,
+    database: Database = None,
     log: LogFormat = "text",
     json: Json = False,
 ) -> None:
     """Serve until told to stop."""
     configure(log)
-    settings = load(home, {"host": host, "port": port, "enrolment_port": enrolment_port, "database": database})
+    ports = {"port": port, "enrolment_port": enrolment_port, "web_port": web_port}
+    settings = load(home, {"host": host, "database": database, "web": web, **ports})
 
     def ready(where: Ready) -> None:
         data = asdict(where) | {"home": str(home), "pid": os.getpid()}
         console.emit(data, f"coordinator ready: sites and people at {where.address}, tickets at {where.enrolment}; Ctrl-C stops it", as_json=json)
+        if where.dashboard:
+            console.note(f"dashboard at {where.dashboard}; log in with: fedscale server open --home {home}")
 
     share_one_heap()
     asyncio.run(later("fedscale_server.app:serve")(home, settings, ready))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,16 +14,18 @@ from fedscale import bundle, console
 from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json, Settings
 from fedscale.errors import ConfigError
+from fedscale.flower.deployment import job_of, module_of
+from fedscale.flower.directory import is_app
 from fedscale.plan import Plan
 from fedscale.report.units import data_size
 from fedscale_server.control import Control
 from fedscale_server.options import ProfileFolder, connect
-from fedscale_server.packing import pack_job
+from fedscale_server.packing import pack_folder, pack_job
 from fedscale_server.parcels import put
 
 
 def submit(
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; its folder is the app that the sites run.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; its folder is the app that the sites run. Or a Flower app's directory.")],
     *,
     project: Annotated[str, typer.Option(help="The project; may be left out where there is only one.")] = "",
     settings: Settings = None,
@@ -33,8 +36,7 @@ def submit(
     profile: ProfileFolder = None,
 ) -> None:
     """Send a job to a project's sites."""
-    plan = Plan.load(job, settings or ())
-    packed = pack_job(job, plan)
+    plan, packed = _parcel(job, settings or ())
     with connect(profile) as control:
         chosen = project or _only_project(control)
         if dry_run:
@@ -47,6 +49,15 @@ def submit(
             raise typer.Exit(later("fedscale_server.follow:follow")(control, info.run, as_json=json, as_lines=False))
     console.emit(asdict(info), info.run, as_json=json)
     console.note(f"submitted to project {info.project}; follow it: fedscale run watch {info.run}")
+
+
+def _parcel(job: Path, settings: Iterable[str]) -> tuple[Plan, bytes]:
+    """The plan and the bundle of a job file or of a Flower app's directory."""
+    if not is_app(job):
+        plan = Plan.load(job, settings)
+        return plan, pack_job(job, plan)
+    directory, plan = job_of(job, settings)
+    return plan, pack_folder(directory.path, module_of(directory))
 
 
 def _only_project(control: Control) -> str:

@@ -7,6 +7,7 @@ the control streams of the nodes and the watchers.
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -18,18 +19,38 @@ import numpy as np
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedscale.errors import Cause, Failure, FedscaleError, ProtocolError, UpdateRejected
-from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Finish, Fired, Gather, Initialized, Lost, Release, Returned, Roster, Stop
+from fedscale.errors import Cause, Failure, FedscaleError, ProtocolError, Unreachable, UpdateRejected
+from fedscale.events import (
+    Answered,
+    Arm,
+    Assign,
+    Effect,
+    Event,
+    Failed,
+    Finish,
+    Fired,
+    Gather,
+    Initialized,
+    Lost,
+    Release,
+    Returned,
+    Roster,
+    Spoke,
+    Stop,
+    Tell,
+)
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2, node_pb2
 from fedscale.ring import WORD
-from fedscale.round import PENDING, Place
+from fedscale.round import Place, Round
 from fedscale.run import RUNNING
+from fedscale.secagg.authority import RosterAuthority
 from fedscale.task import Task
 from fedscale.vector import Schema
 from fedscale.wire.convert import Key, assignment_to_proto, key_to_proto
 from fedscale.wire.limits import SILENCE_SECONDS
 from fedscale_server.feed import End, Feed, run_event
+from fedscale_server.tally import Tally
 from fedscale_server.timers import Timers
 
 if TYPE_CHECKING:
@@ -50,16 +71,28 @@ class Driver:
         sessions: who is connected.
         clock: where timestamps come from.
         finished: called once the run is over.
+        tally: counts what happens.
+        rosters: signs the rosters of secure aggregation.
     """
 
-    def __init__(self, book: Logbook, sessions: Sessions, clock: Clock, finished: Callable[[Driver], None]) -> None:
-        self.book, self.feed = book, Feed()
+    def __init__(
+        self,
+        book: Logbook,
+        sessions: Sessions,
+        clock: Clock,
+        finished: Callable[[Driver], None],
+        tally: Tally | None = None,
+        rosters: RosterAuthority | None = None,
+    ) -> None:
+        self.book, self.feed, self._tally, self._rosters = book, Feed(), tally or Tally(), rosters
         self._sessions, self._clock, self._finished = sessions, clock, finished
         self._lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._needed = 0
+        self._aside = False
+        self._signature: tuple[Round | None, bytes] = (None, b"")
 
     @property
     def id(self) -> str:
@@ -90,8 +123,14 @@ class Driver:
             await asyncio.wait(self._tasks)
 
     async def handle(self, event: Event, unique: str | None = None, detail: dict[str, Any] | None = None) -> bool:
-        """Take one event; ``False`` when its ``unique`` name was taken before, or the run is over."""
-        return await asyncio.shield(self._soon(self._handle(event, unique, detail)))
+        """Take one event; ``False`` when its ``unique`` name was taken before, or the run is over.
+
+        Raises:
+            Unreachable: it cannot be stored at the moment.
+        """
+        taken = await asyncio.shield(self._soon(self._handle(event, unique, detail)))
+        self._still()
+        return taken
 
     async def _handle(self, event: Event, unique: str | None = None, detail: dict[str, Any] | None = None) -> bool:
         async with self._lock:
@@ -111,13 +150,19 @@ class Driver:
             await self._step(self._pending.popleft(), None, None)
 
     async def _step(self, event: Event, unique: str | None, detail: dict[str, Any] | None) -> bool:
-        """Journal, handle, publish, perform. Whatever goes wrong here ends this run, loudly, and no other."""
+        """Journal, handle, publish, perform. Where nothing can be stored, the run waits; whatever else goes wrong ends it, loudly, and no other."""
         run = self.book.run
+        if self._aside:
+            return False
         if run.status != RUNNING:
             return False
         step = (run.phase, run.number)
         try:
             applied = await asyncio.to_thread(self.book.apply, event, self._clock.now(), unique, detail)
+        except (OSError, SQLAlchemyError):
+            log.exception("a run waits until the server can store it", run=self.id)
+            self._set_aside()
+            return False
         except Exception as error:
             log.exception("a run cannot go on", run=self.id)
             await self._give_up(error)
@@ -139,8 +184,23 @@ class Driver:
         if applied is not None:
             self._carry_out(*applied, fresh=True)
         else:
-            self.halt()
-            self._finished(self)
+            self._set_aside()
+
+    def _still(self) -> None:
+        """Refuse to say what became of an event that this driver can store no more.
+
+        Raises:
+            Unreachable: the sender comes back to the next driver.
+        """
+        if self._aside:
+            raise Unreachable("the server cannot store the run at the moment", where=f"run {self.id}", hint="try again; see the server's log")
+
+    def _set_aside(self) -> None:
+        """Leave the run to a driver that begins with what is stored; what is in memory may be ahead of it."""
+        self._aside = True
+        self._pending.clear()
+        self.halt()
+        self._finished(self)
 
     def _carry_out(self, effects: list[Effect], entries: list[Entry], *, fresh: bool) -> None:
         """Tell the watchers what was journaled, then do what the run asks for; timers belong to one step of the run and end with it."""
@@ -151,12 +211,13 @@ class Driver:
         self._perform(effects)
 
     def _publish(self, entry: Entry) -> None:
-        """Show an entry of the journal to the watchers."""
+        """Show an entry of the journal to the watchers, and count it."""
+        self._tally.take(entry)
         self.feed.publish(run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
 
     def passing(self, kind: str, key: Key, node: str, detail: dict[str, Any]) -> None:
         """Show watchers a sign of life that is not worth a line in the journal."""
-        if self.owes(key, node):
+        if self._at_work(key, node):
             self.feed.publish(run_event(0, self._clock.now().timestamp(), kind, (str(key[1]), key[2]), detail, node))
 
     def _perform(self, effects: list[Effect]) -> None:
@@ -167,6 +228,9 @@ class Driver:
                 self._gather()
             elif isinstance(effect, Assign):
                 self._assign(effect.task)
+            elif isinstance(effect, Tell):
+                key = key_to_proto((self.id, Phase(effect.phase), effect.number))
+                self._send(effect.node, node_pb2.ServerMessage(told=node_pb2.Told(key=key, step=effect.step, data=effect.data)))
             elif isinstance(effect, Release):
                 key = key_to_proto((self.id, Phase(effect.phase), effect.number))
                 self._sessions.send(effect.node, node_pb2.ServerMessage(release=node_pb2.Release(key=key)))
@@ -179,18 +243,33 @@ class Driver:
     def _gather(self) -> None:
         """Send the run its roster when enough nodes are there."""
         nodes = self._sessions.eligible(self.book.row.project, self.book.plan.job.data)
+        keys = self._sessions.identities(nodes) if self.book.plan.secagg.enabled else {}
+        nodes = tuple(keys) if self.book.plan.secagg.enabled else nodes
         if self._needed and len(nodes) >= self._needed:
             self._needed = 0
-            self._pending.append(Roster(nodes))
+            self._pending.append(Roster(nodes, keys))
         elif self._needed:
             where = (str(self.book.run.phase), self.book.run.number)
             self.feed.publish(run_event(0, self._clock.now().timestamp(), "gathering", where, {"needed": self._needed, "there": list(nodes)}))
 
     def _assign(self, task: Task) -> None:
         """Send a task; a node that is away gets it when it connects, and is lost if it stays away."""
-        message = assignment_to_proto(self.id, task, self.book.row.plan, self.book.row.bundle, self.book.plan.clients.deadline)
-        if not self._sessions.send(task.node, node_pb2.ServerMessage(assignment=message)):
-            self._timers.arm(f"absent/{task.node}", SILENCE_SECONDS, partial(self._absent, task.node))
+        message = assignment_to_proto(self.id, task, self.book.row.plan, self.book.row.bundle, self.book.plan.clients.deadline, self._signed())
+        self._send(task.node, node_pb2.ServerMessage(assignment=message))
+
+    def _send(self, node: str, message: node_pb2.ServerMessage) -> None:
+        """Send to a node that owes something; one that stays away is lost."""
+        if not self._sessions.send(node, message):
+            self._timers.arm(f"absent/{node}", SILENCE_SECONDS, partial(self._absent, node))
+
+    def _signed(self) -> tuple[bytes, bytes]:
+        """The signed roster of the open round and the statement of whoever signed it; nothing for a round without."""
+        current = self.book.run.round
+        if current is None or current.masked is None or self._rosters is None:
+            return b"", b""
+        if self._signature[0] is not current:
+            self._signature = current, self._rosters.sign(current.masked.roster)
+        return self._signature[1], self._rosters.statement
 
     def _fire(self, timer: str) -> None:
         self._soon(self._handle(Fired(timer)))
@@ -205,11 +284,11 @@ class Driver:
     async def _welcome(self, node: str) -> None:
         async with self._lock:
             run = self.book.run
-            place = run.round.places.get(node) if run.round else None
-            if place is Place.LOST:
-                self._pending.append(Returned(node))
-            elif run.round is not None and place is Place.ASKED:
-                self._assign(run.round.task(node))
+            if run.round is not None and run.round.owes(node):
+                if run.round.gone(node):
+                    self._pending.append(Returned(node))
+                else:
+                    self._perform(run.round.requests_of(node))
             elif run.asked == node:
                 self._perform([e for e in run.begin() if isinstance(e, Assign)])
             elif self._needed:
@@ -227,17 +306,22 @@ class Driver:
         """A node is away; that matters if it has not come back since and owes something."""
         async with self._lock:
             run = self.book.run
-            owing = run.asked == node or (run.round is not None and run.round.places.get(node) is Place.ASKED)
+            owing = run.asked == node or (run.round is not None and run.round.owes(node) and not run.round.gone(node))
             if owing and self._sessions.get(node) is None:
                 await self._step(Lost(node), None, None)
             await self._drain()
 
     def owes(self, key: Key, node: str) -> bool:
         """Whether this very answer is still wanted from this node."""
+        current = self.book.run.round
+        return self._at_work(key, node) and (current is None or current.wants(node))
+
+    def _at_work(self, key: Key, node: str) -> bool:
+        """Whether a node has anything to do yet for this very task."""
         run = self.book.run
         if run.status != RUNNING or key[1:] != (run.phase, run.number):
             return False
-        return run.asked == node if run.round is None else run.round.places.get(node) in PENDING
+        return run.asked == node if run.round is None else run.round.owes(node)
 
     def holds(self, digest: str) -> bool:
         """Whether a blob is this run's bundle or one of its models."""
@@ -264,8 +348,14 @@ class Driver:
 
     async def failed(self, key: Key, node: str, failure: Failure) -> None:
         """A node reported that it cannot answer."""
-        if self.owes(key, node):
+        if self._at_work(key, node):
             await self.handle(Failed(node, failure), detail=asdict(failure))
+
+    async def spoken(self, key: Key, node: str, step: str, data: bytes) -> None:
+        """A node answered a message of secure aggregation; what is not due is not kept."""
+        current = self.book.run.round
+        if self._at_work(key, node) and current is not None and current.hears(node, step):
+            await self.handle(Spoke(node, step, b64encode(data).decode()), "/".join(("spoke", *map(str, key[1:]), step, node)), {"step": step})
 
     async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Receipt:
         """Check, keep and count an answer that has arrived completely; the staged file is used up."""
@@ -273,6 +363,7 @@ class Driver:
 
     async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Receipt:
         async with self._lock:
+            self._still()
             try:
                 event = await asyncio.to_thread(self._checked, key, node, staged, digest, schema)
             except (UpdateRejected, ProtocolError) as error:
@@ -282,9 +373,12 @@ class Driver:
             detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, schema)}
             taken = await self._step(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail)
             await self._drain()
+            self._still()
         if isinstance(event, Failed):
             return Receipt(verdict=Receipt.REJECTED, reason=str(event.failure))
-        return Receipt(verdict=Receipt.ACCEPTED) if taken else Receipt(verdict=Receipt.CLOSED, reason="the run is over")
+        if not taken:
+            return Receipt(verdict=Receipt.CLOSED, reason="the run is over")
+        return Receipt(verdict=Receipt.ACCEPTED, keep=not self.book.spool.lasting)
 
     def _checked(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Event | None:
         """The event of a sound answer, its content durable; ``None`` when it is not wanted any more. Blocks."""
@@ -306,10 +400,12 @@ class Driver:
                 raise UpdateRejected("the first model has values that are not finite")
             spool.blobs.adopt(staged, digest)
             return Initialized(node, schema, digest, model)
-        run.round.terms.layout.check(spool.words(staged))
         target = spool.answer(str(key[1]), key[2], node, digest)
+        words = spool.words(staged, name=target.name)
+        if run.round.masked is None:
+            run.round.terms.layout.check(words)
         spool.keep(staged, target)
-        return Answered(node, digest, spool.words(target))
+        return Answered(node, digest, words)
 
     def receipt(self, key: Key, node: str, digest: str) -> Receipt:
         """What to say to an answer that is not wanted: sent before, or too late."""

@@ -10,24 +10,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from fedscale.errors import Conflict, FedscaleError, NotFound, PlanError
+from fedscale.errors import Conflict, FedscaleError, NotFound, PlanError, Unreachable
 from fedscale.events import Event, Pause, Resume, Stop
 from fedscale.plan import Plan
+from fedscale.secagg.authority import RosterAuthority
 from fedscale_server.driver import Driver
 from fedscale_server.logbook import Logbook, bare_record
 from fedscale_server.spool import Spool
+from fedscale_server.store.blobs import Blobs
+from fedscale_server.tally import Tally
 
 if TYPE_CHECKING:
     from fedscale.clock import Clock
     from fedscale_server.sessions import Session, Sessions
-    from fedscale_server.store.blobs import Blobs
     from fedscale_server.store.store import Store
     from fedscale_server.store.tables import RunRow
 
 log = structlog.get_logger()
 # What damaged rows and files of a run show themselves by when it is brought back.
-DAMAGE = (FedscaleError, OSError, LookupError, TypeError, ValueError, ArithmeticError)
+DAMAGE = (FedscaleError, FileNotFoundError, LookupError, TypeError, ValueError, ArithmeticError)
+# A full disk, a database that is away: the run is whole and goes on where it is when they are back.
+PASSING = (OSError, SQLAlchemyError)
+AGAIN_SECONDS = 1.0
 
 
 class Engine:
@@ -39,34 +45,78 @@ class Engine:
         folder: where each run keeps its files.
         sessions: who is connected.
         clock: where timestamps come from.
+        lasting: whether runs keep the answers of an open round on disk.
+        rosters: signs the rosters of secure aggregation; without it there is none.
     """
 
-    def __init__(self, store: Store, bundles: Blobs, folder: Path, sessions: Sessions, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        bundles: Blobs,
+        folder: Path,
+        sessions: Sessions,
+        clock: Clock,
+        *,
+        lasting: bool = True,
+        rosters: RosterAuthority | None = None,
+    ) -> None:
         self.store, self.bundles, self.sessions, self.clock = store, bundles, sessions, clock
-        self._folder = folder
+        self._folder, self._lasting, self._rosters = folder, lasting, rosters
+        self.tally = Tally()
         self._drivers: dict[str, Driver] = {}
         self._launching = asyncio.Lock()
+        self._waiting: dict[str, asyncio.TimerHandle] = {}
+        self._retries: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Bring back every run that was not finished when the server went away."""
         await asyncio.to_thread(self.bundles.clean)
-        for row in await asyncio.to_thread(self.store.unfinished):
+        unfinished = await asyncio.to_thread(self.store.unfinished)
+        await asyncio.to_thread(self._sweep, {row.id for row in unfinished})
+        for row in unfinished:
             await self._launch(row.id)
 
+    def _sweep(self, unfinished: set[str]) -> None:
+        """Clean up behind runs that are over: the server may have died before it could."""
+        for folder in self._folders():
+            if folder.name not in unfinished:
+                spool = self.spool(folder.name)
+                spool.clear()
+                spool.blobs.clean()
+
     async def _launch(self, run: str) -> None:
-        """Begin to drive a run that is not over and has no driver."""
+        """Begin to drive a run that is not over and has no driver; later, where disk or database refuse."""
         async with self._launching:
-            row = await asyncio.to_thread(self.store.run, run)
-            if row.finished is not None or run in self._drivers:
-                return
             try:
-                book = await asyncio.to_thread(Logbook.open, self.store, self.spool(run), row)
-            except DAMAGE as error:
-                log.exception("a run cannot be brought back", run=run)
-                await self._abandon(row, error)
+                driver = await self._brought(run)
+            except PASSING:
+                log.exception("a run waits until the server can store it", run=run)
+                self._wait(run)
                 return
-            driver = self._drivers[run] = Driver(book, self.sessions, self.clock, self._forget)
-            await driver.start()
+            self._waiting.pop(run, None)
+            if driver is not None:
+                await driver.start()
+
+    async def _brought(self, run: str) -> Driver | None:
+        """A new driver of a run, ``None`` when it needs none."""
+        row = await asyncio.to_thread(self.store.run, run)
+        if row.finished is not None or run in self._drivers:
+            return None
+        try:
+            book = await asyncio.to_thread(Logbook.open, self.store, self.spool(run), row)
+        except DAMAGE as error:
+            log.exception("a run cannot be brought back", run=run)
+            await self._abandon(row, error)
+            return None
+        if book.row.finished is not None:  # the server died between the run's last line and its end, which has just been written
+            return None
+        driver = self._drivers[run] = Driver(book, self.sessions, self.clock, self._forget, self.tally, self._rosters)
+        return driver
+
+    def _wait(self, run: str) -> None:
+        """Bring a run back a little later, again and again."""
+        loop = asyncio.get_running_loop()
+        self._waiting[run] = loop.call_later(AGAIN_SECONDS, lambda: self._retries.add(loop.create_task(self._launch(run))))
 
     async def _abandon(self, row: RunRow, error: Exception) -> None:
         """One damaged run must not keep the server, and all other runs, from starting."""
@@ -76,26 +126,41 @@ class Engine:
         await asyncio.to_thread(self.store.finish, row.id, "failed", reason, record, now)
 
     def _forget(self, driver: Driver) -> None:
+        """A driver has come to its end: that of its run, or of what could be stored."""
         self._drivers.pop(driver.id, None)
+        if driver.book.row.finished is None:
+            self._wait(driver.id)
 
     def stop(self) -> None:
         """The server goes down; nothing is lost, so the runs hear nothing, and nodes and watchers may come back."""
         self.sessions.close_all()
         for driver in self.drivers():
             driver.halt()
+        for waiting in self._waiting.values():
+            waiting.cancel()
 
     async def settled(self) -> None:
         """Wait until no run is in the middle of a step."""
+        await asyncio.gather(*self._retries, return_exceptions=True)
         for driver in self.drivers():
             await driver.settled()
 
     def spool(self, run: str) -> Spool:
         """The files of a run."""
-        return Spool(self._folder / run)
+        return Spool(self._folder / run, lasting=self._lasting)
 
     def driver(self, run: str) -> Driver | None:
         """The driver of a run that is not finished."""
         return self._drivers.get(run)
+
+    def check(self, run: str) -> None:
+        """Tell a run that has no driver because it is over from one that waits for disk or database.
+
+        Raises:
+            Unreachable: it waits, and goes on after that.
+        """
+        if run in self._waiting:
+            raise Unreachable("the server cannot store the run at the moment", where=f"run {run}", hint="try again; see the server's log")
 
     def drivers(self) -> list[Driver]:
         """The drivers of all runs that are not finished."""
@@ -117,6 +182,8 @@ class Engine:
             raise PlanError("a strategy composed in Python cannot be submitted", hint="use one of the named strategies")
         if plan.strategy.build().buffer:
             raise PlanError(f"'{plan.strategy.name}' is asynchronous, which only simulations are so far", where="strategy.name", hint="use fedavg")
+        if plan.secagg.enabled and self._rosters is None:
+            raise PlanError("this server has no authority to sign rosters with", where="secagg")
         if not await asyncio.to_thread(self.bundles.has, bundle):
             raise NotFound("the app bundle is not on the server", where=bundle[:12], hint="submit with: fedscale run submit job.toml")
         name = f"{plan.job.name.lower()}-{secrets.token_hex(3)}"
@@ -138,6 +205,7 @@ class Engine:
         row = await asyncio.to_thread(self.store.run, run)
         driver = self._drivers.get(row.id)
         if driver is None:
+            self.check(row.id)
             raise Conflict(f"run {row.id} is {row.status} already")
         await driver.handle(events[action])
         if driver.book.row.finished is None:
@@ -176,7 +244,11 @@ class Engine:
 
     def _all_blobs(self) -> list[Blobs]:
         """Blob folders of all runs, finished ones too."""
-        return [self.spool(folder.name).blobs for folder in self._folder.iterdir() if folder.is_dir()] if self._folder.is_dir() else []
+        return [Blobs(folder / "blobs") for folder in self._folders()]
+
+    def _folders(self) -> list[Path]:
+        """The folders of all runs."""
+        return [folder for folder in self._folder.iterdir() if folder.is_dir()] if self._folder.is_dir() else []
 
     def now(self) -> datetime:
         """The time of day."""

@@ -40,6 +40,11 @@ class Feed:
             queue.put_nowait(self._end)
         return queue
 
+    @property
+    def waiting(self) -> int:
+        """Events that watchers have not taken yet, all of them together."""
+        return sum(queue.qsize() for queue in self._watchers)
+
     def leave(self, queue: Watcher) -> None:
         """Stop watching."""
         self._watchers.discard(queue)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can enter; one that is there already is closed to all others."""
+    """Make a folder that only its owner can enter, and that survives a power cut; one that is there already is closed to all others."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.chmod(0o700)
+    for folder in missing:
+        sync(folder.parent)
     return path
 
 

@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import fedscale
 from fedscale.errors import FedscaleError
 from fedscale.events import Answered, Commit, Effect, Event, Finish, Initialized, Outcome, from_row, outcome_of, to_row
+from fedscale.masked import Ground
 from fedscale.plan import Plan
-from fedscale.record import RoundRecord, RunRecord
+from fedscale.record import JSON, RoundRecord, RunRecord
 from fedscale.run import RUNNING, Run
+from fedscale.secagg import prg
+from fedscale.secagg.prg import Core
 
 if TYPE_CHECKING:
     from fedscale_server.spool import Spool
@@ -58,13 +63,20 @@ class Traffic:
     down: int = 0
 
 
+@cache
+def core() -> Core:
+    """What computes masks fastest on this machine, found once."""
+    return prg.choose(time.perf_counter)
+
+
 class Logbook:
     """One run and everything of it that survives a crash."""
 
     def __init__(self, store: Store, spool: Spool, row: RunRow) -> None:
         self.store, self.spool, self.row = store, spool, row
         self.plan = Plan.from_toml(row.plan, file=f"plan of run {row.id}")
-        self.run = Run(self.plan, self.plan.strategy.build())
+        self._ground = Ground(row.id, row.bundle, core())
+        self.run = Run(self.plan, self.plan.strategy.build(), ground=self._ground)
         self.traffic = Traffic()
         self._opened = row.created
         self._cohort: tuple[str, ...] = ()
@@ -86,6 +98,7 @@ class Logbook:
             book._restore(checkpoint)
         for entry in store.journal(row.id, after=checkpoint.seq if checkpoint else 0):
             book._replay(entry)
+        spool.resume(str(book.run.phase), book.run.number)
         if checkpoint is not None and book.run.status != RUNNING:
             book._finish(book.run.status, book.run.reason, checkpoint.at)
         return book
@@ -96,7 +109,7 @@ class Logbook:
         vectors["model"] = self.spool.vector(checkpoint.model)
         closed = self.store.outcomes(self.row.id)
         facts = {**checkpoint.facts, "history": [{name: row[name] for name in FACTS} for row in closed]}
-        self.run = Run.restore(self.plan, self.run.strategy, facts, vectors)
+        self.run = Run.restore(self.plan, self.run.strategy, facts, vectors, self._ground)
         self.traffic = Traffic(**checkpoint.facts["traffic"])
         self._rounds = [_round(row) for row in closed]
         self._nodes = {node for row in closed for node in row["cohort"]}
@@ -208,6 +221,13 @@ class Logbook:
         self.spool.clear()
         return entries
 
+    def _extra(self) -> dict[str, JSON]:
+        """What the record says besides: seeds, versions, and how secure aggregation was done."""
+        secagg: dict[str, JSON] = {"mode": "protocol", "profile": self.plan.secagg.profile}
+        versions: dict[str, JSON] = {"fedscale": fedscale.__version__, "python": platform.python_version()}
+        extra: dict[str, JSON] = {"seeds": {"job": self.plan.job.seed}, "versions": versions}
+        return extra | ({"secagg": secagg} if self.plan.secagg.enabled else {})
+
     def record(self, now: datetime) -> RunRecord:
         """The run's record so far."""
         rounds = tuple(self._rounds)
@@ -224,7 +244,7 @@ class Logbook:
             bytes_up=sum(r.bytes_up for r in rounds) + self.traffic.up,
             bytes_down=sum(r.bytes_down for r in rounds) + self.traffic.down,
             model_digest=self.run.digest,
-            extra={"seeds": {"job": self.plan.job.seed}, "versions": {"fedscale": fedscale.__version__, "python": platform.python_version()}},
+            extra=self._extra(),
         )
 
 

@@ -10,6 +10,17 @@ server = group(
         "init": Entry("fedscale_server.cli_start:init", "Make a coordinator's home: authority, certificates, settings."),
         "start": Entry("fedscale_server.cli_start:start", "Serve until told to stop."),
         "status": Entry("fedscale_server.cli_server:status", "Show the sites and the runs of a coordinator."),
+        "open": Entry("fedscale_server.cli_open:open_", "Print a link that opens the dashboard once, for the operator."),
+        "user": Entry("fedscale_server.nouns:user", "Decide who may log in to the dashboard."),
+    },
+)
+
+user = group(
+    "Decide who may log in to the dashboard.",
+    {
+        "add": Entry("fedscale_server.cli_user:add", "Let somebody log in to the dashboard."),
+        "list": Entry("fedscale_server.cli_user:list_", "List who may log in to the dashboard."),
+        "remove": Entry("fedscale_server.cli_user:remove", "Shut a user out of the dashboard at once."),
     },
 )
 

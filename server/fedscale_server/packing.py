@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from fedscale import bundle
@@ -25,9 +26,22 @@ def pack_job(job: Path, plan: Plan) -> bytes:
     module = plan.job.app.partition(":")[0].replace(".", "/")
     if not any((folder / f"{module}{ending}").is_file() for ending in (".py", "/__init__.py")):
         raise PlanError(f"there is no module for app '{plan.job.app}'", where=f"{job}: job.app", hint=f"write it into {folder / module}.py")
+    return pack_folder(folder)
+
+
+def pack_folder(folder: Path, extra: Mapping[str, str] | None = None) -> bytes:
+    """The bundle of a folder, without the results of earlier runs, and of ``extra`` files by name.
+
+    Raises:
+        BundleError: as ``pack_job``, or the folder has a file of that name already.
+    """
     with tempfile.TemporaryDirectory(prefix="fedscale-") as scratch:
         stage = Path(scratch, "job")
         _copy(folder, stage)
+        for name, text in (extra or {}).items():
+            if (stage / name).exists():
+                raise BundleError(f"the name '{name}' is taken by a file of the app", where=str(folder), hint="rename it")
+            (stage / name).write_text(text, encoding="utf-8")
         return bundle.pack(stage)
 
 

@@ -9,7 +9,7 @@ import grpc
 
 from fedscale.errors import BundleError, ProtocolError
 from fedscale.proto.v1 import bulk_pb2 as pb
-from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SIZE_KEY, digest_of, frames
+from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SIZE_KEY, digest_of, frames, intact, sealed, unsealed
 from fedscale_server.control import Control
 
 BASE_SECONDS, SLOWEST = 30.0, 64 << 10
@@ -28,7 +28,7 @@ def put(control: Control, bundle: bytes, progress: Callable[[float], None] = lam
     """
     digest = digest_of(bundle)
     metadata = ((DIGEST_KEY, digest), (SIZE_KEY, str(len(bundle))))
-    call: Any = control.channel.stream_unary(PUT, request_serializer=None, response_deserializer=pb.Receipt.FromString)
+    call: Any = control.channel.stream_unary(PUT, request_serializer=sealed, response_deserializer=pb.Receipt.FromString)
     try:
         receipt = call(_told(frames(bundle), len(bundle), progress), timeout=_limit(len(bundle)), metadata=metadata)
     except grpc.RpcError as error:
@@ -49,11 +49,11 @@ def fetch(control: Control, digest: str, size: int) -> bytes:
     Raises:
         ProtocolError: another size or content.
     """
-    call: Any = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=None)
+    call: Any = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=unsealed)
     try:
         received = bytearray()
         for frame in call(pb.FetchRequest(digest=digest), timeout=_limit(size)):
-            received += frame
+            received += intact(frame)
             if len(received) > size:
                 break
     except grpc.RpcError as error:

@@ -165,13 +165,21 @@ class Registry:
             raise NotFound(f"no member '{name}'")
         return member
 
-    def seen(self, name: str, datasets: Iterable[str], version: str) -> tables.Member:
-        """Note that a node has connected and what it offers.
+    def seen(self, name: str, datasets: Iterable[str], version: str, identity: str = "") -> tables.Member:
+        """Note that a node has connected, what it offers, and the identity key that it has proved to hold.
 
         Raises:
             NotFound: no such member.
+            AccessDenied: it had another key before, or another member has this one.
         """
-        self._store.seen(name, datasets, version, self._clock.now())
+        if identity:
+            others = self._store.members()
+            if any(member.identity == identity and member.name != name for member in others):
+                raise AccessDenied(f"the identity key of '{name}' is that of another member", hint="give each node a home of its own")
+            if any(member.identity not in (None, identity) and member.name == name for member in others):
+                why = "whoever joins again may bring a new one"
+                raise AccessDenied(f"'{name}' was known by another identity key", why=why, hint="bring identity.pem back, or ask for a new ticket")
+        self._store.seen(name, datasets, version, self._clock.now(), identity)
         return self.member(name)
 
     def revoke(self, name: str) -> None:

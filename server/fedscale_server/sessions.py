@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -21,6 +22,7 @@ class Session:
     project: str
     datasets: frozenset[str]
     version: str
+    identity: str = ""
     outbox: asyncio.Queue[pb.ServerMessage | None] = field(default_factory=lambda: asyncio.Queue(QUEUE))
 
     def send(self, message: pb.ServerMessage) -> bool:
@@ -79,6 +81,14 @@ class Sessions:
         """The session of a node."""
         return self._open.get(node)
 
+    def every(self) -> list[Session]:
+        """All open sessions."""
+        return list(self._open.values())
+
     def eligible(self, project: str, dataset: str) -> tuple[str, ...]:
         """Connected nodes of a project that offer a dataset, sorted."""
         return tuple(sorted(s.node for s in self._open.values() if s.project == project and dataset in s.datasets))
+
+    def identities(self, nodes: Iterable[str]) -> dict[str, str]:
+        """The identity keys, in hex, of those nodes that have one."""
+        return {node: session.identity for node in nodes if (session := self._open.get(node)) and session.identity}

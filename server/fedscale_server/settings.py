@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,11 +29,18 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen at; 0.0.0.0 or :: for all of the machine's")
     port: Port = Field(8470, description="port for members, who prove themselves by certificate; 0 lets the system choose")
     enrolment_port: Port = Field(8471, description="port for those who have only a ticket; 0 lets the system choose")
+    web: bool = Field(True, description="the dashboard in a browser; false for none")
+    web_host: str = Field("127.0.0.1", min_length=1, description="address the dashboard listens at; beyond this machine it speaks TLS only")
+    web_port: Port = Field(8472, description="port of the dashboard, or any other where that is taken; 0 lets the system choose")
     hosts: tuple[str, ...] = Field(
         ("localhost", "127.0.0.1"), min_length=1, description="names and addresses members reach the server by; the first one stands in tickets"
     )
     database: str = Field("", repr=False, description="postgresql://user@host/name or sqlite:///path; empty for SQLite in this folder")
     uploads_at_once: int = Field(4, ge=1, le=1024, description="answers received at the same time; the others wait")
+    upload_bytes: int = Field(1 << 30, ge=16 << 20, description="most memory for answers that are on their way; who comes then is told to come later")
+    durability: Literal["spool", "resend"] = Field(
+        "spool", description="spool keeps a round's answers on disk, encrypted, until it is closed; resend asks for them again after a crash"
+    )
     federation: str = Field("fedscale", description="part of everybody's identity; cannot change once the server is made")
 
     @property
@@ -81,6 +88,8 @@ def load(home: Path, overrides: Mapping[str, object] | None = None) -> Settings:
         raise _explained(error, str(path), text, given) from None
     if settings.port == settings.enrolment_port != 0:
         raise ConfigError("'port' and 'enrolment_port' are the same", where=str(path), hint="each listens on its own")
+    if settings.web and settings.web_port in {settings.port, settings.enrolment_port} - {0}:
+        raise ConfigError("'web_port' is another port too", where=str(path), hint="each listens on its own")
     valid_name(settings.federation)
     return settings
 

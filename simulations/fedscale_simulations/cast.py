@@ -79,14 +79,14 @@ class Cast:
         """The data of the envelope that a background command prints when it is ready.
 
         Raises:
-            RunFailed: it ended first.
+            FedscaleError: the error it ended with, or ``RunFailed`` where it said none.
             Unreachable: it says nothing in time.
         """
         ends = time.monotonic() + READY_SECONDS
         while time.monotonic() < ends:
             said = log.with_suffix(".out").read_text(encoding="utf-8")
             if said.endswith("\n"):
-                return json.loads(said)["data"]
+                return _data(json.loads(said))
             if self._running[name].poll() is not None:
                 raise RunFailed(f"{name} ended before it was ready", where=str(log), why=_tail(log))
             time.sleep(LOOK_SECONDS)
@@ -109,13 +109,21 @@ class Cast:
             raise RunFailed(
                 "a command of the demonstration broke off", where=shlex.join(map(str, words)), why=f"exit code {done.returncode}"
             ) from None
-        if not answer["ok"]:
-            raise _error(answer["error"])
-        return answer["data"]
+        return _data(answer)
 
     def alive(self) -> list[str]:
         """Names of the processes that run."""
         return [name for name, process in self._running.items() if process.poll() is None]
+
+    def send(self, name: str, number: signal.Signals) -> None:
+        """Send a process a signal; after SIGKILL, wait until it is gone."""
+        self._running[name].send_signal(number)
+        if number is signal.SIGKILL:
+            self._running[name].wait()
+
+    def pid(self, name: str) -> int:
+        """The number of a process."""
+        return self._running[name].pid
 
     def dismiss(self) -> None:
         """Ask all to end, without waiting for it; from now on none is started."""
@@ -147,6 +155,17 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _tail(log: Path) -> str:
     """The last lines of a log."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
+
+
+def _data(answer: dict[str, Any]) -> Any:
+    """The data in an envelope.
+
+    Raises:
+        FedscaleError: the error in it.
+    """
+    if not answer["ok"]:
+        raise _error(answer["error"])
+    return answer["data"]
 
 
 def _error(told: dict[str, str]) -> FedscaleError:

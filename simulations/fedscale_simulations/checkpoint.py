@@ -13,6 +13,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from fedscale.errors import ConfigError, NotFound
+from fedscale.masked import Ground
 from fedscale.plan import Plan
 from fedscale.record import JSON, RunRecord
 from fedscale.run import RUNNING, Run
@@ -62,7 +63,9 @@ class Keeper:
         self._again = time.monotonic() + (SHARE * took if took > CHEAP else 0.0)
 
 
-def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], facts: Mapping[str, JSON]) -> tuple[Run, RunRecord, State]:
+def load(
+    folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], facts: Mapping[str, JSON], ground: Ground
+) -> tuple[Run, RunRecord, State]:
     """The run that ``save`` saw, its record, and what went on in the world.
 
     Args:
@@ -71,6 +74,7 @@ def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], f
         strategy: the strategy, likewise.
         names: the clients, likewise.
         facts: what its record must say of population and devices.
+        ground: how the run computes its sums.
 
     Raises:
         NotFound: there is no checkpoint in the folder.
@@ -90,7 +94,8 @@ def load(folder: Path, plan: Plan, strategy: Strategy, names: tuple[str, ...], f
     if changed := [key for key in ("population", "devices") if record.extra.get(key) != facts.get(key)]:
         raise ConfigError(f"the checkpoint belongs to another {changed[0]}", where=str(path), hint="resume with the same data and devices")
     going_on = {name.removeprefix(WORLD): vector for name, vector in vectors.items() if name.startswith(WORLD)}
-    return Run.restore(plan, strategy, state, {n: v for n, v in vectors.items() if not n.startswith(WORLD)}), record, (world, going_on)
+    own = {name: vector for name, vector in vectors.items() if not name.startswith(WORLD)}
+    return Run.restore(plan, strategy, state, own, ground), record, (world, going_on)
 
 
 def _require_same(path: Path, plan: Plan, names: tuple[str, ...], record: RunRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,7 +29,7 @@ REDRAW_SECONDS = 0.1
 
 
 def simulate(
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; the app is imported from its folder.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; the app is imported from its folder. Or a Flower app's directory.")],
     *,
     clients: Annotated[int | None, typer.Option(min=1, help="How many virtual clients.")] = None,
     settings: Settings = None,
@@ -42,6 +43,9 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Run a job with virtual clients on this machine."""
+    if later("fedscale.flower.directory:is_app")(job):
+        _refuse_for_flower({"--data": data, "--resume": resume, "--engine": engine not in ("auto", "sequential"), "--workers": (workers or 1) > 1})
+        raise typer.Exit(_flower(job, clients, settings or (), out, as_json=json))
     folder = out or Path("runs", later("fedscale.plan:Plan").load(job, settings or ()).job.name)
     given = {"table": _table(data, label, partition), "resume": folder if resume else None, "engine": engine, "workers": workers}
     with console.Bar("simulating") as bar:
@@ -52,6 +56,21 @@ def simulate(
             command = f"fedscale simulate {job} --out {folder} --resume, with the same options"
             raise KeyboardInterrupt(f"go on where it stopped: {command}" if show.rounds else "") from None
     raise typer.Exit(_conclude(ended, folder, as_json=json))
+
+
+def _flower(job: Path, clients: int | None, settings: Iterable[str], out: Path | None, *, as_json: bool) -> int:
+    """Run a Flower app's directory; returns the exit code."""
+    directory = later("fedscale.flower.directory:read")(job, settings, clients)
+    folder = out or Path("runs", directory.name)
+    with console.Bar("simulating") as bar:
+        ended = later("fedscale_simulations.flower:simulate_app")(job, clients, settings, folder, Show(bar))
+    return _conclude(ended.plain, folder, as_json=as_json)
+
+
+def _refuse_for_flower(given: Mapping[str, object]) -> None:
+    """Refuse options that a Flower app, which brings its own data and loop, cannot have."""
+    if refused := [option for option, value in given.items() if value]:
+        raise ConfigError(f"{refused[0]} does not go with a Flower app", why="the app brings its own data and leads its own rounds")
 
 
 class Show:

@@ -15,6 +15,7 @@ from fedscale.learner import Learner, Phase, Work
 from fedscale.metrics import histogram_auc
 from fedscale.plan import Plan
 from fedscale.record import JSON
+from fedscale.task import portion
 from fedscale.vector import Arrays
 from fedscale_simulations.simulator import simulate
 
@@ -62,10 +63,11 @@ def compare(learner: Learner, plan: Plan, sites: Mapping[str, Dataset], federate
         DataError: the held-out rows are all of one class.
         RunFailed: a model cannot be trained.
     """
-    splits = {site: rows.split(plan.evaluate.holdout, plan.job.seed) for site, rows in sites.items()}
+    splits = {site: (portion(plan, Phase.TRAIN, rows), portion(plan, Phase.EVALUATE, rows)) for site, rows in sites.items()}
     held_out = Dataset.concat([held for _, held in splits.values()])
-    # What is left of a site's rows is all for training, and nobody is waited for.
-    solo = Plan.from_toml(plan.to_toml(), overrides=("evaluate.holdout=0.0", "evaluate.every=0", "clients.min_per_round=1", "clients.wait_for=1"))
+    # What is left of a site's rows is all for training, nobody is waited for, and there is nobody to hide a sum or a row from.
+    alone = ("evaluate.holdout=0.0", "evaluate.every=0", "clients.min_per_round=1", "clients.wait_for=1", "secagg.enabled=false")
+    solo = Plan.from_toml(plan.model_copy(update={"privacy": None}).to_toml(), overrides=alone)
 
     def trained_on(name: str, rows: Dataset) -> float:
         return auc(learner, plan, simulate(learner, {name: rows}, plan=solo).model, held_out)

@@ -30,6 +30,7 @@ PROJECT, LABEL, TEMPLATE = "demo", "malignant", "hospitals"
 MARK = ".fedscale-demo"
 PARTS = ("job", "coordinator", "sites", "logs")
 CLOSE_ENOUGH = 0.02
+LONG_ROUNDS, LOOK_SECONDS = 300, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,12 @@ class Stage:
         return self.folder / "logs" / f"{name}.log"
 
 
-def demo(*, out: Annotated[Path, typer.Option(help="Where it all happens; made anew each time.")] = Path("runs", "demo"), json: Json = False) -> None:
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Where it all happens; made anew each time.")] = Path("runs", "demo"),
+    stay: Annotated[bool, typer.Option("--stay", help="Train on in a long run, to be watched in a browser, until Ctrl-C.")] = False,
+    json: Json = False,
+) -> None:
     """Train on real medical data with a coordinator and four hospital nodes on this machine."""
     began = time.monotonic()
     # Threads of several processes that wait for each other on few cores cost more than they bring.
@@ -70,10 +76,13 @@ def demo(*, out: Annotated[Path, typer.Option(help="Where it all happens; made a
     with Cast() as cast:
         sites = set_up(cast, stage)
         record = train(cast, stage)
-        cast.dismiss()
+        if not stay:
+            cast.dismiss()
         compared = compare(stage, sites)
-    files = leave(stage, record, compared, time.monotonic() - began)
-    conclude(stage, files, compared, as_json=json)
+        files = leave(stage, record, compared, time.monotonic() - began)
+        conclude(stage, files, compared, as_json=json)
+        if stay:
+            linger(cast, stage)
 
 
 def prepare(folder: Path) -> Stage:
@@ -102,6 +111,7 @@ def set_up(cast: Cast, stage: Stage) -> tuple[str, ...]:
     sites: tuple[str, ...] = later("fedscale_simulations.hospitals:write_tables")(stage.job, stage.table, LABEL)
     where = cast.ready("coordinator", log)
     cast.tell(f"coordinator ready at {where['address']}")
+    cast.tell(f"watch it in a browser: {into_dashboard(cast, stage)}")
     cast.call("project", "create", PROJECT, "--profile", stage.profile)
     with ThreadPoolExecutor(len(sites)) as hospitals:
         list(hospitals.map(lambda site: open_hospital(cast, stage, site), sites))
@@ -124,6 +134,23 @@ def train(cast: Cast, stage: Stage) -> RunRecord:
     record = RunRecord.from_json(json_.dumps(ended["record"]))
     cast.call("run", "export", record.run, "--out", stage.folder / "model.safetensors", "--profile", stage.profile)
     return record
+
+
+def into_dashboard(cast: Cast, stage: Stage) -> str:
+    """A link that opens the coordinator's dashboard once."""
+    return str(cast.call("server", "open", "--home", stage.folder / "coordinator", show=False)["link"])
+
+
+def linger(cast: Cast, stage: Stage) -> None:
+    """A long run, a link to where it is seen, and then nothing until Ctrl-C."""
+    cast.call("run", "submit", stage.job, "--project", PROJECT, "--profile", stage.profile, "--set", f"strategy.rounds={LONG_ROUNDS}")
+    console.note(f"watch it in a browser: {into_dashboard(cast, stage)}")
+    console.note(f"another link: fedscale server open --home {stage.folder / 'coordinator'}; Ctrl-C ends it all")
+    try:
+        while cast.alive():
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        console.note("the demonstration is over")
 
 
 def compare(stage: Stage, sites: tuple[str, ...]) -> Comparison:
@@ -159,6 +186,7 @@ def conclude(stage: Stage, left: dict[str, Any], compared: Comparison, *, as_jso
         "federated against alone": f"{compared.federated - compared.mean_alone:+.3f}",
         "federated against pooled": f"{compared.federated - compared.pooled:+.3f}",
         "bytes moved": f"{data_size(left['bytes_up'])} from the hospitals, {data_size(left['bytes_down'])} to them",
+        "secure aggregation": "yes: the coordinator saw the sum of the hospitals' updates and nothing of a single one",
         "epsilon": "none: this run has no differential privacy",
         "time": f"{duration(left['total_seconds'])}, of which {duration(left['seconds'])} for {left['rounds']} rounds",
         "report": left["report"],

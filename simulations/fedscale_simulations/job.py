@@ -22,8 +22,10 @@ from typing import Any
 from fedscale.data import Dataset, Population, from_csv
 from fedscale.errors import AppError, DataError, PlanError
 from fedscale.learner import Learner
-from fedscale.plan import Plan
+from fedscale.plan import Plan, require_countable
+from fedscale.privacy.rounds import way_of
 from fedscale.strategy import Strategy
+from fedscale.task import require_hiding
 from fedscale.torch_learner import TorchLearner, as_learner
 from fedscale_simulations.engines.desk import keep
 from fedscale_simulations.failures import failure_of
@@ -43,7 +45,8 @@ class Job:
 
     Raises:
         DataError: ``data`` is no mapping of clients.
-        AppError: the learner cannot compute a metric of the plan.
+        AppError: the learner cannot compute a metric of the plan, or not hide what the plan wants hidden.
+        PlanError: the strategy cannot run with the plan's privacy.
     """
 
     plan: Plan
@@ -56,6 +59,10 @@ class Job:
         _require_clients(self.data)
         if isinstance(self.learner, TorchLearner):
             self.learner.check(self.plan.evaluate.metrics)
+        dp = self.plan.privacy
+        if dp is not None:
+            require_countable(self.strategy, way_of(dp, masked=self.plan.secagg.enabled))
+            require_hiding(self.learner, dp.unit)
 
 
 @dataclass(frozen=True)

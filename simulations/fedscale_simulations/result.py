@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from fedscale.vector import Schema, Vector
 from fedscale_simulations.files import replace_file
 
 MODEL_FILE = "model.safetensors"
+FEW = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,9 @@ class Simulation:
             lines += [f"{phase:<10}{', '.join(values)}"] if values else []
         causes = Counter(str(failure.cause) for row in record.rounds for failure in row.failures.values())
         lines += [f"{'failures':<10}{', '.join(f'{count} {cause}' for cause, count in sorted(causes.items()))}"] if causes else []
+        lines += _privacy(record)
+        secagg = record.extra.get("secagg")
+        lines += [f"{'secagg':<10}{secagg['mode']} ({secagg['why']})"] if isinstance(secagg, Mapping) else []
         lines.append(f"{'traffic':<10}{data_size(record.bytes_up)} up, {data_size(record.bytes_down)} down")
         return "\n".join([*lines, *([f"{'model':<10}sha256 {record.model_digest}"] if record.model_digest else [])])
 
@@ -158,6 +163,18 @@ class Simulation:
             files[MODEL_FILE] = Path(folder, MODEL_FILE)
             replace_file(files[MODEL_FILE], save(dict(self.model)))
         return files
+
+
+def _privacy(record: RunRecord) -> list[str]:
+    """What the clients have spent, one by one where they are few."""
+    spent = record.extra.get("privacy")
+    if not isinstance(spent, Mapping):
+        return []
+    epsilon, planned, delta = (figure if isinstance(figure := spent.get(name), float) else math.nan for name in ("epsilon", "planned", "delta"))
+    sites = spent.get("sites")
+    each = {name: value for name, value in sites.items() if isinstance(value, float)} if isinstance(sites, Mapping) else {}
+    head = f"{'privacy':<10}epsilon {number(epsilon)} of {number(planned)} at delta {delta:g} for each {spent.get('unit')} ({spent.get('mechanism')})"
+    return [head, *(f"{'':<10}{name}: epsilon {number(value)}" for name, value in each.items() if len(each) <= FEW)]
 
 
 def reached(record: RunRecord, metric: str, value: float) -> float | None:

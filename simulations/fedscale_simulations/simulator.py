@@ -18,17 +18,21 @@ from fedscale.errors import PlanError
 from fedscale.events import Assign, Commit, Summed
 from fedscale.learner import App, Learner, Training
 from fedscale.plan import Aggregate, Clients, Evaluate, Plan
+from fedscale.privacy.dp import DP
 from fedscale.record import JSON
 from fedscale.run import RUNNING, Run
+from fedscale.secagg.graph import FEWEST
 from fedscale.strategy import Strategy, fed_avg
 from fedscale.torch_learner import as_learner, one_thread
 from fedscale_simulations.books import Books
+from fedscale_simulations.budgets import statement
 from fedscale_simulations.census import Census, weight_cap
 from fedscale_simulations.checkpoint import Keeper, load
 from fedscale_simulations.devices import Devices, devices_of, table_of
 from fedscale_simulations.engines.choice import Choice, opened
 from fedscale_simulations.engines.desk import Answer, Desk, keep
 from fedscale_simulations.job import Job, Table, assemble, importable, strategy_of
+from fedscale_simulations.masks import Mode, Wanted, ground_of, wanted_of
 from fedscale_simulations.pace import Still, paced
 from fedscale_simulations.result import Progress, Simulation
 from fedscale_simulations.stream import Stream
@@ -49,6 +53,8 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
     train: Training | Mapping[str, Any] | None = None,
     aggregate: Aggregate | Mapping[str, Any] | None = None,
     evaluate: Evaluate | Mapping[str, Any] | None = None,
+    secagg: Wanted = None,
+    privacy: DP | Mapping[str, Any] | None = None,
     devices: Devices | Mapping[str, Any] | None = None,
     name: str = "simulation",
     plan: Plan | None = None,
@@ -70,6 +76,10 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
         train: local training, the plan's ``[train]``: ``{"epochs": 2, "optimizer": {"name": "adam", "lr": 0.001}}``.
         aggregate: the plan's ``[aggregate]``; by default the cap on weights is the power of two that fits the largest client.
         evaluate: the plan's ``[evaluate]``; its metrics are the app's unless they are given.
+        secagg: the plan's ``[secagg]``; ``True`` is the table with its defaults. Cohorts of up to 32 run the protocol as it is
+            deployed, larger ones take the same sum in the clear, and the record says which; ``"protocol"`` and ``"exact"`` choose.
+        privacy: the plan's ``[privacy]``: ``fs.DP(epsilon=8, delta=1e-5)``. The record and the summary say what each client has spent. All
+            chance comes from the seed, so that the run can be repeated.
         devices: speeds, bandwidths and availability of the clients' devices, as in ``[devices]``: ``{"speed_spread": 1.5}``;
             the run then takes place in virtual time. Without it everybody is there and answers at once.
         name: the job's name.
@@ -93,17 +103,20 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
         NotFound: there is no checkpoint to resume from.
     """
     learner = as_learner(app, keep(data))
+    masks, mode = wanted_of(secagg)
     tables: dict[str, Section] = {"clients": clients, "train": train, "aggregate": aggregate, "evaluate": evaluate}
+    hidden: dict[str, Section] = {"secagg": masks, "privacy": privacy}
     if plan is None:
         strategy = strategy or fed_avg()
         tables["aggregate"] = aggregate or weight_cap(app, data)
         tables |= {"job": {"name": name, "seed": seed}, "strategy": _described(strategy) | {"rounds": rounds}}
-        plan = _plan(tables, tuple(app.metrics) if isinstance(app, App) else ())
-    elif given := [table for table, value in tables.items() if value is not None]:
+        tables |= {table: value for table, value in hidden.items() if value is not None}
+        plan = _plan(tables, tuple(app.metrics) if isinstance(app, App) else (), len(data))
+    elif given := [table for table, value in (tables | hidden | ({} if mode == "auto" else {"secagg": None})).items() if value is not None]:
         raise PlanError(f"a plan is given and '{given[0]}' as well", hint="put it into the plan")
     else:
         strategy = strategy_of(plan, strategy)
-    return _simulate(Job(plan, strategy, learner, data), folder, resume, on_progress, Choice(engine, workers), devices_of(devices))
+    return _simulate(Job(plan, strategy, learner, data), folder, resume, on_progress, Choice(engine, workers), devices_of(devices), mode)
 
 
 def simulate_file(  # noqa: PLR0913 - as many as the command has options
@@ -145,10 +158,16 @@ def simulate_file(  # noqa: PLR0913 - as many as the command has options
         return _simulate(job, folder, resume, on_progress, Choice(engine, workers), devices or table_of(Path(path), overrides))
 
 
-def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...]) -> Plan:
-    """The plan of these tables, read like a file's; an evaluation that names no metrics gets the app's."""
+def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...], clients: int) -> Plan:
+    """The plan of these tables, read like a file's; an evaluation that names no metrics gets the app's.
+
+    Noise in shares is made for the fewest answers of a round, and in a simulation everybody who is asked answers.
+    """
     tree = {name: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else dict(value or {}) for name, value in tables.items()}
     tree["evaluate"].setdefault("metrics", metrics)
+    if "secagg" in tree:
+        everybody = "privacy" in tree and set(tree["clients"]) <= {"deadline", "rejoin"}
+        tree["clients"].setdefault("min_per_round", max(FEWEST, clients) if everybody else FEWEST)
     try:
         return Plan.from_toml(tomli_w.dumps(tree))
     except PlanError as error:
@@ -163,17 +182,25 @@ def _described(strategy: Strategy) -> dict[str, Any]:
 
 
 def _simulate(
-    job: Job, folder: str | Path | None, resume: str | Path | None, on_progress: Watch, choice: Choice, devices: Devices | None
+    job: Job,
+    folder: str | Path | None,
+    resume: str | Path | None,
+    on_progress: Watch,
+    choice: Choice,
+    devices: Devices | None,
+    secagg: Mode = "auto",
 ) -> Simulation:
     """Simulate a job, from its beginning or from a checkpoint."""
     target = None if folder is None and resume is None else Path(folder or resume or "")
     census, keeper = Census(job.data), Keeper(target)
     facts: dict[str, JSON] = {"population": census.facts} | ({"devices": devices.model_dump()} if devices else {})
-    run, before, state = Run(job.plan, job.strategy), None, None
+    ground = ground_of(job.plan, len(census.names), secagg, facts)
+    run, before, state = Run(job.plan, job.strategy, ground=ground), None, None
     if resume is not None:
-        run, before, state = load(Path(resume), job.plan, job.strategy, census.listed, facts)
+        run, before, state = load(Path(resume), job.plan, job.strategy, census.listed, facts, ground)
     pace = paced(devices, census, job.plan) if devices else Still(census.names)
-    desk, now = Desk(job.plan, job.strategy, job.learner, job.data), before.seconds if before else 0.0
+    masked = job.plan.secagg.enabled and ground.protocol
+    desk, now = Desk(job.plan, job.strategy, job.learner, job.data, masked=masked), before.seconds if before else 0.0
     with one_thread(), opened(choice.after(before), desk, census.names, facts) as engine:
         world = Stream(run, desk, engine, pace, on_progress, now) if job.strategy.buffer else World(run, engine, pace, on_progress, now)
         if state is not None and isinstance(world, Stream):
@@ -182,6 +209,7 @@ def _simulate(
         books = Books.after(before, clock, facts) if before else Books(clock, facts)
         _play(run, world, books, lambda: keeper.keep(run, lambda: books.record(run, census.listed), world.snapshot), on_progress)
     books.close(None)
+    facts |= statement(job.plan, job.data, run.history)
     result = Simulation(books.record(run, census.listed), run.schema, run.model)
     if target is not None:
         result.save(target)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedscale.errors import RunFailed
-from fedscale.events import Arm, Assign, Effect, Event, Fired, Gather, Lost, Release, Roster, Summed
+from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Gather, Lost, Release, Roster, Spoke, Summed, Tell
 from fedscale.record import RoundRecord
 from fedscale.run import Run
 from fedscale.sampling import derived_seed
 from fedscale.task import Task
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Answer, Engine
+from fedscale_simulations.masks import Circle, Identities
 from fedscale_simulations.pace import STEP, Pace
 from fedscale_simulations.result import Progress
 
@@ -49,6 +51,8 @@ class World:
         self._answers: Iterator[Answer] = iter(())
         self._next: Answer | None = None
         self._done = 0
+        self._circle = Circle(run)
+        self._said: deque[Spoke | Failed] = deque()
 
     def monotonic(self) -> float:
         """The virtual time, so that the world can be a clock."""
@@ -65,6 +69,7 @@ class World:
             case Gather(at_least):
                 # A new step begins: whatever the last one asked and armed is void.
                 self.asked, self._timers, self._agenda, self._due, self._done = {}, {}, [], {}, 0
+                self._said.clear()
                 at = self._pace.enough(at_least, self.now)
                 if at is not None:
                     self._note(at, Roster(()))
@@ -74,6 +79,10 @@ class World:
             case Assign(task):
                 self.asked[task.node] = task
                 self._tasks.append(task)
+            case Tell():
+                # Messages are small: they take no time, and what is said is heard before anything else happens.
+                if (said := self._circle.hear(effect)) is not None:
+                    self._said.append(said)
             case Release():
                 self._answers, self._next = iter(()), None
 
@@ -86,21 +95,32 @@ class World:
         if self._tasks:
             tasks, self._tasks = self._tasks, []
             self._begin(tasks)
+        if self._said:
+            return self._said.popleft()
         self._next = self._next or next(self._answers, None)
         self._forget()
         if self._next is not None and (not self._agenda or self._arrival(self._next) <= self._agenda[0][0]):
             answer, self._next = self._next, None
             self.now = max(self.now, self._arrival(answer))
             self._done += not isinstance(answer, Summed)
-            return answer
+            return self._circle.mask(answer) if isinstance(answer, Answered) and self._masked() else answer
         if not self._agenda:
             raise RunFailed("the simulation waits for something that cannot happen")
         self.now, _, event = heapq.heappop(self._agenda)
-        return Roster(self._pace.there(self.now)) if isinstance(event, Roster) else event
+        return self._roster() if isinstance(event, Roster) else event
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Vector]]:
         """What goes on between two rounds, as JSON and named vectors: nothing."""
         return {}, {}
+
+    def _masked(self) -> bool:
+        """Whether the open round sums under masks."""
+        return self._run.round is not None and self._run.round.masked is not None
+
+    def _roster(self) -> Roster:
+        """Who is there, for secure aggregation with their keys."""
+        names, plan = self._pace.there(self.now), self._run.plan
+        return Roster(names, Identities(names, plan.job.seed)) if plan.secagg.enabled else Roster(names)
 
     def _note(self, at: float, event: Roster | Lost | Fired) -> None:
         """Put an event on the agenda; of two at the same time the one noted first happens first."""

@@ -26,7 +26,7 @@ from fedscale.ring import Words
 from fedscale.task import Task, layout_for
 from fedscale.update import Layout
 from fedscale.vector import Schema, Vector
-from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, words_from
+from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, OFFSET_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, sealed, unsealed, words_from
 from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, key_from_proto, key_from_text, key_to_proto
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
 from fedscale_client.home import Credentials, NodeHome, NodeSettings, make_private, write_private, write_toml
@@ -93,6 +93,9 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self.blobs: dict[str, bytes] = {}
         self.fetches: list[tuple[str, int]] = []
         self.break_fetch_after: deque[int] = deque()
+        self.break_submit_after: deque[int] = deque()
+        self.arrived: dict[str, bytes] = {}
+        self.offsets: list[int] = []
         self.verdicts: deque[grpc.StatusCode | bulk_pb2.Receipt] = deque()
         self.answers: list[tuple[Key, bytes, str]] = []
         self.attempts = 0
@@ -108,9 +111,10 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         node_pb2_grpc.add_EnrolmentServicer_to_server(self, self._server)
         node_pb2_grpc.add_NodeServicer_to_server(self, self._server)
-        methods = {
-            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, bulk_pb2.FetchRequest.FromString, None),
-            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, None, bulk_pb2.Receipt.SerializeToString),
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, bulk_pb2.FetchRequest.FromString, sealed),
+            OFFSET: grpc.unary_unary_rpc_method_handler(self.offset, bulk_pb2.OffsetRequest.FromString, bulk_pb2.OffsetReply.SerializeToString),
+            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, unsealed, bulk_pb2.Receipt.SerializeToString),
         }
         handlers = {name.rpartition("/")[2]: method for name, method in methods.items()}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fedscale.v1.Bulk", handlers),))
@@ -293,6 +297,10 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         if end < len(data):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "broken by the test")
 
+    async def offset(self, request: bulk_pb2.OffsetRequest, context: Any) -> bulk_pb2.OffsetReply:
+        await self._guard(context, self.refuse_bulk)
+        return bulk_pb2.OffsetReply(offset=len(self.arrived.get(request.digest, b"")))
+
     async def submit(self, frames: AsyncIterator[bytes], context: Any) -> bulk_pb2.Receipt:
         self.attempts += 1
         await self._guard(context, self.refuse_bulk)
@@ -303,7 +311,14 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
             raise AssertionError
         if verdict.verdict == bulk_pb2.Receipt.CLOSED:
             return verdict
-        body = b"".join([frame async for frame in frames])
+        self.offsets.append(int(facts[OFFSET_KEY]))
+        body = self.arrived.pop(facts[DIGEST_KEY], b"")[: self.offsets[-1]]
+        most = len(body) + self.break_submit_after.popleft() if self.break_submit_after else None
+        async for frame in frames:
+            body += frame
+            if most is not None and len(body) >= most:
+                self.arrived[facts[DIGEST_KEY]] = body
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "broken by the test")
         assert (digest(body), str(len(body))) == (facts[DIGEST_KEY], facts[SIZE_KEY])
         self.answers.append((key_from_text(facts[TASK_KEY]), body, facts.get(SCHEMA_KEY, b"").decode()))
         return verdict

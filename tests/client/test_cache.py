@@ -146,15 +146,6 @@ def test_a_damaged_bundle_leaves_nothing(cache: Cache) -> None:
     assert names(cache) == set()
 
 
-def test_answers_do_not_outlive_the_node(tmp_path: Path) -> None:
-    first = Cache(tmp_path, 1000)
-    paths = [first.answer() for _ in range(3)]
-    paths[0].write_text("words")
-    assert len(set(paths)) == 3
-    Cache(tmp_path, 1000)
-    assert not paths[0].exists()
-
-
 def test_blobs_outlive_the_node(tmp_path: Path) -> None:
     name = keep(Cache(tmp_path, 1000), b"model")
     assert Cache(tmp_path, 1000).blob(name)

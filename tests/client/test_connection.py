@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,8 @@ async def test_an_assignment_that_makes_no_sense(coordinator: Coordinator, start
     phase = Phase.INIT if "schema" not in fields else Phase.TRAIN
     async with start():
         session = await coordinator.connected()
-        message = node_pb2.Assignment(key=key_to_proto(("r", phase, 1)), bundle="0" * 64, terms=1, deadline_seconds=9, **fields)
+        said: dict[str, Any] = dict(fields)
+        message = node_pb2.Assignment(key=key_to_proto(("r", phase, 1)), bundle="0" * 64, terms=1, deadline_seconds=9, **said)
         session.outbox.put_nowait(node_pb2.ServerMessage(assignment=message))
         failure = await coordinator.failure(("r", phase, 1))
         assert failure.cause is Cause.REJECTED

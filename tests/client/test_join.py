@@ -49,7 +49,7 @@ async def test_a_ticket_becomes_a_home(coordinator: Coordinator, tmp_path: Path)
     credentials.check(datetime.now(UTC))
     assert mode(home.path) == "0o700"
     assert {mode(path) for path in home.path.iterdir()} == {"0o600"}
-    assert sorted(path.name for path in home.path.iterdir()) == ["ca.pem", "cert.pem", "key.pem", "node.toml"]
+    assert sorted(path.name for path in home.path.iterdir()) == ["ca.pem", "cert.pem", "identity.pem", "key.pem", "node.toml"]
 
 
 async def test_a_node_that_joined_can_start(coordinator: Coordinator, tmp_path: Path, start: Start) -> None:

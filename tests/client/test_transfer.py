@@ -14,12 +14,14 @@ import pytest
 from fedscale.errors import AccessDenied, BundleError, NotFound, ProtocolError
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2
+from fedscale.wire import codec
 from fedscale.wire.codec import FETCH
 from fedscale.wire.limits import FRAME
 from fedscale_client import transfer
+from fedscale_client.answers import Answer
 from fedscale_client.cache import Cache
 from fedscale_client.home import NodeHome
-from fedscale_client.transfer import Answer, Transfer
+from fedscale_client.transfer import Transfer
 from tests.client.conftest import LEARNER, full_disk
 from tests.client.coordinator import Coordinator, digest, until
 
@@ -132,6 +134,19 @@ async def test_a_full_disk(coordinator: Coordinator, line: Transfer, cache: Cach
     assert list(cache._blobs.iterdir()) == []
 
 
+async def test_a_damaged_frame_is_fetched_again_and_nothing_else(coordinator: Coordinator, line: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, whole, frames = coordinator.put(BIG), codec.unsealed, 0
+
+    def damaged(sent: bytes) -> bytes:
+        nonlocal frames
+        frames += 1
+        return whole(sent if frames != 3 else sent[:-1] + bytes([sent[-1] ^ 1]))
+
+    monkeypatch.setattr(transfer, "unsealed", damaged)
+    assert (await line.model(name, len(BIG))).read_bytes() == BIG
+    assert coordinator.fetches == [(name, 0), (name, 2 * FRAME)]
+
+
 async def test_bundles_are_unpacked_and_kept(coordinator: Coordinator, line: Transfer, tmp_path: Path) -> None:
     name = coordinator.put_app(tmp_path / "app", app=LEARNER)
     folders = await asyncio.gather(line.bundle(name), line.bundle(name))
@@ -169,7 +184,7 @@ async def test_no_progress_ends_an_attempt(coordinator: Coordinator, line: Trans
 
 
 async def test_an_answer_arrives_whole(coordinator: Coordinator, line: Transfer, answer: Answer) -> None:
-    assert await line.submit(KEY, answer) == ("accepted", "")
+    assert await line.submit(KEY, answer) == ("accepted", "", False)
     assert coordinator.answers == [(KEY, BIG, "")]
     answer.forget()
     assert not answer.path.exists()
@@ -179,6 +194,50 @@ async def test_a_first_model_brings_its_schema(coordinator: Coordinator, line: T
     first = Answer(answer.path, answer.digest, answer.size, '[["w",[3],"float32"]]')
     await line.submit(KEY, first)
     assert coordinator.answers[0][2] == first.schema
+
+
+async def test_an_upload_goes_on_where_it_broke(coordinator: Coordinator, line: Transfer, answer: Answer) -> None:
+    coordinator.break_submit_after.extend([FRAME, 3 * FRAME // 2, FRAME])
+    assert (await line.submit(KEY, answer)).word == "accepted"
+    assert coordinator.answers == [(KEY, BIG, "")]
+    assert coordinator.offsets[0] == 0
+    assert coordinator.offsets == sorted(set(coordinator.offsets))
+    assert len(coordinator.offsets) == 4
+
+
+async def test_a_node_that_comes_back_goes_on_where_it_was(coordinator: Coordinator, line: Transfer, answer: Answer) -> None:
+    coordinator.arrived[answer.digest] = BIG[: 2 * FRAME]
+    assert (await line.submit(KEY, answer)).word == "accepted"
+    assert coordinator.offsets == [2 * FRAME]
+    assert coordinator.answers == [(KEY, BIG, "")]
+
+
+async def test_a_server_that_has_everything_is_sent_nothing(coordinator: Coordinator, line: Transfer, answer: Answer) -> None:
+    coordinator.arrived[answer.digest] = BIG
+    assert (await line.submit(KEY, answer)).word == "accepted"
+    assert coordinator.offsets == [len(BIG)]
+
+
+async def test_frames_grow_on_a_quick_line_and_shrink_on_a_slow_one(
+    coordinator: Coordinator, line: Transfer, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    take = line._throttle.take
+
+    async def noted(count: int) -> None:
+        sizes.append(count)
+        await take(count)
+
+    monkeypatch.setattr(line._throttle, "take", noted)
+    monkeypatch.setattr(transfer, "QUICK_SECONDS", 3600.0)
+    await line.submit(KEY, answer)
+    assert (sizes[:3], max(sizes), sum(sizes)) == ([FRAME // 4, FRAME // 2, FRAME], FRAME, len(BIG))
+    sizes.clear()
+    monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.0)
+    await line.submit(KEY, answer)
+    assert sizes[:3] == [FRAME // 4, FRAME // 8, FRAME // 16]
+    assert set(sizes[2:-1]) == {transfer.LEAST_FRAME}
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
@@ -193,7 +252,7 @@ async def test_a_busy_server_is_asked_again(coordinator: Coordinator, line: Tran
 async def test_the_server_decides(coordinator: Coordinator, line: Transfer, answer: Answer, verdict: str) -> None:
     """CLOSED comes before the server has read a byte of an answer that is larger than any window."""
     coordinator.verdicts.append(Receipt(verdict=Receipt.Verdict.Value(verdict), reason="because"))
-    assert await line.submit(KEY, answer) == (verdict.lower(), "because")
+    assert await line.submit(KEY, answer) == (verdict.lower(), "because", False)
 
 
 async def test_a_receipt_that_says_nothing(coordinator: Coordinator, line: Transfer, answer: Answer) -> None:
@@ -253,7 +312,9 @@ async def test_a_channel_in_use_is_closed_by_its_last_user(coordinator: Coordina
         await line.use(home.credentials())
         async with line._channel() as current:
             assert current is not former
-        fetch: grpc.aio.UnaryStreamMultiCallable[bulk_pb2.FetchRequest, bytes] = former.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)
+        fetch: grpc.aio.UnaryStreamMultiCallable[bulk_pb2.FetchRequest, bytes] = former.unary_stream(
+            FETCH, bulk_pb2.FetchRequest.SerializeToString, codec.unsealed
+        )
         assert isinstance(await fetch(bulk_pb2.FetchRequest(digest=name)).read(), bytes)
     with pytest.raises(grpc.aio.UsageError, match="closed"):
         fetch(bulk_pb2.FetchRequest(digest=name))

@@ -129,7 +129,7 @@ class Federation:
         self.folder, self.nodes = folder, dict[str, Process]()
         self.home, self.profile = folder / "coordinator", folder / "coordinator" / "admin"
         self.processes: list[Process] = []
-        self.ports: tuple[str, ...] = ("0", "0")
+        self.ports: tuple[str, ...] = ("0", "0", "0")
 
     def __enter__(self) -> Self:
         """Make and start the coordinator."""
@@ -185,12 +185,12 @@ class Federation:
 
     def start_server(self) -> None:
         """Start the coordinator; the second time on the ports of the first."""
-        ports = ("--port", self.ports[0], "--enrolment-port", self.ports[1])
+        ports = ("--port", self.ports[0], "--enrolment-port", self.ports[1], "--web-port", self.ports[2])
         self.server = self.begin("coordinator", "server", "start", "--home", self.home, "--json", *ports)
         until(lambda: self.server.said().endswith("\n") or not self.server.alive, "the coordinator")
         assert self.server.alive, self.server.told()
         ready = json.loads(self.server.said())["data"]
-        self.ports = tuple(ready[key].rpartition(":")[2] for key in ("address", "enrolment"))
+        self.ports = tuple(ready[key].rpartition(":")[2] for key in ("address", "enrolment", "dashboard"))
 
     # ---------------------------------------------------------------------------------------------------------- nodes
 

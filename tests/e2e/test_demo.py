@@ -57,6 +57,7 @@ def scores(model: dict[str, npt.NDArray[np.float32]], rows: npt.NDArray[np.float
 
 def test_the_summary_has_what_it_must(left: dict[str, Any], folder: Path) -> None:
     assert (left["nodes"], left["rounds"], left["status"], left["failures"], left["epsilon"]) == (4, 12, "completed", 0, None)
+    assert left["secagg"] == "protocol"
     assert left["bytes_up"] > 0
     assert left["bytes_down"] > 0
     assert 0 < left["seconds"] < left["total_seconds"]
@@ -105,3 +106,4 @@ def test_somebody_who_watches_sees_every_step_and_the_answer_last(done: Done, le
         row = next(line for line in shown if line[:2] == [site, "alone"])
         assert float(row[-1]) == pytest.approx(left["auc"]["alone"][site], abs=0.0005)
     assert ["report", left["report"]] in shown
+    assert next(line for line in shown if line[:2] == ["secure", "aggregation"])[2] == "yes:"

@@ -108,3 +108,12 @@ def test_the_mean_is_linear_and_needs_an_answer() -> None:
     assert Mean.linear
     with pytest.raises(RunFailed, match="^a round without answers has no mean$"):
         Mean().report(Mean().zero(LAYOUT), LAYOUT)
+
+
+def test_the_mean_takes_the_place_of_the_sum_bit_for_bit() -> None:
+    partial = total(Mean(), [3, 1, 4, 1, 5])
+    weight, _ = LAYOUT.tail(partial.words)
+    apart = LAYOUT.mean(partial.words, weight)
+    report = Mean().report(partial, LAYOUT)
+    assert np.shares_memory(report.delta, partial.words)
+    assert report.delta.tobytes() == apart.tobytes()

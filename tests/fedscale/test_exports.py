@@ -57,7 +57,7 @@ def test_every_export_is_the_thing_of_its_module(name: str) -> None:
 
 
 def test_what_is_exported_is_sorted_listed_and_has_a_home() -> None:
-    assert list(fedscale.__all__) == sorted(set(fedscale.__all__))
+    assert list(fedscale.__all__) == sorted(set(fedscale.__all__), key=lambda name: (not name.isupper(), name))
     assert set(fedscale.__all__) == {*fedscale._HOME, "data"}
     assert set(fedscale.__all__) <= set(dir(fedscale))
     assert dir(fedscale) == sorted(dir(fedscale))

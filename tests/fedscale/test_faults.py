@@ -15,7 +15,7 @@ def test_an_error_arrives_with_its_class_and_words(kind: type[FedscaleError]) ->
     arrived = unpacked(sent)
     assert key == ERROR_KEY
     assert type(arrived) is kind
-    assert vars(arrived) == {"what": "it broke", "where": "run r1", "why": "d\u00e9j\u00e0 vu", "hint": "mend it"}
+    assert vars(arrived).items() >= {"what": "it broke", "where": "run r1", "why": "d\u00e9j\u00e0 vu", "hint": "mend it"}.items()
 
 
 @pytest.mark.parametrize(

@@ -463,3 +463,23 @@ def test_names_are_always_valid_and_distinct(values: list[object]) -> None:
     names = partition.value_names(values)
     assert len(set(names)) == len(names) == len(values)
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name) for name in names)
+
+
+def test_alone_each_row_draws_by_its_own_content() -> None:
+    rng = np.random.default_rng(3)
+    features, labels = rng.normal(size=(4000, 3)).astype(np.float32), rng.integers(0, 2, 4000)
+    held = partition.alone(features, labels, 0.2, 7)
+    assert held.mean() == pytest.approx(0.2, abs=0.03)
+    order = rng.permutation(4000)[:2500]
+    assert np.array_equal(partition.alone(features[order], labels[order], 0.2, 7), held[order]), "neither order nor company matters"
+    assert not np.array_equal(partition.alone(features, labels, 0.2, 8), held)
+    assert not partition.alone(features, labels, 0.0, 7).any()
+
+
+def test_alone_whole_groups_draw_by_their_name() -> None:
+    features, labels, groups = np.zeros((600, 1), np.float32), np.arange(600) % 2, np.array([f"p{at % 150}" for at in range(600)])
+    held = partition.alone(features, labels, 0.3, 1, groups)
+    assert all(len(set(held[groups == name])) == 1 for name in set(groups))
+    some = groups != "p7"
+    assert np.array_equal(partition.alone(features[some], labels[some], 0.3, 1, groups[some]), held[some])
+    assert 0.15 < held.mean() < 0.45

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedscale.errors import Cause, Failure, PlanError, ProtocolError
+from fedscale.errors import Cause, Failure, PlanError, ProtocolError, Unreachable
 from fedscale.learner import Phase
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.task import Task, layout_for
@@ -45,6 +45,37 @@ def test_frames_are_the_whole_and_not_too_large(size: int) -> None:
     assert [len(frame) for frame in cut[:-1]] == [limits.FRAME] * (len(cut) - 1)
     assert b"".join(frames(data, size // 2)) == data[size // 2 :]
     assert list(frames(data, size)) == []
+
+
+@given(st.binary(min_size=1, max_size=200), st.data())
+def test_a_frame_that_was_damaged_is_found_out(frame: bytes, data: st.DataObject) -> None:
+    """CRC-32 finds every error of up to 32 bits in a row."""
+    sent = codec.sealed(frame)
+    assert codec.intact(codec.unsealed(sent)) == frame
+    at, mask = data.draw(st.integers(0, len(sent) - 1)), data.draw(st.integers(1, 255))
+    damaged = bytearray(sent)
+    damaged[at] ^= mask
+    assert codec.unsealed(bytes(damaged)) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0", b"\0\0\0\0"])
+def test_what_is_too_short_for_a_frame_is_damaged(sent: bytes) -> None:
+    with pytest.raises(Unreachable, match=r"a frame was damaged on its way \(its CRC-32 differs\); send it again"):
+        codec.intact(codec.unsealed(sent))
+
+
+def test_a_frame_carries_the_checksum_of_every_zip_file() -> None:
+    assert codec.sealed(b"123456789") == (0xCBF43926).to_bytes(4, "little") + b"123456789"
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_an_intake_goes_on_behind_what_is_known(whole: bytes, cut: int) -> None:
+    file = io.BytesIO()
+    intake = Intake(file, len(whole), digest_of(whole))
+    intake.known(whole[:cut])
+    intake.take(whole[cut:])
+    intake.done()
+    assert file.getvalue() == whole[cut:]
 
 
 def test_frames_count_in_bytes_whatever_the_items() -> None:
@@ -107,7 +138,7 @@ def test_models_and_answers_of_another_length(size: int) -> None:
 
 def test_the_bulk_methods_belong_to_the_service() -> None:
     service = "fedscale.v1.Bulk"
-    assert {codec.FETCH, codec.SUBMIT, codec.PUT} == {f"/{service}/{name}" for name in ("Fetch", "Submit", "Put")}
+    assert {codec.FETCH, codec.SUBMIT, codec.PUT, codec.OFFSET} == {f"/{service}/{name}" for name in ("Fetch", "Submit", "Put", "Offset")}
     assert codec.SCHEMA_KEY.endswith("-bin")
 
 

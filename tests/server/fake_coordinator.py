@@ -18,7 +18,7 @@ from fedscale import identity
 from fedscale.errors import FedscaleError
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.proto.v1 import control_pb2 as pb
-from fedscale.wire.codec import FETCH, PUT, digest_of, frames
+from fedscale.wire.codec import FETCH, PUT, digest_of, frames, sealed, unsealed
 
 
 @dataclass
@@ -88,9 +88,9 @@ def control_handler(coordinator: Coordinator) -> grpc.GenericRpcHandler:
 
 
 def bulk_handler(coordinator: Coordinator) -> grpc.GenericRpcHandler:
-    methods = {
-        FETCH: grpc.unary_stream_rpc_method_handler(coordinator.fetch, bulk_pb2.FetchRequest.FromString, None),
-        PUT: grpc.stream_unary_rpc_method_handler(coordinator.put, None, bulk_pb2.Receipt.SerializeToString),
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        FETCH: grpc.unary_stream_rpc_method_handler(coordinator.fetch, bulk_pb2.FetchRequest.FromString, sealed),
+        PUT: grpc.stream_unary_rpc_method_handler(coordinator.put, unsealed, bulk_pb2.Receipt.SerializeToString),
     }
     return grpc.method_handlers_generic_handler("fedscale.v1.Bulk", {path.rpartition("/")[2]: method for path, method in methods.items()})
 

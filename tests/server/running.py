@@ -27,7 +27,7 @@ from fedscale.ring import Words
 from fedscale.task import FirstModel, Task, perform
 from fedscale.update import Update
 from fedscale.vector import Schema, Vector
-from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, model_from
+from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, model_from, sealed, unsealed
 from fedscale.wire.convert import Key, assignment_from_proto, failure_to_proto, key_text
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_server.app import Ready, serve
@@ -99,8 +99,8 @@ class Person:
         return control_pb2_grpc.ControlStub(self.channel)
 
     async def fetch(self, digest: str, offset: int = 0) -> bytes:
-        call: Any = self.channel.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)(bulk_pb2.FetchRequest(digest=digest, offset=offset))
-        return b"".join([frame async for frame in call])
+        fetch: Any = self.channel.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString, unsealed)
+        return b"".join([frame async for frame in fetch(bulk_pb2.FetchRequest(digest=digest, offset=offset))])
 
     async def put(self, data: bytes, digest: str | None = None, size: str | None = None) -> Any:
         return await self.send(PUT, frames(data), [(DIGEST_KEY, digest or digest_of(data)), (SIZE_KEY, size or str(len(data)))])
@@ -116,7 +116,7 @@ class Person:
                 for part in parts:
                     yield part
 
-        call: Any = self.channel.stream_unary(method, None, Receipt.FromString)
+        call: Any = self.channel.stream_unary(method, sealed, Receipt.FromString)
         return await call(each(), metadata=metadata)
 
 
@@ -281,7 +281,7 @@ class Running:
     @classmethod
     async def start(cls, path: Path, database: Path | None = None, **settings: Any) -> Running:
         """A new server on free ports; ``database`` is a SQLite file to begin with."""
-        given = Settings(**{"port": 0, "enrolment_port": 0, **settings})
+        given = Settings(**{"port": 0, "enrolment_port": 0, "web": False, "web_port": 0, **settings})
         Home.create(path, given, datetime.now(UTC))
         if database is not None and not given.database:
             shutil.copy(database, path / "server.db")
@@ -294,8 +294,8 @@ class Running:
     async def _serve(cls, path: Path, settings: Settings) -> Running:
         engines: list[Engine] = []
 
-        def recorded(*given: Any) -> Engine:
-            engines.append(Engine(*given))
+        def recorded(*given: Any, **named: Any) -> Engine:
+            engines.append(Engine(*given, **named))
             return engines[0]
 
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -317,6 +317,7 @@ class Running:
         """The server ends and comes back on the same ports."""
         await self.stop()
         ports = {name: int(address.rpartition(":")[2]) for name, address in (("port", self.ready.address), ("enrolment_port", self.ready.enrolment))}
+        ports |= {"web_port": int(self.ready.dashboard.rpartition(":")[2])} if self.ready.dashboard else {}
         again = await self._serve(self.path, self.settings.model_copy(update=ports))
         self.ready, self.engine, self.task = again.ready, again.engine, again.task
 

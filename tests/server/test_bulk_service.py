@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -20,7 +21,8 @@ from fedscale.wire.codec import DIGEST_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_o
 from fedscale.wire.convert import key_text
 from fedscale.wire.limits import METADATA
 from fedscale_server.services import bulk
-from tests.server.running import BUNDLE, SCHEMA, Ask, Node, Receipt, Running, plan_text, refusal, soon, until
+from fedscale_server.uploads import Upload
+from tests.server.running import BUNDLE, PATIENCE, SCHEMA, Ask, Node, Receipt, Running, plan_text, refusal, soon, until
 
 BAD = grpc.StatusCode.INVALID_ARGUMENT
 MISSING = grpc.StatusCode.NOT_FOUND
@@ -29,7 +31,8 @@ GOOD = "0" * 64
 
 def left(server: Running) -> list[str]:
     """Files of answers and uploads that lie about."""
-    folders = [*server.path.glob("runs/*/answers"), *server.path.glob("runs/*/blobs/staging"), server.path / "bundles" / "staging"]
+    runs = server.path / "runs"
+    folders = [*runs.glob("*/answers"), *runs.glob("*/uploads"), *runs.glob("*/blobs/staging"), server.path / "bundles" / "staging"]
     return [str(path.relative_to(server.path)) for folder in folders for path in folder.iterdir()]
 
 
@@ -134,8 +137,11 @@ async def test_an_answer_counts_once(server: Running) -> None:
 async def test_the_same_answer_twice_at_once_counts_once(server: Running) -> None:
     ada, ben = await server.nodes("ada", "ben")
     run, (of_ada, of_ben) = await server.begun(ada, ben)
-    receipts = await asyncio.gather(*(ada.answer(of_ada, 2.0) for _ in range(3)))
-    assert sorted(r.verdict for r in receipts) == [Receipt.ACCEPTED, Receipt.DUPLICATE, Receipt.DUPLICATE]
+    heard = await asyncio.gather(*(ada.answer(of_ada, 2.0) for _ in range(3)), return_exceptions=True)
+    given_way = [error.details() for error in heard if isinstance(error, grpc.aio.AioRpcError)]
+    verdicts = [answer.verdict for answer in heard if not isinstance(answer, BaseException)]
+    assert set(given_way) <= {"a newer upload of the same node has begun"}
+    assert sorted(verdicts) == [Receipt.ACCEPTED, *[Receipt.DUPLICATE] * (2 - len(given_way))]
     await ben.answer(of_ben, 4.0)
     await server.over(run)
     assert (await server.model(run)).tolist() == [3.0] * 4
@@ -329,18 +335,18 @@ async def test_a_bad_bundle_is_refused(server: Running, facts: dict[str, str], t
 async def test_no_more_uploads_are_read_at_once_than_the_settings_say(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = await server.nodes(*(f"n{i}" for i in range(7)))
     run, asks = await server.begun(*nodes)
-    whole, open_now, most = bulk._receive_into, 0, 0
-    release = asyncio.Event()
+    whole, open_now, most = Upload.take, 0, 0
+    release = threading.Event()
 
-    async def counted(*given: Any) -> None:
+    def counted(upload: Upload, frame: bytes) -> None:
         nonlocal open_now, most
         open_now += 1
         most = max(most, open_now)
-        await release.wait()
-        await whole(*given)
+        assert release.wait(PATIENCE)
+        whole(upload, frame)
         open_now -= 1
 
-    monkeypatch.setattr(bulk, "_receive_into", counted)
+    monkeypatch.setattr(Upload, "take", counted)
     sending = [asyncio.create_task(node.answer(ask, 1.0)) for node, ask in zip(nodes, asks, strict=True)]
     await until(lambda: open_now == server.settings.uploads_at_once == 4)
     await asyncio.sleep(0.1)
@@ -367,16 +373,20 @@ async def test_an_upload_that_stands_still_lets_others_pass(server: Running, mon
     assert (await nodes[0].answer(asks[0], 1.0)).verdict == Receipt.ACCEPTED
 
 
-async def test_an_upload_that_breaks_off_leaves_nothing(server: Running) -> None:
-    ada = await server.node("ada")
-    _, (ask,) = await server.begun(ada)
+async def test_an_upload_that_breaks_off_leaves_its_beginning_until_the_round_is_closed(server: Running) -> None:
+    ada, ben = await server.nodes("ada", "ben")
+    run, (of_ada, of_ben) = await server.begun(ada, ben, clients={"min_per_round": 1, "wait_for": 2, "rejoin": 0.2})
 
     async def stuck() -> AsyncIterator[bytes]:
         yield b"x"
         await asyncio.sleep(60)
 
-    sending = asyncio.create_task(ada.submit(ask.key, ask.words(1.0).tobytes(), parts=stuck()))
-    await until(lambda: left(server))
+    sending = asyncio.create_task(ada.submit(of_ada.key, of_ada.words(1.0).tobytes(), parts=stuck()))
+    (path,) = await until(lambda: list(server.path.glob("runs/*/uploads/*")))
+    await until(lambda: path.stat().st_size)
     sending.cancel()
-    await until(lambda: not left(server))
-    assert (await ada.answer(ask, 1.0)).verdict == Receipt.ACCEPTED
+    await ada.leave()
+    assert (await ben.answer(of_ben, 1.0)).verdict == Receipt.ACCEPTED
+    await server.over(run)
+    assert left(server) == []
+    assert list(server.path.glob("runs/*/round.key")) == []

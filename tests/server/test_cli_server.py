@@ -90,7 +90,7 @@ def test_start_without_a_home_names_the_next_step() -> None:
 
 
 def test_a_started_coordinator_answers_refuses_a_taken_port_and_stops_when_told(tmp_path: Path) -> None:
-    fedscale("server", "init", "--port", "0", "--enrolment-port", "0")
+    fedscale("server", "init", "--port", "0", "--enrolment-port", "0", "--web-port", "0")
     with started(tmp_path) as (process, ready):
         assert ready["pid"] == process.pid
         assert ready["address"].startswith("localhost:")
@@ -101,7 +101,7 @@ def test_a_started_coordinator_answers_refuses_a_taken_port_and_stops_when_told(
         assert [site["name"] for site in fedscale("project", "nodes", "heart", "--json").data] == ["north"]
         port = ready["address"].rpartition(":")[2]
         second = subprocess.run(
-            [sys.executable, "-m", "fedscale.cli", "server", "start", "--port", port, "--enrolment-port", "0"],
+            [sys.executable, "-m", "fedscale.cli", "server", "start", "--port", port, "--enrolment-port", "0", "--web-port", "0"],
             capture_output=True,
             text=True,
             check=False,
@@ -116,7 +116,7 @@ def test_a_started_coordinator_answers_refuses_a_taken_port_and_stops_when_told(
 
 
 def test_what_was_made_is_there_after_a_restart(tmp_path: Path) -> None:
-    fedscale("server", "init", "--port", "0", "--enrolment-port", "0")
+    fedscale("server", "init", "--port", "0", "--enrolment-port", "0", "--web-port", "0")
     for expected in (0, 6):
         with started(tmp_path, "--log", "json") as (process, _):
             assert fedscale("project", "create", "heart").code == expected

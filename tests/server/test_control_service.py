@@ -15,8 +15,8 @@ from fedscale.errors import Cause
 from fedscale.identity import Role, Ticket
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import digest_of
+from fedscale_server import coordinator
 from fedscale_server.feed import QUEUE
-from fedscale_server.services import control
 from tests.server.running import BUNDLE, Running, plan_text, refusal, until
 
 BAD = grpc.StatusCode.INVALID_ARGUMENT
@@ -178,7 +178,7 @@ async def test_watching_resumes_without_a_gap_or_a_double(server: Running) -> No
 
 
 async def test_many_watchers_at_any_moment_see_the_same(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "PAGE", 3)
+    monkeypatch.setattr(coordinator, "PAGE", 3)
     ada = await server.node("ada")
     run = await server.submit(plan_text(rounds=10))
     watching = [asyncio.create_task(server.events(run))]

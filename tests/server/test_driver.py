@@ -8,10 +8,13 @@ from functools import partial
 from operator import contains
 from typing import Any
 
+import grpc
 import pytest
 
+from fedscale.errors import Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
-from tests.server.running import Counting, Receipt, Running, plan_text, soon, until
+from fedscale_server import engine
+from tests.server.running import Counting, Receipt, Running, plan_text, refusal, soon, until
 
 
 def kinds(events: list[pb.RunEvent]) -> list[str]:
@@ -281,26 +284,50 @@ async def test_a_poisoned_answer_is_shown_and_leaves_no_trace_in_the_model(serve
     assert (await server.model(run)).tobytes() == (await server.model(alone)).tobytes()
 
 
-async def test_a_run_that_cannot_be_stored_ends_loudly_and_alone(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_meets_a_mistake_of_ours_ends_loudly_and_alone(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = await server.node("ada")
     run, (ask,) = await server.begun(ada, rounds=3)
     other = await server.submit(plan_text(rounds=2))
     driver = server.engine.driver(run)
     assert driver is not None
 
-    def full(*_: Any) -> str:
-        raise OSError(28, "No space left on device")
+    def mistaken(*_: Any) -> str:
+        raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr(driver.book.spool, "store", full)
+    monkeypatch.setattr(driver.book.spool, "store", mistaken)
     await ada.answer(ask, 1.0)
     detail, record = await server.over(run)
-    assert (detail.info.status, detail.info.reason) == ("stopped", "server: the server met OSError; see its log")
+    assert (detail.info.status, detail.info.reason) == ("stopped", "server: the server met ZeroDivisionError; see its log")
     assert record["status"] == "stopped"
     ada.work()
     assert (await server.over(other))[0].info.status == "completed"
 
 
-async def test_a_run_whose_end_cannot_be_stored_either_is_taken_up_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_that_cannot_be_stored_waits_until_it_can(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "AGAIN_SECONDS", 0.05)
+    ada = await server.node("ada")
+    run, (ask,) = await server.begun(ada, rounds=3)
+    driver = server.engine.driver(run)
+    assert driver is not None
+
+    def full(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    # The answer is in the journal already; what cannot be stored is the model that it leads to.
+    monkeypatch.setattr(driver.book.spool, "store", full)
+    refused = await refusal(ada.answer(ask, 1.0))
+    assert (refused.code(), refused.details()) == (
+        grpc.StatusCode.UNAVAILABLE,
+        f"run {run}: the server cannot store the run at the moment; try again; see the server's log",
+    )
+    ada.work()
+    # Whoever watches meanwhile is sent away, as at any restart.
+    await until(lambda: server.engine.driver(run) not in (None, driver))
+    detail, record = await server.over(run)
+    assert (detail.info.status, [row["answered"] for row in record["rounds"]]) == ("completed", [["ada"]] * 3)
+
+
+async def test_a_run_that_cannot_be_stored_at_all_is_taken_up_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     ada = await server.node("ada")
     run, (ask,) = await server.begun(ada)
     driver = server.engine.driver(run)
@@ -311,8 +338,9 @@ async def test_a_run_whose_end_cannot_be_stored_either_is_taken_up_after_a_resta
 
     with monkeypatch.context() as broken:
         broken.setattr(driver.book.store, "append", gone)
-        assert (await ada.answer(ask, 1.0)).verdict == Receipt.CLOSED
-        await until(lambda: server.engine.driver(run) is None)
+        assert (await refusal(ada.answer(ask, 1.0))).code() is grpc.StatusCode.UNAVAILABLE
+        with pytest.raises(Unreachable, match="cannot store the run at the moment"):
+            server.engine.check(run)
     await server.restart()
     await ada.leave()
     ada.channel = ada.credentials.channel(server.ready.address)

@@ -51,8 +51,8 @@ def answer(node: str, delta: float) -> Step:
         words = terms.layout.encode(Update(change, 4.0, metrics))
         digest = digest_of(words.tobytes())
         staged = book.spool.blobs.staging()
-        staged.write_bytes(words.tobytes())
         path = book.spool.answer(str(terms.phase), terms.number, node, digest)
+        staged.write_bytes(book.spool.vault.writing(path.name).update(words.tobytes()))
         book.spool.keep(staged, path)
         return Answered(node, digest, book.spool.words(path))
 

@@ -11,11 +11,14 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import Cause
 from fedscale.identity import Role, new_key, new_request, serial_of
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import node_pb2, node_pb2_grpc
+from fedscale.secagg.authority import claim
+from fedscale.wire.convert import key_to_proto
 from fedscale_server.services.node import MAX_DATASETS
 from tests.server.running import Node, Receipt, Running, plan_text, refusal, soon, until
 
@@ -50,6 +53,49 @@ async def test_a_control_stream_begins_with_hello(server: Running, first: str) -
     assert (error.code(), error.details()) == (BAD, "node ada: a control stream must begin with Hello")
     assert server.engine.sessions.get("ada") is None
     await ada.connect()
+
+
+def hello(identity: bytes) -> node_pb2.NodeMessage:
+    return node_pb2.NodeMessage(hello=node_pb2.Hello(version="9", datasets=["default"], identity=identity))
+
+
+@pytest.mark.parametrize("proof", [b"x", claim(Ed25519PrivateKey.generate(), "somebody else")])
+async def test_an_identity_key_must_be_proved(server: Running, proof: bytes) -> None:
+    ada = await server.node("ada", connect=False)
+    error = await opening(ada, hello(proof))
+    assert error.code() == BAD
+    assert "identity of node 'ada'" in (error.details() or "")
+    assert server.engine.sessions.get("ada") is None
+
+
+async def test_a_proved_identity_key_is_known_and_stays(server: Running) -> None:
+    key = Ed25519PrivateKey.generate()
+    ada = await server.node("ada", connect=False)
+    call = node_pb2_grpc.NodeStub(ada.channel).Connect(spoken_once(hello(claim(key, "ada"))))
+    await until(lambda: server.engine.sessions.get("ada"))
+    assert server.engine.sessions.identities(("ada", "ben")) == {"ada": key.public_key().public_bytes_raw().hex()}
+    call.cancel()
+    error = await opening(ada, hello(claim(Ed25519PrivateKey.generate(), "ada")))
+    assert "'ada' was known by another identity key" in (error.details() or "")
+
+
+async def spoken_once(message: node_pb2.NodeMessage) -> AsyncIterator[node_pb2.NodeMessage]:
+    yield message
+    while True:
+        await asyncio.sleep(0.5)
+        yield node_pb2.NodeMessage(heartbeat=node_pb2.Heartbeat())
+
+
+async def test_messages_of_secure_aggregation_that_nobody_waits_for_change_nothing(server: Running) -> None:
+    ada = await server.node("ada")
+    run = await server.submit(plan_text(clients={"min_per_round": 1}))
+    ask = await ada.ask("init")
+    for key in (ask.key, (run, ask.task.phase, 7), ("no such run", ask.task.phase, 0)):
+        ada.say(node_pb2.NodeMessage(spoken=node_pb2.Spoken(key=key_to_proto(key), step="keys", data=b"?")))
+    await ada.initialize(ask)
+    train = await ada.ask("train")
+    ada.say(node_pb2.NodeMessage(spoken=node_pb2.Spoken(key=key_to_proto(train.key), step="keys", data=b"?")))
+    assert (await ada.answer(train)).verdict == Receipt.ACCEPTED
 
 
 async def test_whoever_says_nothing_is_not_waited_for(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,6 +351,28 @@ def test_what_a_node_says_is_remembered(registry: Registry) -> None:
             ask()
 
 
+def test_an_identity_key_stays_with_its_member_until_it_joins_again(registry: Registry) -> None:
+    join(registry, invite(registry, "alpha"))
+    assert registry.seen("alpha", [], "").identity is None
+    assert registry.seen("alpha", [], "", "aa" * 32).identity == "aa" * 32
+    assert registry.seen("alpha", [], "", "aa" * 32).identity == "aa" * 32
+    assert registry.seen("alpha", [], "").identity == "aa" * 32, "an older release says nothing of keys"
+    with pytest.raises(AccessDenied, match="'alpha' was known by another identity key"):
+        registry.seen("alpha", ["other"], "", "bb" * 32)
+    assert registry.member("alpha").datasets == []
+    join(registry, invite(registry, "alpha"))
+    assert registry.seen("alpha", [], "", "bb" * 32).identity == "bb" * 32
+
+
+def test_no_two_members_have_one_identity_key(registry: Registry) -> None:
+    for name in ("alpha", "beta"):
+        join(registry, invite(registry), name)
+    registry.seen("alpha", [], "", "aa" * 32)
+    with pytest.raises(AccessDenied, match="the identity key of 'beta' is that of another member; give each node a home of its own"):
+        registry.seen("beta", [], "", "aa" * 32)
+    assert registry.seen("beta", [], "", "cc" * 32).identity == "cc" * 32
+
+
 def test_a_certificate_without_an_identity_is_refused(registry: Registry, authority: Authority) -> None:
     server = authority.issue_server(KEY.public_key(), ["localhost"], NOW)
     with pytest.raises(AccessDenied, match="names no member"):

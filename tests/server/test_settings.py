@@ -28,9 +28,14 @@ def test_without_a_file_all_is_at_its_default(home: Path) -> None:
         "host": "127.0.0.1",
         "port": 8470,
         "enrolment_port": 8471,
+        "web": True,
+        "web_host": "127.0.0.1",
+        "web_port": 8472,
         "hosts": ("localhost", "127.0.0.1"),
         "database": "",
         "uploads_at_once": 4,
+        "upload_bytes": 1 << 30,
+        "durability": "spool",
         "federation": "fedscale",
     }
 
@@ -68,6 +73,8 @@ def test_the_file_explains_each_setting() -> None:
         ("hosts = 'localhost'\n", "server.toml:1: 'hosts' is not valid"),
         ("hosts = [1]\n", "server.toml:1: 'hosts' is not valid"),
         ("uploads_at_once = 0\n", "server.toml:1: 'uploads_at_once' is not valid"),
+        ("upload_bytes = 1\n", "server.toml:1: 'upload_bytes' is not valid"),
+        ('durability = "hope"\n', "server.toml:1: 'durability' is not valid"),
         ("port = 8471\n", "server.toml: 'port' and 'enrolment_port' are the same; each listens on its own"),
         ("federation = 'St. Mary'\n", "'St. Mary' is not a valid name"),
         ("port = \n", "server.toml: the settings cannot be read (Invalid value (at line 1"),

@@ -22,8 +22,8 @@ def spool(tmp_path: Path) -> Spool:
 
 def keep(spool: Spool, words: np.ndarray = WORDS, node: str = "ada") -> Path:
     staged = spool.blobs.staging()
-    staged.write_bytes(words.tobytes())
     target = spool.answer("train", 1, node, digest_of(words.tobytes()))
+    staged.write_bytes(spool.vault.writing(target.name).update(words.tobytes()))
     spool.keep(staged, target)
     assert not staged.exists()
     return target

@@ -97,7 +97,7 @@ class Script:
     def call(self, *words: object, show: bool = True, live: bool = False) -> Any:
         self.course.append(" ".join(map(str, words)))
         record = json.loads(RECORD.to_json())
-        return {"ticket": "fs1.SECRETSECRETSECRET", "record": record}
+        return {"ticket": "fs1.SECRETSECRETSECRET", "record": record, "link": "http://127.0.0.1:8472/login#token"}
 
     def start(self, name: str, *words: object, log: Path) -> None:
         self.course.append(f"start {name}")
@@ -132,6 +132,7 @@ def test_the_coordinator_is_ready_before_anybody_calls_it(tmp_path: Path, monkey
     assert order == sorted(order)
     assert {words for words in course if words.startswith("start")} == {"start coordinator", "start north", "start south"}
     assert "coordinator ready at localhost:1" in script.shown
+    assert "watch it in a browser: http://127.0.0.1:8472/login#token" in script.shown
 
 
 def test_training_is_followed_and_its_model_fetched(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64scale/proto/v1/bulk.proto\x12\x0b\x66\x65\x64scale.v1\".\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x07\n\x05\x46rame\"\x97\x01\n\x07Receipt\x12-\n\x07verdict\x18\x01 \x01(\x0e\x32\x1c.fedscale.v1.Receipt.Verdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\"M\n\x07Verdict\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\r\n\tDUPLICATE\x10\x02\x12\n\n\x06\x43LOSED\x10\x03\x12\x0c\n\x08REJECTED\x10\x04\x32\xa9\x01\n\x04\x42ulk\x12\x38\n\x05\x46\x65tch\x12\x19.fedscale.v1.FetchRequest\x1a\x12.fedscale.v1.Frame0\x01\x12\x34\n\x06Submit\x12\x12.fedscale.v1.Frame\x1a\x14.fedscale.v1.Receipt(\x01\x12\x31\n\x03Put\x12\x12.fedscale.v1.Frame\x1a\x14.fedscale.v1.Receipt(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64scale/proto/v1/bulk.proto\x12\x0b\x66\x65\x64scale.v1\"=\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05\x66rame\x18\x03 \x01(\r\"-\n\rOffsetRequest\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"\x1d\n\x0bOffsetReply\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\x07\n\x05\x46rame\"\xa5\x01\n\x07Receipt\x12-\n\x07verdict\x18\x01 \x01(\x0e\x32\x1c.fedscale.v1.Receipt.Verdict\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04keep\x18\x03 \x01(\x08\"M\n\x07Verdict\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0c\n\x08\x41\x43\x43\x45PTED\x10\x01\x12\r\n\tDUPLICATE\x10\x02\x12\n\n\x06\x43LOSED\x10\x03\x12\x0c\n\x08REJECTED\x10\x04\x32\xe9\x01\n\x04\x42ulk\x12\x38\n\x05\x46\x65tch\x12\x19.fedscale.v1.FetchRequest\x1a\x12.fedscale.v1.Frame0\x01\x12\x34\n\x06Submit\x12\x12.fedscale.v1.Frame\x1a\x14.fedscale.v1.Receipt(\x01\x12\x31\n\x03Put\x12\x12.fedscale.v1.Frame\x1a\x14.fedscale.v1.Receipt(\x01\x12>\n\x06Offset\x12\x1a.fedscale.v1.OffsetRequest\x1a\x18.fedscale.v1.OffsetReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedscale.proto.v1.bulk_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FETCHREQUEST']._serialized_start=45
-  _globals['_FETCHREQUEST']._serialized_end=91
-  _globals['_FRAME']._serialized_start=93
-  _globals['_FRAME']._serialized_end=100
-  _globals['_RECEIPT']._serialized_start=103
-  _globals['_RECEIPT']._serialized_end=254
-  _globals['_RECEIPT_VERDICT']._serialized_start=177
-  _globals['_RECEIPT_VERDICT']._serialized_end=254
-  _globals['_BULK']._serialized_start=257
-  _globals['_BULK']._serialized_end=426
+  _globals['_FETCHREQUEST']._serialized_end=106
+  _globals['_OFFSETREQUEST']._serialized_start=108
+  _globals['_OFFSETREQUEST']._serialized_end=153
+  _globals['_OFFSETREPLY']._serialized_start=155
+  _globals['_OFFSETREPLY']._serialized_end=184
+  _globals['_FRAME']._serialized_start=186
+  _globals['_FRAME']._serialized_end=193
+  _globals['_RECEIPT']._serialized_start=196
+  _globals['_RECEIPT']._serialized_end=361
+  _globals['_RECEIPT_VERDICT']._serialized_start=284
+  _globals['_RECEIPT_VERDICT']._serialized_end=361
+  _globals['_BULK']._serialized_start=364
+  _globals['_BULK']._serialized_end=597
 # @@protoc_insertion_point(module_scope)

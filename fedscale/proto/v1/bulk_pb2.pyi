@@ -4,7 +4,8 @@ isort:skip_file
 Bulk data: models, answers, bundles.
 
 The frames of these streams are raw bytes of at most 1 MiB, not protobuf messages: encoding a large bytes field costs
-more than sending it. `Frame` below stands for such a frame. Everything is named by the SHA-256 of its content.
+more than sending it. In front of them stands their CRC-32 in four bytes, little-endian. `Frame` below stands for both.
+Everything is named by the SHA-256 of its content.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -27,21 +28,68 @@ class FetchRequest(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    FRAME_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     offset: _builtins.int
+    frame: _builtins.int
+    """most bytes of one frame, for lines that break often; 0 for the server's choice"""
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         offset: _builtins.int = ...,
+        frame: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "frame", b"frame", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class OffsetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    task: _builtins.str
+    """run/phase/number"""
+    digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        task: _builtins.str = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OffsetRequest: _TypeAlias = OffsetRequest  # noqa: Y015
+
+@_typing.final
+class OffsetReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """send from here on; 0 also where the answer is not wanted any more"""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OffsetReply: _TypeAlias = OffsetReply  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
@@ -93,17 +141,21 @@ class Receipt(_message.Message):
 
     VERDICT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     verdict: Global___Receipt.Verdict.ValueType
     reason: _builtins.str
+    keep: _builtins.bool
+    """the sender keeps it until it is asked for something else: the server may have to ask again"""
     def __init__(
         self,
         *,
         verdict: Global___Receipt.Verdict.ValueType = ...,
         reason: _builtins.str = ...,
+        keep: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep", b"keep", "reason", b"reason", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,11 @@ class BulkStub(object):
                 request_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.FromString,
                 _registered_method=True)
+        self.Offset = channel.unary_unary(
+                '/fedscale.v1.Bulk/Offset',
+                request_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetRequest.SerializeToString,
+                response_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetReply.FromString,
+                _registered_method=True)
 
 
 class BulkServicer(object):
@@ -62,7 +67,8 @@ class BulkServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request_iterator, context):
-        """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size.
+        """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
+        answer goes on from what arrived before, fedscale-offset.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,6 +76,13 @@ class BulkServicer(object):
 
     def Put(self, request_iterator, context):
         """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Offset(self, request, context):
+        """How much of a node's answer has arrived already, after a break on either side.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,6 +105,11 @@ def add_BulkServicer_to_server(servicer, server):
                     servicer.Put,
                     request_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.FromString,
                     response_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.SerializeToString,
+            ),
+            'Offset': grpc.unary_unary_rpc_method_handler(
+                    servicer.Offset,
+                    request_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetRequest.FromString,
+                    response_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +193,33 @@ class Bulk(object):
             '/fedscale.v1.Bulk/Put',
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.SerializeToString,
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Offset(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedscale.v1.Bulk/Offset',
+            fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetRequest.SerializeToString,
+            fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,8 @@ isort:skip_file
 Bulk data: models, answers, bundles.
 
 The frames of these streams are raw bytes of at most 1 MiB, not protobuf messages: encoding a large bytes field costs
-more than sending it. `Frame` below stands for such a frame. Everything is named by the SHA-256 of its content.
+more than sending it. In front of them stands their CRC-32 in four bytes, little-endian. `Frame` below stands for both.
+Everything is named by the SHA-256 of its content.
 """
 
 from collections import abc as _abc
@@ -38,9 +39,13 @@ class BulkStub:
     Fetch: _grpc.UnaryStreamMultiCallable[_bulk_pb2.FetchRequest, _bulk_pb2.Frame]
     """The content of a blob, from an offset. Nodes may read the models and bundles of runs they take part in."""
     Submit: _grpc.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]
-    """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size."""
+    """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
+    answer goes on from what arrived before, fedscale-offset.
+    """
     Put: _grpc.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]
     """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
+    Offset: _grpc.UnaryUnaryMultiCallable[_bulk_pb2.OffsetRequest, _bulk_pb2.OffsetReply]
+    """How much of a node's answer has arrived already, after a break on either side."""
 
 @_typing.type_check_only
 class BulkAsyncStub(BulkStub):
@@ -48,9 +53,13 @@ class BulkAsyncStub(BulkStub):
     Fetch: _aio.UnaryStreamMultiCallable[_bulk_pb2.FetchRequest, _bulk_pb2.Frame]  # type: ignore[assignment]
     """The content of a blob, from an offset. Nodes may read the models and bundles of runs they take part in."""
     Submit: _aio.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]  # type: ignore[assignment]
-    """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size."""
+    """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
+    answer goes on from what arrived before, fedscale-offset.
+    """
     Put: _aio.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]  # type: ignore[assignment]
     """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
+    Offset: _aio.UnaryUnaryMultiCallable[_bulk_pb2.OffsetRequest, _bulk_pb2.OffsetReply]  # type: ignore[assignment]
+    """How much of a node's answer has arrived already, after a break on either side."""
 
 class BulkServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -67,7 +76,9 @@ class BulkServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_bulk_pb2.Frame],
         context: _ServicerContext,
     ) -> _typing.Union[_bulk_pb2.Receipt, _abc.Awaitable[_bulk_pb2.Receipt]]:
-        """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size."""
+        """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
+        answer goes on from what arrived before, fedscale-offset.
+        """
 
     @_abc_1.abstractmethod
     def Put(
@@ -76,5 +87,13 @@ class BulkServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_bulk_pb2.Receipt, _abc.Awaitable[_bulk_pb2.Receipt]]:
         """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
+
+    @_abc_1.abstractmethod
+    def Offset(
+        self,
+        request: _bulk_pb2.OffsetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_bulk_pb2.OffsetReply, _abc.Awaitable[_bulk_pb2.OffsetReply]]:
+        """How much of a node's answer has arrived already, after a break on either side."""
 
 def add_BulkServicer_to_server(servicer: BulkServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

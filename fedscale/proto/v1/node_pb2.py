@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64scale/proto/v1/node.proto\x12\x0b\x66\x65\x64scale.v1\"\x12\n\x10\x41uthorityRequest\"%\n\x0e\x41uthorityReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"L\n\x0bJoinRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07request\x18\x04 \x01(\x0c\"q\n\tJoinReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\xe7\x01\n\x0bNodeMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.fedscale.v1.HelloH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.fedscale.v1.ProgressH\x00\x12%\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x13.fedscale.v1.FailedH\x00\x12+\n\theartbeat\x18\x04 \x01(\x0b\x32\x16.fedscale.v1.HeartbeatH\x00\x12)\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x0b\x32\x15.fedscale.v1.AcceptedH\x00\x42\t\n\x07message\"\xc8\x01\n\rServerMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.WelcomeH\x00\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x17.fedscale.v1.AssignmentH\x00\x12\'\n\x07release\x18\x03 \x01(\x0b\x32\x14.fedscale.v1.ReleaseH\x00\x12+\n\theartbeat\x18\x04 \x01(\x0b\x32\x16.fedscale.v1.HeartbeatH\x00\x42\t\n\x07message\"*\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tasets\x18\x02 \x03(\t\"5\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\x0b\n\tHeartbeat\"5\n\x07TaskKey\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\"\x95\x01\n\nAssignment\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\r\n\x05terms\x18\x06 \x01(\r\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\"-\n\x08\x41\x63\x63\x65pted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\"?\n\x08Progress\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"x\n\x06\x46\x61iled\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0c\n\x04what\x18\x03 \x01(\t\x12\r\n\x05where\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x11\n\ttraceback\x18\x06 \x01(\t\",\n\x07Release\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey2\x8e\x01\n\tEnrolment\x12G\n\tAuthority\x12\x1d.fedscale.v1.AuthorityRequest\x1a\x1b.fedscale.v1.AuthorityReply\x12\x38\n\x04Join\x12\x18.fedscale.v1.JoinRequest\x1a\x16.fedscale.v1.JoinReply2\x88\x01\n\x04Node\x12\x43\n\x07\x43onnect\x12\x18.fedscale.v1.NodeMessage\x1a\x1a.fedscale.v1.ServerMessage(\x01\x30\x01\x12;\n\x05Renew\x12\x19.fedscale.v1.RenewRequest\x1a\x17.fedscale.v1.RenewReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x65\x64scale/proto/v1/node.proto\x12\x0b\x66\x65\x64scale.v1\"\x12\n\x10\x41uthorityRequest\"%\n\x0e\x41uthorityReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"L\n\x0bJoinRequest\x12\x0e\n\x06ticket\x18\x01 \x01(\t\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07request\x18\x04 \x01(\x0c\"q\n\tJoinReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07project\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\"\x1f\n\x0cRenewRequest\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"!\n\nRenewReply\x12\x13\n\x0b\x63\x65rtificate\x18\x01 \x01(\x0c\"\x8e\x02\n\x0bNodeMessage\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.fedscale.v1.HelloH\x00\x12)\n\x08progress\x18\x02 \x01(\x0b\x32\x15.fedscale.v1.ProgressH\x00\x12%\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x13.fedscale.v1.FailedH\x00\x12+\n\theartbeat\x18\x04 \x01(\x0b\x32\x16.fedscale.v1.HeartbeatH\x00\x12)\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\x0b\x32\x15.fedscale.v1.AcceptedH\x00\x12%\n\x06spoken\x18\x06 \x01(\x0b\x32\x13.fedscale.v1.SpokenH\x00\x42\t\n\x07message\"\xeb\x01\n\rServerMessage\x12\'\n\x07welcome\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.WelcomeH\x00\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x17.fedscale.v1.AssignmentH\x00\x12\'\n\x07release\x18\x03 \x01(\x0b\x32\x14.fedscale.v1.ReleaseH\x00\x12+\n\theartbeat\x18\x04 \x01(\x0b\x32\x16.fedscale.v1.HeartbeatH\x00\x12!\n\x04told\x18\x05 \x01(\x0b\x32\x11.fedscale.v1.ToldH\x00\x42\t\n\x07message\"<\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tasets\x18\x02 \x03(\t\x12\x10\n\x08identity\x18\x03 \x01(\x0c\"5\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"\x0b\n\tHeartbeat\"5\n\x07TaskKey\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\"\xb8\x01\n\nAssignment\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\x0c\n\x04plan\x18\x02 \x01(\t\x12\x0e\n\x06\x62undle\x18\x03 \x01(\t\x12\x0e\n\x06schema\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\r\n\x05terms\x18\x06 \x01(\r\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x12\x0e\n\x06roster\x18\x08 \x01(\x0c\x12\x11\n\tauthority\x18\t \x01(\x0c\"E\n\x04Told\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"G\n\x06Spoken\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\x0c\n\x04step\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"-\n\x08\x41\x63\x63\x65pted\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\"?\n\x08Progress\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\"x\n\x06\x46\x61iled\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\x12\x0c\n\x04what\x18\x03 \x01(\t\x12\r\n\x05where\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x11\n\ttraceback\x18\x06 \x01(\t\",\n\x07Release\x12!\n\x03key\x18\x01 \x01(\x0b\x32\x14.fedscale.v1.TaskKey2\x8e\x01\n\tEnrolment\x12G\n\tAuthority\x12\x1d.fedscale.v1.AuthorityRequest\x1a\x1b.fedscale.v1.AuthorityReply\x12\x38\n\x04Join\x12\x18.fedscale.v1.JoinRequest\x1a\x16.fedscale.v1.JoinReply2\x88\x01\n\x04Node\x12\x43\n\x07\x43onnect\x12\x18.fedscale.v1.NodeMessage\x1a\x1a.fedscale.v1.ServerMessage(\x01\x30\x01\x12;\n\x05Renew\x12\x19.fedscale.v1.RenewRequest\x1a\x17.fedscale.v1.RenewReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,29 +44,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RENEWREPLY']._serialized_start=330
   _globals['_RENEWREPLY']._serialized_end=363
   _globals['_NODEMESSAGE']._serialized_start=366
-  _globals['_NODEMESSAGE']._serialized_end=597
-  _globals['_SERVERMESSAGE']._serialized_start=600
-  _globals['_SERVERMESSAGE']._serialized_end=800
-  _globals['_HELLO']._serialized_start=802
-  _globals['_HELLO']._serialized_end=844
-  _globals['_WELCOME']._serialized_start=846
-  _globals['_WELCOME']._serialized_end=899
-  _globals['_HEARTBEAT']._serialized_start=901
-  _globals['_HEARTBEAT']._serialized_end=912
-  _globals['_TASKKEY']._serialized_start=914
-  _globals['_TASKKEY']._serialized_end=967
-  _globals['_ASSIGNMENT']._serialized_start=970
-  _globals['_ASSIGNMENT']._serialized_end=1119
-  _globals['_ACCEPTED']._serialized_start=1121
-  _globals['_ACCEPTED']._serialized_end=1166
-  _globals['_PROGRESS']._serialized_start=1168
-  _globals['_PROGRESS']._serialized_end=1231
-  _globals['_FAILED']._serialized_start=1233
-  _globals['_FAILED']._serialized_end=1353
-  _globals['_RELEASE']._serialized_start=1355
-  _globals['_RELEASE']._serialized_end=1399
-  _globals['_ENROLMENT']._serialized_start=1402
-  _globals['_ENROLMENT']._serialized_end=1544
-  _globals['_NODE']._serialized_start=1547
-  _globals['_NODE']._serialized_end=1683
+  _globals['_NODEMESSAGE']._serialized_end=636
+  _globals['_SERVERMESSAGE']._serialized_start=639
+  _globals['_SERVERMESSAGE']._serialized_end=874
+  _globals['_HELLO']._serialized_start=876
+  _globals['_HELLO']._serialized_end=936
+  _globals['_WELCOME']._serialized_start=938
+  _globals['_WELCOME']._serialized_end=991
+  _globals['_HEARTBEAT']._serialized_start=993
+  _globals['_HEARTBEAT']._serialized_end=1004
+  _globals['_TASKKEY']._serialized_start=1006
+  _globals['_TASKKEY']._serialized_end=1059
+  _globals['_ASSIGNMENT']._serialized_start=1062
+  _globals['_ASSIGNMENT']._serialized_end=1246
+  _globals['_TOLD']._serialized_start=1248
+  _globals['_TOLD']._serialized_end=1317
+  _globals['_SPOKEN']._serialized_start=1319
+  _globals['_SPOKEN']._serialized_end=1390
+  _globals['_ACCEPTED']._serialized_start=1392
+  _globals['_ACCEPTED']._serialized_end=1437
+  _globals['_PROGRESS']._serialized_start=1439
+  _globals['_PROGRESS']._serialized_end=1502
+  _globals['_FAILED']._serialized_start=1504
+  _globals['_FAILED']._serialized_end=1624
+  _globals['_RELEASE']._serialized_start=1626
+  _globals['_RELEASE']._serialized_end=1670
+  _globals['_ENROLMENT']._serialized_start=1673
+  _globals['_ENROLMENT']._serialized_end=1815
+  _globals['_NODE']._serialized_start=1818
+  _globals['_NODE']._serialized_end=1954
 # @@protoc_insertion_point(module_scope)

@@ -172,6 +172,7 @@ class NodeMessage(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
+    SPOKEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -182,6 +183,8 @@ class NodeMessage(_message.Message):
     def heartbeat(self) -> Global___Heartbeat: ...
     @_builtins.property
     def accepted(self) -> Global___Accepted: ...
+    @_builtins.property
+    def spoken(self) -> Global___Spoken: ...
     def __init__(
         self,
         *,
@@ -190,12 +193,13 @@ class NodeMessage(_message.Message):
         failed: Global___Failed | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         accepted: Global___Accepted | None = ...,
+        spoken: Global___Spoken | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress", "spoken", b"spoken"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress", "spoken", b"spoken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "progress", "failed", "heartbeat", "accepted"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "progress", "failed", "heartbeat", "accepted", "spoken"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -209,6 +213,7 @@ class ServerMessage(_message.Message):
     ASSIGNMENT_FIELD_NUMBER: _builtins.int
     RELEASE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    TOLD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -217,6 +222,8 @@ class ServerMessage(_message.Message):
     def release(self) -> Global___Release: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
+    @_builtins.property
+    def told(self) -> Global___Told: ...
     def __init__(
         self,
         *,
@@ -224,12 +231,13 @@ class ServerMessage(_message.Message):
         assignment: Global___Assignment | None = ...,
         release: Global___Release | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        told: Global___Told | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "release", b"release", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "release", b"release", "told", b"told", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "release", b"release", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "release", b"release", "told", b"told", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignment", "release", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignment", "release", "heartbeat", "told"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -241,7 +249,10 @@ class Hello(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
+    identity: _builtins.bytes
+    """Ed25519 public key for secure aggregation, and its signature of the node's name"""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -249,10 +260,11 @@ class Hello(_message.Message):
         *,
         version: _builtins.str = ...,
         datasets: _abc.Iterable[_builtins.str] | None = ...,
+        identity: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "identity", b"identity", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +345,8 @@ class Assignment(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    ROSTER_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """TOML; both sides derive strategy and training from it"""
     bundle: _builtins.str
@@ -344,6 +358,10 @@ class Assignment(_message.Message):
     terms: _builtins.int
     """most answers in the sum; fixes the layout together with the plan"""
     deadline_seconds: _builtins.float
+    roster: _builtins.bytes
+    """secure aggregation: the cohort's identity keys, signed by the roster's authority"""
+    authority: _builtins.bytes
+    """the roster's authority: an Ed25519 public key, signed by the federation's certificate authority"""
     @_builtins.property
     def key(self) -> Global___TaskKey: ...
     def __init__(
@@ -356,14 +374,72 @@ class Assignment(_message.Message):
         model: _builtins.str = ...,
         terms: _builtins.int = ...,
         deadline_seconds: _builtins.float = ...,
+        roster: _builtins.bytes = ...,
+        authority: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "deadline_seconds", b"deadline_seconds", "key", b"key", "model", b"model", "plan", b"plan", "schema", b"schema", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "bundle", b"bundle", "deadline_seconds", b"deadline_seconds", "key", b"key", "model", b"model", "plan", b"plan", "roster", b"roster", "schema", b"schema", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
+
+@_typing.final
+class Told(_message.Message):
+    """A message of secure aggregation for the node; the same message again asks for the same answer again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    data: _builtins.bytes
+    @_builtins.property
+    def key(self) -> Global___TaskKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___TaskKey | None = ...,
+        step: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Told: _TypeAlias = Told  # noqa: Y015
+
+@_typing.final
+class Spoken(_message.Message):
+    """The node's answer to the message of that step. Its masked vector does not travel here: see bulk.proto."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    data: _builtins.bytes
+    @_builtins.property
+    def key(self) -> Global___TaskKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___TaskKey | None = ...,
+        step: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spoken: _TypeAlias = Spoken  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):

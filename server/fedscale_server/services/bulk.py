@@ -1,49 +1,95 @@
-"""Bulk transfer: raw frames in and out, named by content, checked before they are believed."""
+"""Bulk transfer: raw frames in and out, named by content, checked before they are believed, resumed where they broke off."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from fedscale.errors import NotFound, ProtocolError, Unreachable
 from fedscale.identity import Role
+from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2 as pb
-from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, Intake
-from fedscale.wire.convert import key_from_text
+from fedscale.wire.codec import (
+    DIGEST_KEY,
+    FETCH,
+    OFFSET,
+    OFFSET_KEY,
+    PUT,
+    SCHEMA_KEY,
+    SIZE_KEY,
+    SUBMIT,
+    TASK_KEY,
+    Intake,
+    intact,
+    sealed,
+    unsealed,
+)
+from fedscale.wire.convert import Key, key_from_text
 from fedscale.wire.limits import BUNDLE, FRAME
+from fedscale_server.admission import Admission, Pass
+from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
+from fedscale_server.uploads import Upload, arrived
 
-STALL_SECONDS = 30.0
+# A stream whose next frame is not there by then lets another one have its turn; without any for so long it has ended.
+FLOW_SECONDS, STALL_SECONDS = 0.05, 60.0
+LEAST_FRAME = 16 << 10
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What a sender says about its stream before it begins."""
+
+    digest: str
+    size: int
+    offset: int = 0
+    schema: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class _Seat:
+    """Where the uploads of one node to one run take place: one at a time, the newest."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    current: Pass | None = None
+    whole: Announced | None = None
 
 
 class BulkService:
-    """Fetch, Submit and Put.
+    """Fetch, Submit, Offset and Put.
 
     Args:
         engine: the runs.
         registry: who belongs to which project.
-        uploads: how many uploads are read at the same time; the others wait in the senders' windows, so memory does not
-            grow with the number of nodes.
+        uploads: how many streams are written at the same time; the others wait in the senders' windows.
+        budget: bytes of memory that open uploads may take together.
     """
 
-    def __init__(self, engine: Engine, registry: Registry, uploads: int) -> None:
+    def __init__(self, engine: Engine, registry: Registry, uploads: int, budget: int) -> None:
         self._engine, self._registry = engine, registry
-        self._slots = asyncio.Semaphore(uploads)
+        self._turns = asyncio.Semaphore(uploads)
+        self._admission = Admission(budget, engine.clock.monotonic)
+        self._seats: dict[tuple[str, str], _Seat] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The three methods with identity serialisers for the raw sides."""
-        methods = {
-            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, pb.FetchRequest.FromString, None),
-            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, None, pb.Receipt.SerializeToString),
-            PUT: grpc.stream_unary_rpc_method_handler(self.put, None, pb.Receipt.SerializeToString),
+        """The methods; raw sides are sealed frames."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, pb.FetchRequest.FromString, sealed),
+            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, unsealed, pb.Receipt.SerializeToString),
+            PUT: grpc.stream_unary_rpc_method_handler(self.put, unsealed, pb.Receipt.SerializeToString),
+            OFFSET: grpc.unary_unary_rpc_method_handler(self.offset, pb.OffsetRequest.FromString, pb.OffsetReply.SerializeToString),
         }
         return grpc.method_handlers_generic_handler("fedscale.v1.Bulk", {name.rpartition("/")[2]: method for name, method in methods.items()})
 
@@ -60,40 +106,148 @@ class BulkService:
             if request.offset > os.fstat(file.fileno()).st_size:
                 raise ProtocolError("a blob was asked for from beyond its end", where=request.digest[:12])
             file.seek(request.offset)
-            while frame := await asyncio.to_thread(file.read, FRAME):
+            size = min(max(request.frame, LEAST_FRAME), FRAME) if request.frame else FRAME
+            while frame := await asyncio.to_thread(file.read, size):
                 if driver is not None:
                     driver.book.traffic.down += len(frame)
                 yield frame
 
+    async def offset(self, request: pb.OffsetRequest, context: Context) -> pb.OffsetReply:  # noqa: ARG002 - gRPC's shape
+        """How much of an answer is here already."""
+        node, key = caller().name, key_from_text(request.task)
+        if not re.fullmatch("[0-9a-f]{64}", request.digest):
+            raise ProtocolError("an answer is named by 64 hexadecimal digits")
+        driver, seat = self._engine.driver(key[0]), self._seats.get((key[0], node))
+        if driver is None or not driver.owes(key, node):
+            return pb.OffsetReply()
+        if seat and seat.whole and seat.whole.digest == request.digest:
+            return pb.OffsetReply(offset=seat.whole.size)
+        return pb.OffsetReply(offset=await asyncio.to_thread(lambda: arrived(_place(driver, key, node, request.digest))))
+
     async def submit(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
         """A node's answer to a task."""
         node, facts = caller().name, _facts(context)
-        key, (digest, size) = key_from_text(facts.get(TASK_KEY, "")), _announced(facts)
+        key, given = key_from_text(facts.get(TASK_KEY, "")), _announced(facts)
         driver = self._engine.driver(key[0])
         if driver is None:
+            self._engine.check(key[0])
             return pb.Receipt(verdict=pb.Receipt.CLOSED, reason="the run is over")
-        async with self._slots:
+        if not driver.owes(key, node):
+            return driver.receipt(key, node, given.digest)
+        expected = driver.expected(key, given.schema)
+        if given.size != expected:
+            raise ProtocolError(f"an answer of {given.size} bytes", why=f"the round asks for {expected}")
+        async with self._admitted((key[0], node), given) as (seat, leave):
+            # Whoever had the seat before may have brought it in.
             if not driver.owes(key, node):
-                return driver.receipt(key, node, digest)
-            schema = facts.get(SCHEMA_KEY, "")
-            expected = driver.expected(key, schema)
-            if size != expected:
-                raise ProtocolError(f"an answer of {size} bytes", why=f"the round asks for {expected}")
+                return driver.receipt(key, node, given.digest)
             staged = driver.book.spool.blobs.staging()
-            await _receive_into(staged, frames, size, digest)
-            return await driver.answered(key, node, staged, digest, schema)
+            await self._received(driver, key, node, given, staged, frames, leave)
+            seat.whole = given
+            try:
+                return await _carried(driver.answered(key, node, staged, given.digest, given.schema))
+            finally:
+                seat.whole = None
+
+    async def _received(self, driver: Driver, key: Key, node: str, given: Announced, staged: Path, frames: AsyncIterator[bytes], leave: Pass) -> None:
+        """Write what arrives behind what is there, and check the whole; what breaks off stays for the next attempt."""
+        path = await asyncio.to_thread(_place, driver, key, node, given.digest)
+        # A first model is for everybody to see; an answer is not.
+        cipher = None if key[1] is Phase.INIT else await asyncio.to_thread(driver.book.spool.vault.writing, path.name)
+        with closing(Upload(path, given.size, given.digest, given.offset, cipher)) as upload:
+            try:
+                await _carried(asyncio.to_thread(upload.resume))
+                await self._pour(frames, upload.take, leave)
+                await _carried(asyncio.to_thread(upload.done, staged))
+            finally:
+                if not driver.owes(key, node):
+                    upload.drop()
 
     async def put(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
         """A bundle from a coordinator."""
-        digest, size = _announced(_facts(context))
-        if size > BUNDLE:
-            raise ProtocolError(f"a bundle of {size} bytes", why=f"the limit is {BUNDLE}")
-        if await asyncio.to_thread(self._engine.bundles.has, digest):
+        given = _announced(_facts(context))
+        if given.size > BUNDLE:
+            raise ProtocolError(f"a bundle of {given.size} bytes", why=f"the limit is {BUNDLE}")
+        if await asyncio.to_thread(self._engine.bundles.has, given.digest):
             return pb.Receipt(verdict=pb.Receipt.DUPLICATE)
         staged = self._engine.bundles.staging()
-        await _receive_into(staged, frames, size, digest)
-        await asyncio.to_thread(self._engine.bundles.adopt, staged, digest)
+        try:
+            with staged.open("wb") as file:
+                intake = Intake(file, given.size, given.digest)
+                await self._pour(frames, intake.take, self._admission.guest())
+                intake.done()
+            await _carried(asyncio.to_thread(self._engine.bundles.adopt, staged, given.digest))
+        finally:
+            await asyncio.to_thread(staged.unlink, missing_ok=True)
         return pb.Receipt(verdict=pb.Receipt.ACCEPTED)
+
+    @asynccontextmanager
+    async def _admitted(self, who: tuple[str, str], given: Announced) -> AsyncIterator[tuple[_Seat, Pass]]:
+        """Leave to upload. Where a node uploads twice, the connection of the older attempt is most likely dead: it gives way."""
+        leave = self._admission.enter(given.size)
+        seat = self._seats.setdefault(who, _Seat())
+        seat.waiting += 1
+        if seat.current:
+            seat.current.oust(Unreachable("a newer upload of the same node has begun"))
+        seat.current = leave
+        try:
+            async with seat.lock:
+                _still(leave)
+                yield seat, leave
+        finally:
+            self._admission.leave(leave)
+            seat.waiting -= 1
+            if not seat.waiting:
+                del self._seats[who]
+
+    async def _pour(self, frames: AsyncIterator[bytes], take: Callable[[bytes], None], leave: Pass) -> None:
+        """Take all frames of a stream; one that comes slowly holds nobody up, one that stands still ends.
+
+        Raises:
+            Unreachable: nothing came for too long, or a frame is damaged.
+            Busy: others need the room of a stream that stands still.
+        """
+        coming = asyncio.ensure_future(anext(frames, None))
+        try:
+            while True:
+                async with self._turns:
+                    while (await asyncio.wait({coming}, timeout=FLOW_SECONDS))[0]:
+                        if (frame := coming.result()) is None:
+                            return
+                        await _carried(asyncio.to_thread(take, intact(frame)))
+                        self._admission.moved(leave)
+                        _still(leave)
+                        coming = asyncio.ensure_future(anext(frames, None))
+                either: set[asyncio.Future[Any]] = {coming, leave.ousted}
+                await asyncio.wait(either, timeout=STALL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                _still(leave)
+                if not coming.done():
+                    raise Unreachable("a transfer stands still", why=f"nothing came for {STALL_SECONDS:g} s", hint="send it again")
+        finally:
+            coming.cancel()
+            coming.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+def _place(driver: Driver, key: Key, node: str, digest: str) -> Path:
+    """Where an answer lies while it arrives."""
+    spool = driver.book.spool
+    return spool.upload(spool.answer(str(key[1]), key[2], node, digest))
+
+
+def _still(leave: Pass) -> None:
+    """Whether an upload may go on."""
+    if leave.ousted.done():
+        raise leave.ousted.result()
+
+
+async def _carried(work: Awaitable[T]) -> T:
+    """A result, carried through even when whoever waits is cancelled: the file that is written to must not be closed meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def _facts(context: Context) -> dict[str, str]:
@@ -102,39 +256,13 @@ def _facts(context: Context) -> dict[str, str]:
     return {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in pairs}
 
 
-def _announced(facts: dict[str, str]) -> tuple[str, int]:
-    """Digest and size a sender announces.
+def _announced(facts: dict[str, str]) -> Announced:
+    """Digest, size, offset and schema that a sender announces.
 
     Raises:
         ProtocolError: missing or malformed.
     """
-    digest, size = facts.get(DIGEST_KEY, ""), facts.get(SIZE_KEY, "")
-    if not re.fullmatch("[0-9a-f]{64}", digest) or not re.fullmatch("[0-9]{1,15}", size):
+    digest, size, offset = facts.get(DIGEST_KEY, ""), facts.get(SIZE_KEY, ""), facts.get(OFFSET_KEY, "0")
+    if not re.fullmatch("[0-9a-f]{64}", digest) or not all(re.fullmatch("[0-9]{1,15}", number) for number in (size, offset)):
         raise ProtocolError("a transfer does not announce its digest and size")
-    return digest, int(size)
-
-
-async def _receive_into(staged: Path, frames: AsyncIterator[bytes], size: int, digest: str) -> None:
-    """Write a stream to a file and check it; the file is there only if all of it is.
-
-    Raises:
-        ProtocolError: too long, too short or another content.
-        Unreachable: the sender has stopped in the middle.
-    """
-    try:
-        with staged.open("wb") as file:
-            intake = Intake(file, size, digest)
-            while (frame := await _next(frames)) is not None:
-                await asyncio.to_thread(intake.take, frame)
-            intake.done()
-    except BaseException:
-        await asyncio.to_thread(staged.unlink, missing_ok=True)
-        raise
-
-
-async def _next(frames: AsyncIterator[bytes]) -> bytes | None:
-    """The next frame, ``None`` at the end; whoever stands still must not keep others waiting for ever."""
-    try:
-        return await asyncio.wait_for(anext(frames, None), STALL_SECONDS)
-    except TimeoutError:
-        raise Unreachable("a transfer stands still", why=f"nothing came for {STALL_SECONDS:g} s", hint="send it again") from None
+    return Announced(digest, int(size), int(offset), facts.get(SCHEMA_KEY, ""))

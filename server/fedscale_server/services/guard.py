@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from fedscale import errors
-from fedscale.errors import AccessDenied, FedscaleError
+from fedscale.errors import AccessDenied, Busy, FedscaleError, Unreachable
 from fedscale.identity import Identity, Role
-from fedscale.wire.faults import packed
+from fedscale.wire.faults import RETRY_KEY, packed
 from fedscale_server.registry import Registry
 
 log = structlog.get_logger()
@@ -36,6 +37,7 @@ RIGHTS: dict[str, frozenset[Role]] = {
     "/fedscale.v1.Bulk/Fetch": OPERATORS | NODE,
     "/fedscale.v1.Bulk/Submit": NODE,
     "/fedscale.v1.Bulk/Put": OPERATORS,
+    "/fedscale.v1.Bulk/Offset": NODE,
     "/fedscale.v1.Control/Status": READERS,
     "/fedscale.v1.Control/CreateProject": COORDINATOR,
     "/fedscale.v1.Control/ListProjects": READERS,
@@ -56,6 +58,7 @@ STATUS: dict[type[FedscaleError], grpc.StatusCode] = {
     errors.Conflict: grpc.StatusCode.ALREADY_EXISTS,
     errors.PolicyRefusal: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Unreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.Busy: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
 _caller: ContextVar[Identity] = ContextVar("caller")
@@ -68,7 +71,8 @@ def caller() -> Identity:
 
 async def abort(context: Context, error: FedscaleError) -> None:
     """End a call with an error whose class and words arrive at the other side."""
-    await context.abort(STATUS.get(type(error), grpc.StatusCode.INVALID_ARGUMENT), str(error), (packed(error),))
+    later = ((RETRY_KEY, str(round(1000 * error.seconds))),) if isinstance(error, Busy) else ()
+    await context.abort(STATUS.get(type(error), grpc.StatusCode.INVALID_ARGUMENT), str(error), (packed(error), *later))
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
@@ -154,6 +158,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                 return await inner(self._request(request, identity), context)
             except FedscaleError as error:
                 await abort(context, error)
+            except (OSError, SQLAlchemyError) as error:
+                log.exception("disk or database refuse", method=method)
+                await abort(context, _refused(error))
 
         return call
 
@@ -166,5 +173,14 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                         yield message
             except FedscaleError as error:
                 await abort(context, error)
+            except (OSError, SQLAlchemyError) as error:
+                log.exception("disk or database refuse", method=method)
+                await abort(context, _refused(error))
 
         return call
+
+
+def _refused(error: OSError | SQLAlchemyError) -> Unreachable:
+    """What a caller is told of a disk or a database that refuses: enough to come back, and nothing of what was to be stored."""
+    why = error.strerror if isinstance(error, OSError) else ""
+    return Unreachable("the server cannot store this at the moment", why=why or type(error).__name__, hint="try again; see the server's log")

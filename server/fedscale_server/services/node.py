@@ -13,6 +13,7 @@ import fedscale
 from fedscale.errors import ProtocolError
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
+from fedscale.secagg.authority import claimed
 from fedscale.tables import NAME
 from fedscale.wire.convert import failure_from_proto, key_from_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
@@ -37,8 +38,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
         first = await _next(request_iterator)
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a control stream must begin with Hello", where=f"node {name}")
-        member = await asyncio.to_thread(self._registry.seen, name, _offered(first.hello), first.hello.version[:64])
-        session = Session(name, member.project, frozenset(member.datasets), member.version)
+        identity = claimed(name, first.hello.identity) if first.hello.identity else ""
+        member = await asyncio.to_thread(self._registry.seen, name, _offered(first.hello), first.hello.version[:64], identity)
+        session = Session(name, member.project, frozenset(member.datasets), member.version, identity)
         reader = asyncio.create_task(self._listen(request_iterator, session))
         log.info("node connected", node=name, datasets=len(session.datasets))
         try:
@@ -65,6 +67,11 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 driver = self._engine.driver(key[0])
                 if driver is not None:
                     await driver.failed(key, session.node, failure_from_proto(message.failed))
+            elif kind == "spoken":
+                key = key_from_proto(message.spoken.key)
+                driver = self._engine.driver(key[0])
+                if driver is not None:
+                    await driver.spoken(key, session.node, message.spoken.step, message.spoken.data)
             elif kind in ("progress", "accepted"):
                 body = message.progress if kind == "progress" else message.accepted
                 key = key_from_proto(body.key)

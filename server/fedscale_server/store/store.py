@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, String, bindparam, func, text, update
+from sqlalchemy import ColumnElement, Engine, String, bindparam, delete, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from fedscale.errors import Conflict, FedscaleError, NotFound
 from fedscale.identity import Role
 from fedscale_server.store import admission, database
-from fedscale_server.store.tables import Checkpoint, Journal, Json, Member, Project, Prose, RunRow, Ticket, Utc
+from fedscale_server.store.tables import Account, Checkpoint, Journal, Json, Login, Member, Project, Prose, RunRow, Ticket, Utc
 
 RUNNING = "running"
 SHORTEST_PREFIX = 4
@@ -167,13 +167,14 @@ class Store:
         with self._read() as session:
             return list(session.exec(wanted if project is None else wanted.where(col(Member.project) == project)))
 
-    def seen(self, name: str, datasets: Iterable[str], version: str, now: datetime) -> None:
-        """A node has connected and said what it offers.
+    def seen(self, name: str, datasets: Iterable[str], version: str, now: datetime, identity: str = "") -> None:
+        """A node has connected and said what it offers, and by which key it is known if it has one.
 
         Raises:
             NotFound: no such member.
         """
-        self._change_member(name, last_seen=now, datasets=list(datasets), version=version)
+        known = {"identity": identity} if identity else {}
+        self._change_member(name, last_seen=now, datasets=list(datasets), version=version, **known)
 
     def renewed(self, name: str, serial: str, expires_at: datetime) -> None:
         """A member has a new certificate.
@@ -200,6 +201,51 @@ class Store:
         """Names of the members that are shut out."""
         with self._read() as session:
             return frozenset(session.exec(select(Member.name).where(col(Member.revoked_at).is_not(None))))
+
+    # --------------------------------------------------------------------------------------------- accounts and logins
+
+    def put_account(self, account: Account) -> None:
+        """Enter an account, or give the one of that name another role and password; whoever was logged in by it is no more."""
+        with self._write() as session:
+            session.exec(delete(Login).where(col(Login.account) == account.name))
+            session.merge(account)
+
+    def account(self, name: str) -> Account | None:
+        """An account of the dashboard."""
+        with self._read() as session:
+            return session.get(Account, name)
+
+    def accounts(self) -> list[Account]:
+        """All accounts, by name."""
+        with self._read() as session:
+            return list(session.exec(select(Account).order_by(Account.name)))
+
+    def drop_account(self, name: str) -> None:
+        """Remove an account; whoever was logged in by it is no more.
+
+        Raises:
+            NotFound: no such account.
+        """
+        with self._write() as session:
+            session.exec(delete(Login).where(col(Login.account) == name))
+            if session.exec(delete(Account).where(col(Account.name) == name)).rowcount == 0:
+                raise _unknown("user", name, session.exec(select(Account.name)))
+
+    def open_login(self, login: Login) -> None:
+        """Remember that a browser is logged in, and forget the logins that have expired before it."""
+        with self._write() as session:
+            session.exec(delete(Login).where(col(Login.expires_at) <= login.created))
+            session.add(login)
+
+    def login(self, token_hash: str, now: datetime) -> Login | None:
+        """A login that has not expired."""
+        with self._read() as session:
+            return session.exec(select(Login).where(col(Login.token_hash) == token_hash, col(Login.expires_at) > now)).first()
+
+    def close_login(self, token_hash: str) -> None:
+        """Forget a login, if it is there."""
+        with self._write() as session:
+            session.exec(delete(Login).where(col(Login.token_hash) == token_hash))
 
     # ------------------------------------------------------------------------------------------------------------ runs
 
@@ -306,6 +352,13 @@ class Store:
         wanted = select(Journal).where(col(Journal.run) == run, col(Journal.seq) > after).order_by(col(Journal.seq)).limit(limit)
         with self._read() as session:
             return list(session.exec(wanted))
+
+    def before_last(self, run: str, kind: str, count: int) -> int:
+        """The number of the line before the last ``count`` lines of a kind begin; 0 when there are not more of them."""
+        wanted = select(Journal.seq).where(col(Journal.run) == run, col(Journal.kind) == kind).order_by(col(Journal.seq).desc())
+        with self._read() as session:
+            found = session.exec(wanted.offset(count - 1).limit(1)).first()
+        return found - 1 if found else 0
 
     def checkpoint(  # noqa: PLR0913, PLR0917 - the columns of one row
         self,

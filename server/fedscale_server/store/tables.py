@@ -101,6 +101,7 @@ class Member(Table, table=True):
     datasets: list[str] = Field(default_factory=list, sa_type=Json)
     version: str = Field(default="", sa_type=Prose)
     revoked_at: datetime | None = Field(default=None, sa_type=Utc)
+    identity: str | None = None
 
 
 class RunRow(Table, table=True):
@@ -147,3 +148,22 @@ class Checkpoint(Table, table=True):
     slots: dict[str, str] = Field(sa_type=Json)
     outcome: dict[str, Any] | None = Field(default=None, sa_type=Json)
     at: datetime = Field(sa_type=Utc)
+
+
+class Account(Table, table=True):
+    """Somebody who may log in to the dashboard with a password."""
+
+    name: str = Field(primary_key=True)
+    role: str
+    password: str = Field(sa_type=Prose)
+    created: datetime = Field(sa_type=Utc)
+
+
+class Login(Table, table=True):
+    """A browser that is logged in; the operator, who comes by a link, has no account."""
+
+    token_hash: str = Field(primary_key=True)
+    account: str
+    role: str
+    created: datetime = Field(sa_type=Utc)
+    expires_at: datetime = Field(sa_type=Utc)

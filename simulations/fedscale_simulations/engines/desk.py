@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
+from fedscale.causes import attempted
 from fedscale.data import Dataset
 from fedscale.errors import Cause, Failure, UpdateRejected
 from fedscale.events import Answered, Failed, Initialized, Summed
-from fedscale.learner import Learner, Phase
+from fedscale.learner import Learner, Phase, Private
 from fedscale.plan import Plan
-from fedscale.ring import Words
+from fedscale.privacy.lots import derived
+from fedscale.ring import Words, add
 from fedscale.run import model_digest
 from fedscale.strategy import Strategy
-from fedscale.task import FirstModel, Task, compute, perform, portion
+from fedscale.task import FirstModel, Task, compute, perform, portion, private_for
 from fedscale.vector import Vector
 from fedscale_simulations.failures import failure_of
 
@@ -53,21 +55,24 @@ class Desk:
         strategy: the strategy of the run.
         learner: does the clients' work; one for all, because a learner keeps nothing that matters between calls.
         data: each client's dataset by name.
+        masked: whether each client's answer goes under masks of its own.
     """
 
-    def __init__(self, plan: Plan, strategy: Strategy, learner: Learner, data: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Plan, strategy: Strategy, learner: Learner, data: Mapping[str, Any], *, masked: bool = False) -> None:
         self.plan, self.strategy, self.learner, self.data = plan, strategy, learner, data
+        self._masked = masked
         # A learner recognises prepared data by identity, so the parts of a dataset are cut once, not once a round.
         self.portion = lru_cache(maxsize=keep(data))(self._cut)
 
     def apart(self, phase: Phase) -> bool:
         """Whether the answers of a phase must be seen one by one."""
         evaluate = self.plan.evaluate
-        return phase is Phase.INIT or not self.strategy.aggregator.linear or (phase is Phase.EVALUATE and evaluate.per_site)
+        shown = phase is Phase.EVALUATE and evaluate.per_site and not self.plan.secagg.enabled
+        return phase is Phase.INIT or not self.strategy.aggregator.linear or self._masked or shown
 
     def answer(self, task: Task, model: Vector | None) -> Answered | Initialized | Failed:
         """A client's answer or, whatever its code does, the failure a coordinator would hear of."""
-        done = self.guarded(task, lambda: perform(task, *self._how(task), model))
+        done = self.guarded(task, lambda: perform(task, *self._how(task), model, private=self._private(task)))
         if isinstance(done, Failed):
             return done
         if isinstance(done, FirstModel):
@@ -85,20 +90,31 @@ class Desk:
         return failed
 
     def _add(self, task: Task, model: Vector, total: Words) -> None:
+        private = self._private(task)
+        if private is not None:
+            answer = perform(task, *self._how(task), model, private=private)
+            if not isinstance(answer, FirstModel):
+                add(total, answer)
+            return
         update = compute(task, *self._how(task), model)
         if not isinstance(update, FirstModel):
             task.layout.add(update, total)
 
     def guarded(self, task: Task, work: Callable[[], Any]) -> Any:
         """The result of work, or the failure of whoever's code raised."""
-        try:
-            return work()
-        except Exception as error:  # noqa: BLE001 - the boundary to foreign code: a client's fault must not end the simulation
-            return Failed(task.node, failure_of(error))
+        done = attempted(work)
+        return Failed(task.node, failure_of(done)) if isinstance(done, Exception) else done
 
     def _how(self, task: Task) -> tuple[Plan, Strategy, Learner, Any]:
         """The middle arguments of ``perform`` and ``compute``."""
         return self.plan, self.strategy, self.learner, self.portion(task.node, task.phase)
+
+    def _private(self, task: Task) -> Private | None:
+        """How a client hides its rows, with all chance from the plan's seed: a simulation can be repeated, and hides nobody."""
+        if self.plan.privacy is None or task.phase is not Phase.TRAIN:
+            return None
+        key = derived(self.plan.job.seed.to_bytes(8, "little"), f"simulation/{task.node}", task.number)
+        return private_for(self.plan, task.phase, self.data[task.node], key)
 
     def _cut(self, name: str, phase: Phase) -> object:
         """The part of a client's dataset that a phase may see."""

@@ -128,6 +128,8 @@ def together(desk: Desk) -> tuple[Together | None, str]:
     """The form in which many clients are trained at once; or nothing and why not."""
     if not isinstance(desk.learner, TorchLearner):
         return None, "the learner is not an App"
+    if desk.plan.privacy is not None:
+        return None, "the plan asks for privacy"
     if desk.strategy.transforms:
         return None, "the strategy changes each client's update by itself"
     if not desk.strategy.aggregator.linear:

@@ -138,6 +138,13 @@ def test_very_many_different_failures_are_cut_with_a_word() -> None:
     assert part.one("p", "note").text == "50 further failures are listed in metrics.json."
 
 
+def test_how_sums_were_computed_is_said_where_they_were_masked() -> None:
+    run = full_run()
+    masked = replace(run, extra=run.extra | {"secagg": {"mode": "protocol", "profile": "malicious"}})
+    assert pairs(section(page_of(masked), "Secure aggregation")) == {"mode": "protocol", "profile": "malicious"}
+    assert "Secure aggregation" not in html(run)
+
+
 def test_privacy_is_listed_with_every_site() -> None:
     assert pairs(section(page_of(full_run()), "Privacy")) == {"epsilon": "3.875", "delta": "1e-5", "unit": "record", "sites · north": "3.500"}
 

@@ -1,0 +1,73 @@
+"""``fedscale node policy``: what a site allows, whatever a job asks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedscale import console
+from fedscale.cli.options import DryRun, Json
+from fedscale.errors import ConfigError
+from fedscale_client import policy
+from fedscale_client.declarations import listed
+from fedscale_client.home import NodeHome
+from fedscale_client.options import HOME, HomeFolder, opened
+from fedscale_client.policy import Policy
+
+
+def show(*, home: HomeFolder = HOME, json: Json = False) -> None:
+    """Show what this site allows."""
+    rules = policy.load(opened(home))
+    console.emit(rules.model_dump(mode="json"), console.facts(_told(rules)), as_json=json)
+
+
+def set_(
+    settings: Annotated[list[str], typer.Argument(metavar="NAME=VALUE...", help="Such as datasets.heart.epsilon=4, require_secagg=true.")],
+    *,
+    home: HomeFolder = HOME,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Change what this site allows; a running node heeds it from its next task on."""
+    node = opened(home)
+    rules = policy.load(node, settings)
+    if not dry_run:
+        policy.save(node, rules)
+    console.emit({"dry_run": dry_run, "policy": rules.model_dump(mode="json")}, console.facts(_told(rules)), as_json=json)
+    _warn(node, rules)
+
+
+def unset(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Such as datasets.heart or datasets.heart.epsilon.")],
+    *,
+    home: HomeFolder = HOME,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Go back to the default of a setting, or drop all settings of a dataset."""
+    node = opened(home)
+    rules = policy.without(policy.load(node), names)
+    if not dry_run:
+        policy.save(node, rules)
+    console.emit({"dry_run": dry_run, "policy": rules.model_dump(mode="json")}, console.facts(_told(rules)), as_json=json)
+
+
+def _told(rules: Policy) -> dict[str, object]:
+    """A policy as names and values, its datasets one a line."""
+    own = {name: value for name, value in rules if name != "datasets"}
+    lines = {
+        f"datasets.{name}": ", ".join(f"{k} {v}" for k, v in dataset.model_dump(exclude_none=True).items())
+        for name, dataset in rules.datasets.items()
+    }
+    return {name: ", ".join(value) or "any" if isinstance(value, tuple) else value for name, value in own.items()} | lines
+
+
+def _warn(node: NodeHome, rules: Policy) -> None:
+    """Say which datasets have rules and do not exist: a slip of the pen would protect nothing."""
+    try:
+        unknown = sorted(set(rules.datasets) - set(listed(node)))
+    except ConfigError:
+        return
+    if unknown:
+        console.note(f"this site has declared no dataset '{unknown[0]}'; see: fedscale node data list --home {node.path}")

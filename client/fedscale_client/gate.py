@@ -1,0 +1,177 @@
+"""The gate of a site: each task passes its policy and its privacy ledger before a worker gets it, each answer before it leaves.
+
+``admit`` reserves what a task will cost, ``release`` is durable before the first byte of the answer is sent, ``commit`` notes
+that it has arrived. ``close`` gives back what was set aside for a task of which nothing left, not even why it failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import TypeVar
+
+from fedscale.clock import Clock
+from fedscale.errors import ConfigError, PolicyRefusal
+from fedscale.learner import Phase
+from fedscale.privacy.rounds import spend_of
+from fedscale.vector import Schema
+from fedscale.wire.convert import Key
+from fedscale_client import declarations, policy
+from fedscale_client.answers import Answer
+from fedscale_client.census import Census, census
+from fedscale_client.connection import Assignment
+from fedscale_client.declarations import Declaration
+from fedscale_client.home import NodeHome
+from fedscale_client.ledger.book import Ledger
+from fedscale_client.ledger.claims import Claim, Parcel
+from fedscale_client.policy import Policy
+
+OWN = "the site's owner looks with: fedscale node policy show, fedscale privacy ledger --verify"
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Permit:
+    """A task that was let in.
+
+    Args:
+        reservation: what was set aside for it in the ledger.
+        assignment: the task.
+        spent: whether something that depends on the data has left, or is about to.
+    """
+
+    reservation: int
+    assignment: Assignment
+    spent: bool = False
+
+
+class Gate:
+    """Keeps a node's answers within what its site allows.
+
+    Args:
+        home: where policy and ledger are.
+        clock: for the ledger's entries.
+    """
+
+    def __init__(self, home: NodeHome, clock: Clock) -> None:
+        self._home, self._clock, self._settings = home, clock, home.settings()
+        self._ledger: Ledger | None = None
+        self._opening = Lock()
+        self._permits: dict[Key, Permit] = {}
+        self._counted: tuple[tuple[str, str], Census] | None = None
+
+    async def admit(self, assignment: Assignment, declaration: Declaration) -> Permit:
+        """Let a task in, or not.
+
+        Raises:
+            PolicyRefusal: the policy does not allow the task, or it would pass a cap.
+            DataError: the dataset cannot be counted.
+            PlanError: the plan's privacy cannot be made.
+            OSError: the disk refuses.
+        """
+        rules = _rules(self._home)
+        rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
+        claim = await self._claim(assignment, declaration, rules)
+        reservation = await asyncio.to_thread(self._reserve, claim, rules)
+        permit = self._permits[assignment.key] = Permit(reservation, assignment)
+        return permit
+
+    async def release(self, key: Key, answer: Answer, *, masked: bool = False) -> None:
+        """Note that an answer leaves; durable when it returns.
+
+        Raises:
+            PolicyRefusal: the ledger cannot be trusted.
+        """
+        permit = self._permits[key]
+        permit.spent = True
+        parcel = Parcel(answer.digest, answer.size, _parts(permit.assignment, answer), masked)
+        permit.reservation = await asyncio.to_thread(_trusted, lambda: self._open().release(permit.reservation, parcel))
+
+    async def commit(self, key: Key, verdict: str, reason: str) -> None:
+        """Note what became of an answer; that it left is on record already, so a ledger that fails now is told of before the next task."""
+        permit = self._permits[key]
+        with suppress(ConfigError, OSError):
+            await asyncio.to_thread(lambda: self._open().commit(permit.reservation, verdict, reason))
+
+    async def close(self, key: Key) -> None:
+        """The task is over; what it did not spend is given back, or stays spent if that fails."""
+        permit = self._permits.pop(key, None)
+        if permit and not permit.spent:
+            with suppress(ConfigError, OSError):
+                await asyncio.shield(asyncio.to_thread(lambda: self._open().refund(permit.reservation, "nothing left this site")))
+
+    async def _claim(self, assignment: Assignment, declaration: Declaration, rules: Policy) -> Claim:
+        """What a task claims, all of it computed here."""
+        plan, task = assignment.plan, assignment.task
+        dp, name = plan.privacy, plan.job.data
+        claim = Claim(
+            run=assignment.key[0],
+            phase=str(task.phase),
+            number=task.number,
+            dataset=name,
+            population=rules.population(name),
+            spends=None,
+            plan=plan.digest,
+            app=assignment.bundle,
+            coordinator=f"{self._settings.federation} at {self._settings.address}",
+        )
+        if dp is None:
+            return claim
+        rounds, masked = plan.strategy.rounds, plan.secagg.enabled
+        if task.number > rounds:
+            raise PolicyRefusal(f"round {task.number} is beyond the {rounds} rounds of the plan", where="strategy.rounds")
+        counted = await self._census(declaration, dp.unit)
+        spend = await asyncio.to_thread(spend_of, dp, plan.train, rounds, task.phase, counted.units, masked=masked)
+        # Metrics of the rows held out leave as they are: no noise covers them. The first model comes from the app alone.
+        spends = (spend,) if spend else None if task.phase is Phase.EVALUATE else ()
+        return replace(claim, spends=spends, unit=dp.unit, delta=dp.delta, data=counted.data)
+
+    async def _census(self, declaration: Declaration, unit: str) -> Census:
+        """The census of a dataset, taken again when its declaration or files have changed."""
+        key = (declarations.fingerprint(declaration, self._home.path), unit)
+        if self._counted is None or self._counted[0] != key:
+            self._counted = (key, await census(self._home, declaration, unit))
+        return self._counted[1]
+
+    def _reserve(self, claim: Claim, rules: Policy) -> int:
+        """Set the claim aside in the ledger; of metrics under a private plan the policy has decided already."""
+        cap = None if claim.unit and claim.spends is None else rules.of(claim.dataset).cap
+        return _trusted(lambda: self._open().reserve(claim, cap))
+
+    def _open(self) -> Ledger:
+        """The ledger, opened when it is first needed."""
+        with self._opening:
+            if self._ledger is None:
+                self._ledger = Ledger.open(self._home, self._clock.now)
+            return self._ledger
+
+
+def _rules(home: NodeHome) -> Policy:
+    """The site's policy; one that cannot be read allows nothing."""
+    try:
+        return policy.load(home)
+    except ConfigError:
+        raise PolicyRefusal("the policy of this site cannot be read", hint=OWN) from None
+
+
+def _trusted(step: Callable[[], T]) -> T:
+    """A step of the ledger; one that cannot be used allows nothing."""
+    try:
+        return step()
+    except ConfigError:
+        raise PolicyRefusal("the privacy ledger of this site cannot be used", hint=OWN) from None
+
+
+def _parts(assignment: Assignment, answer: Answer) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of what an answer holds."""
+    task = assignment.task
+    schema = Schema.from_json(answer.schema) if answer.schema else task.schema
+    tensors = schema.tensors if schema is not None and task.phase is not Phase.EVALUATE else ()
+    model = tuple((tensor.name, tensor.shape) for tensor in tensors)
+    if task.phase is Phase.INIT:
+        return model
+    return (*model, ("weight", ()), *((metric.name, (metric.width,)) for metric in task.layout.metrics))

@@ -1,0 +1,270 @@
+"""The ledger of a site: ``reserve`` before a task is begun, ``release`` before its answer leaves, ``commit`` when it has arrived.
+
+Each step is durable when it returns, so a crash at any moment leaves the budget spent. Several processes may use one
+ledger: SQLite lets one write at a time, and each decides on what all of them have written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+from sqlalchemy import Engine, NullPool, create_engine, event
+from sqlalchemy.exc import DatabaseError
+from sqlmodel import Session, col, select
+
+from fedscale.errors import ConfigError, PolicyRefusal
+from fedscale.privacy.accountant import epsilon
+from fedscale_client.home import NodeHome, identity_key, make_private, open_private
+from fedscale_client.ledger.chain import Signer, flaw, sealed
+from fedscale_client.ledger.claims import Cap, Claim, Parcel
+from fedscale_client.ledger.head import Head, HeadFile
+from fedscale_client.ledger.state import Item, State, spends_of
+from fedscale_client.ledger.tables import RULES, Entry, Kind, Table
+
+BUSY_SECONDS = 120
+PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL")
+RAISE = "train fewer rounds or with more noise, or ask the site's owner to raise the cap"
+LOOK = "look at it with: fedscale privacy ledger --verify; go on only when you know what happened"
+
+Change: TypeAlias = tuple[Kind, int, Mapping[str, Any]]
+
+
+class Ledger:
+    """The ledger in a node's home; make one with ``Ledger.open``.
+
+    Args:
+        path: the database.
+        signer: the site's key.
+        head: where its end is remembered.
+        now: the time, for the entries.
+    """
+
+    def __init__(self, path: Path, signer: Signer, head: HeadFile, now: Callable[[], datetime]) -> None:
+        self._path, self._signer, self._head, self._now = path, signer, head, now
+        self._engine, self._lock = _engine(path), Lock()
+        self._state = State((0, signer.origin))
+
+    @classmethod
+    def open(cls, home: NodeHome, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Ledger:
+        """The ledger of a home, made if it never had one.
+
+        Raises:
+            ConfigError: its key or database cannot be read.
+        """
+        folder = make_private(home.ledger)
+        with open_private(folder / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            signer = Signer(identity_key(home))
+            ledger = cls(folder / "ledger.db", signer, HeadFile(home.ledger_head, signer), now)
+            ledger._create()
+        return ledger
+
+    # ------------------------------------------------------------------------------------------------------ three steps
+
+    def reserve(self, claim: Claim, cap: Cap | None) -> int:
+        """Set aside what a task will cost; the number of the reservation.
+
+        Raises:
+            PolicyRefusal: the cap would be passed.
+            ConfigError: the ledger does not verify.
+        """
+        return self._add(lambda state: _admitted(state, claim, cap)).seq
+
+    def release(self, reservation: int, parcel: Parcel) -> int:
+        """Note that an answer leaves now; the reservation it counts under.
+
+        Bytes that have left before for the same task tell nothing new: they count once, under the earlier reservation.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        counts = [reservation]
+
+        def decide(state: State) -> Change:
+            claim = state.items[reservation].claim
+            if former := state.sent(claim.key, parcel.digest):
+                counts[0] = former.seq
+                return Kind.REFUND, reservation, {"reason": f"the same bytes left as entry {former.seq}"}
+            return Kind.RELEASE, reservation, asdict(parcel)
+
+        self._add(decide)
+        return counts[0]
+
+    def commit(self, reservation: int, verdict: str, reason: str = "") -> None:
+        """Note what the coordinator said of an answer; of one sent twice, what it said first.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        facts = {"verdict": verdict, "reason": reason}
+        self._add(lambda state: (Kind.COMMIT, reservation, facts) if state.items[reservation].standing == "released" else None)
+
+    def refund(self, reservation: int, reason: str) -> None:
+        """Give back what was set aside for a task of which nothing left this site and nothing will.
+
+        Raises:
+            ConfigError: the ledger does not verify, or the answer has left.
+        """
+        self._add(lambda _: (Kind.REFUND, reservation, {"reason": reason}))
+
+    # ------------------------------------------------------------------------------------------------------- what it says
+
+    def items(self) -> tuple[Item, ...]:
+        """All reservations with what became of them, in their order.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        with self._lock, self._session() as session:
+            self._read(session)
+            return tuple(self._state.items.values())
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries as they are stored, unverified."""
+        with self._session() as session:
+            return tuple(session.exec(select(Entry).order_by(col(Entry.seq))))
+
+    def head(self) -> Head:
+        """Number and hash of the last entry.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        self.items()
+        return Head(*self._state.last)
+
+    def verify(self, known: Head | None = None) -> str:
+        """The first thing that is wrong with the ledger, empty when nothing is; all of it is read anew.
+
+        Args:
+            known: a head that was noted elsewhere and that this ledger must contain.
+        """
+        fresh = Ledger(self._path, self._signer, self._head, self._now)
+        try:
+            fresh.items()
+            with fresh._session() as session:
+                return "" if known is None else fresh._misses(session, known)
+        except ConfigError as error:
+            return error.why
+
+    # ---------------------------------------------------------------------------------------------------------- beneath
+
+    def _add(self, decide: Callable[[State], Change | None]) -> Head:
+        """Add the entry that ``decide`` makes of the state, if any; durable here and in the head when it returns."""
+        with self._lock:
+            with self._session() as session:
+                self._read(session)
+                change = decide(self._state)
+                if change is None:
+                    return Head(*self._state.last)
+                entry = sealed(self._signer, self._state.last, *change, at=self._now().isoformat(timespec="milliseconds"))
+                if problem := self._state.objection(entry):
+                    raise ConfigError("the ledger cannot take this step", where=str(self._path), why=problem)
+                session.add(entry)
+                session.commit()
+            self._state.take(entry)
+            head = Head(*self._state.last)
+            self._head.advance(head)
+            return head
+
+    def _create(self) -> None:
+        """Make the file, its table and the head; not where there was a ledger before, whatever has become of it."""
+        if not self._path.exists() and not self._head.path.exists():
+            self._head.begin()
+        head = self._head.read()
+        if head is not None and head.seq == 0:
+            self._path.touch(mode=0o600)
+            with self._session() as session:
+                Table.metadata.create_all(connection := session.connection())
+                for rule in RULES:
+                    connection.exec_driver_sql(rule)
+                session.commit()
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """One transaction, alone.
+
+        Raises:
+            ConfigError: the database is damaged, gone, or busy for minutes.
+        """
+        try:
+            with Session(self._engine, expire_on_commit=False) as session:
+                yield session
+        except DatabaseError as error:
+            raise self._broken(str(error.orig)) from None
+
+    def _read(self, session: Session) -> None:
+        """Verify and take in what was added since the last time.
+
+        Raises:
+            ConfigError: the chain or its end is not as this site has made it.
+        """
+        last = self._state.last
+        if problem := self._misses(session, Head(*last)):
+            raise self._broken(problem)
+        for entry in session.exec(select(Entry).where(col(Entry.seq) > last[0]).order_by(col(Entry.seq))):
+            if problem := flaw(self._signer, self._state.last, entry) or self._state.take(entry):
+                raise self._broken(problem)
+        head = self._head.read()
+        if head is None:
+            raise self._broken("the head is gone or was changed")
+        if head != Head(*self._state.last) and (problem := self._misses(session, head)):
+            raise self._broken(problem)
+
+    def _misses(self, session: Session, known: Head) -> str:
+        """What is wrong when the ledger should have this entry; empty when it has it."""
+        if known.seq == 0:
+            return "" if known.digest == self._signer.origin else "the head is that of another ledger"
+        entry = session.get(Entry, known.seq)
+        if entry is None:
+            return f"the ledger ends before entry {known.seq}, which it had: it was cut or rolled back"
+        return "" if entry.digest == known.digest else f"entry {known.seq} is not the one it was"
+
+    def _broken(self, problem: str) -> ConfigError:
+        return ConfigError("the privacy ledger of this site cannot be used", where=str(self._path), why=problem, hint=LOOK)
+
+
+def _admitted(state: State, claim: Claim, cap: Cap | None) -> Change:
+    """A reservation, if it fits under the cap.
+
+    Raises:
+        PolicyRefusal: it does not. What others have spent is not said: it is none of the coordinator's business.
+    """
+    if cap is not None and claim.spends != ():
+        limit = f"the cap is epsilon {cap.epsilon:g} at delta {cap.delta:g} for each {cap.unit}"
+        if claim.spends is None:
+            raise PolicyRefusal("this site answers with differential privacy only", where=claim.dataset, why=limit, hint="add [privacy] to the job")
+        if claim.unit != cap.unit:
+            hint = f'set privacy.unit = "{cap.unit}"'
+            raise PolicyRefusal(f"this site does not count its privacy by the {claim.unit}", where=claim.dataset, why=limit, hint=hint)
+        former = spends_of(state.counted(claim.population, claim.unit, claim.data))
+        if not epsilon((*former, *claim.spends), cap.delta) <= cap.epsilon:
+            need = f"{limit}, this task alone needs {epsilon(claim.spends, cap.delta):.3g}"
+            raise PolicyRefusal("the privacy cap of this site would be passed", where=claim.dataset, why=need, hint=RAISE)
+    return Kind.RESERVE, 0, claim.to_json()
+
+
+@lru_cache(maxsize=8)
+def _engine(path: Path) -> Engine:
+    """An engine whose transactions write alone and are on disk when they end; it makes no file and keeps none open."""
+    engine = create_engine(f"sqlite:///file:{quote(str(path))}?mode=rw&uri=true", poolclass=NullPool)
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _configure(connection: sqlite3.Connection, _: object) -> None:
+    """Set up a new connection; the driver shall begin no transactions of its own."""
+    connection.isolation_level = None
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}").close()

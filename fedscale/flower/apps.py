@@ -1,0 +1,52 @@
+"""The ClientApp and the ServerApp of a directory, imported as Flower would import them."""
+
+from __future__ import annotations
+
+import importlib
+from functools import reduce
+from typing import Any
+
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedscale.errors import AppError
+from fedscale.flower.directory import Directory
+
+FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError, ArithmeticError)
+
+
+def server_app(directory: Directory) -> ServerApp:
+    """The ServerApp; call it where the directory is importable.
+
+    Raises:
+        AppError: it cannot be imported, or is none.
+    """
+    return _loaded(directory, directory.serverapp, ServerApp)
+
+
+def client_app(directory: Directory) -> ClientApp:
+    """The ClientApp; call it where the directory is importable.
+
+    Raises:
+        AppError: it cannot be imported, or is none.
+    """
+    return _loaded(directory, directory.clientapp, ClientApp)
+
+
+def _loaded(directory: Directory, reference: str, kind: type) -> Any:
+    name, _, attribute = reference.partition(":")
+    where = f"{directory.path}: {reference}"
+    try:
+        module = importlib.import_module(name)
+    except FAULTS as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            hint = "components are modules of the app's directory"
+            raise AppError(f"there is no module '{error.name}'", where=where, hint=hint) from None
+        raise AppError(f"the module '{name}' cannot be imported", where=where, why=f"{type(error).__name__}: {error}") from error
+    try:
+        app = reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        raise AppError(f"the module '{name}' has no '{attribute}'", where=where) from None
+    if not isinstance(app, kind):
+        raise AppError(f"'{reference}' is of type {type(app).__name__}", where=where, why=f"a {kind.__name__} is expected")
+    return app

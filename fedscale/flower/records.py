@@ -1,0 +1,71 @@
+"""Flower's records and ours: copies that nobody shares, what a message says of its round, and what a reply measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+Mail: TypeAlias = Message
+
+EXAMPLES = ("num-examples", "num_examples")
+ROUND = "server-round"
+
+
+def apart(content: RecordDict) -> RecordDict:
+    """A copy that can be changed without anybody else noticing; only the bytes of arrays, which cannot change, are shared."""
+    return RecordDict({name: _copied(record) for name, record in content.items()})
+
+
+def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> ArrayRecord | MetricRecord | ConfigRecord:
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord(dict(record))
+    if not any(isinstance(value, list) for value in record.values()):
+        return record.copy()
+    return type(record)({key: list(value) if isinstance(value, list) else value for key, value in record.items()})
+
+
+def phase_of(message: Message) -> str:
+    """``train``, ``evaluate``, ``query`` or what a legacy server asks besides; without the action."""
+    return str(message.metadata.message_type).partition(".")[0]
+
+
+def round_of(message: Message) -> int | None:
+    """The round a message belongs to, as far as it says so."""
+    group = str(message.metadata.group_id)
+    if group.isdecimal():
+        return int(group)
+    numbers = (record[ROUND] for record in message.content.values() if isinstance(record, ConfigRecord) and ROUND in record)
+    return next((number for number in numbers if isinstance(number, int)), None)
+
+
+def nbytes(content: RecordDict) -> int:
+    """Bytes of all arrays, which are what travels."""
+    return sum(len(array.data) for record in content.values() if isinstance(record, ArrayRecord) for array in record.values())
+
+
+def measured(content: RecordDict) -> tuple[float, dict[str, float]]:
+    """``(examples, metrics)`` of a reply: every single number that it reports; one example where it does not say how many."""
+    values = dict(_numbers(content))
+    examples = [values.pop(name) for name in EXAMPLES if name in values]
+    return (examples[0] if examples else 1.0), values
+
+
+def _numbers(content: RecordDict) -> Iterator[tuple[str, float]]:
+    """Numbers in metric records, and in the config records in which legacy replies carry their metrics."""
+    for name, record in content.items():
+        if isinstance(record, MetricRecord) or (isinstance(record, ConfigRecord) and str(name).endswith("res.metrics")):
+            yield from ((key, float(value)) for key, value in record.items() if isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def numpy_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.generic]]:
+    """The arrays of a record by name; an empty legacy model has none."""
+    return {name: array.numpy() for name, array in record.items() if array.data}
+
+
+def record_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:
+    """Named arrays as a record."""
+    return ArrayRecord({name: Array(np.asarray(array, order="C")) for name, array in arrays.items()})

@@ -1,0 +1,96 @@
+"""What Flower's own loops come to: the results that ``Strategy.start`` and the legacy server return to an app, seen from outside.
+
+An app may do with them what it likes, usually print them; here they become the metrics and the model that a run leaves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from unittest import mock
+
+from flwr.app import Array, ArrayRecord
+from flwr.server import Server
+from flwr.serverapp.strategy import Strategy
+
+from fedscale.flower.records import numpy_of
+from fedscale.vector import Arrays
+
+# Metrics by phase, round and name.
+Metrics: TypeAlias = dict[tuple[str, int], dict[str, float]]
+
+SERVER = "server_"
+
+
+@dataclass
+class Outcome:
+    """What a ServerApp's strategy came to.
+
+    Args:
+        metrics: by ``(phase, round)``: those that the strategy made of the clients', and under ``server_`` those of its own evaluation.
+        arrays: the model; empty where there is none.
+    """
+
+    metrics: Metrics = field(default_factory=dict)
+    arrays: Arrays = field(default_factory=dict)
+
+    def note(self, phase: str, number: int, values: Mapping[str, Any], prefix: str = "") -> None:
+        """Keep what is a single number."""
+        numbers = {f"{prefix}{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
+        self.metrics.setdefault((phase, number), {}).update(numbers)
+
+    def of_strategy(self, result: Any) -> None:
+        """Take a ``Result`` of Flower's."""
+        self.arrays = numpy_of(result.arrays) if result.arrays else self.arrays
+        for phase, prefix, rounds in (
+            ("train", "", result.train_metrics_clientapp),
+            ("evaluate", "", result.evaluate_metrics_clientapp),
+            ("evaluate", SERVER, result.evaluate_metrics_serverapp),
+        ):
+            for number, values in rounds.items():
+                self.note(phase, number, values, prefix)
+
+    def of_server(self, server: Any, history: Any) -> None:
+        """Take what a legacy server holds after its last round, and its ``History``."""
+        named = enumerate(server.parameters.tensors)
+        self.arrays = numpy_of(ArrayRecord(dict(_arrays(named, server.parameters.tensor_type)))) or self.arrays
+        for phase, prefix, losses, metrics in (
+            ("train", "", [], history.metrics_distributed_fit),
+            ("evaluate", "", history.losses_distributed, history.metrics_distributed),
+            ("evaluate", SERVER, history.losses_centralized, history.metrics_centralized),
+        ):
+            for number, loss in losses:
+                self.note(phase, number, {"loss": loss}, prefix)
+            for name, values in metrics.items():
+                for number, value in values:
+                    self.note(phase, number, {name: value}, prefix)
+
+
+def _arrays(named: Iterator[tuple[int, bytes]], kind: str) -> Iterator[tuple[str, Any]]:
+    """Legacy parameters, which have no names, by their numbers."""
+    return ((str(at), Array(dtype="", shape=(), stype=kind, data=data)) for at, data in named)
+
+
+@contextmanager
+def witnessed(outcome: Outcome) -> Iterator[None]:
+    """See what the loops of Flower's strategies return inside the ``with`` block."""
+    with ExitStack() as stack:
+        stack.enter_context(_seen(Strategy, "start", lambda _, result: outcome.of_strategy(result)))
+        stack.enter_context(_seen(Server, "fit", lambda made, result: outcome.of_server(made, result[0] if isinstance(result, tuple) else result)))
+        yield
+
+
+def _seen(kind: type, name: str, tell: Callable[[Any, Any], None]) -> Any:
+    """A method of a class with its results told to somebody."""
+    method = getattr(kind, name)
+
+    @functools.wraps(method)
+    def told(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = method(self, *arguments, **named)
+        tell(self, result)
+        return result
+
+    return mock.patch.object(kind, name, told)

@@ -1,0 +1,30 @@
+"""``DP``: the privacy a plan asks for, in a plan's ``[privacy]`` table and as ``privacy=fs.DP(...)`` in Python."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DP(BaseModel):
+    """Differential privacy of a run: at most ``epsilon`` at ``delta`` for all its planned rounds together.
+
+    ``unit`` is whose presence is hidden: a ``record`` (a row), a ``patient`` (all rows of one group) or a whole ``node``. ``clip`` bounds the
+    L2 norm of what one unit contributes. ``mechanism`` ``auto`` takes DP-SGD at each site for records and patients, or noise shared by
+    all sites where secure aggregation is on, and clipped updates with noise for nodes. ``sampling_rate`` is the chance of each record or
+    patient to be in a step where the noise is shared; DP-SGD's follows from the batch size.
+
+    Rows held out for evaluation are never trained on, and ``epsilon`` says nothing about them: ``metrics`` lets their exact sums leave
+    inside secure aggregation only (``pooled``) or from each site in the clear (``exact``). The same holds for a node's held-out rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epsilon: float = Field(gt=0, allow_inf_nan=False)
+    delta: float = Field(gt=0, lt=1)
+    clip: float = Field(1.0, gt=0, allow_inf_nan=False)
+    unit: Literal["record", "patient", "node"] = "record"
+    mechanism: Literal["auto", "dpsgd", "union", "fedavg"] = "auto"
+    sampling_rate: float = Field(1.0, gt=0, le=1)
+    metrics: Literal["pooled", "exact"] = "pooled"

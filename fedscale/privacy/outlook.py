@@ -1,0 +1,111 @@
+"""What a plan's privacy would cost and what noise it would take, by each mechanism that could give it, before anybody trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from fedscale.errors import PlanError
+from fedscale.learner import Phase, Training
+from fedscale.privacy.accountant import epsilon
+from fedscale.privacy.dp import DP
+from fedscale.privacy.events import Spend
+from fedscale.privacy.rounds import Way, spend_of, way_of
+from fedscale.privacy.statement import Statement, state
+
+FACTORS = tuple(2.0 ** (at / 2) for at in range(-2, 6))
+
+
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """One mechanism under a plan.
+
+    Args:
+        mechanism: ``dpsgd``, ``union`` or ``fedavg``.
+        chosen: whether it is the plan's.
+        units: records or patients at the site that it is worked out for; at all sites together for ``union``, 1 for ``fedavg``.
+        spend: what one round costs.
+        rounds: how many there are.
+        noise: standard deviation of the noise on a coordinate of one step's mean over all sites, in clips.
+        per_round: epsilon of one round alone.
+        statement: about all rounds together.
+    """
+
+    mechanism: Way
+    chosen: bool
+    units: int
+    spend: Spend
+    rounds: int
+    noise: float
+    per_round: float
+    statement: Statement
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        tree = asdict(self)
+        return tree | {"statement": self.statement.to_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """What another amount of noise would give: ``noise`` as in ``Prospect``."""
+
+    mechanism: Way
+    units: int
+    noise_multiplier: float
+    noise: float
+    epsilon: float
+
+
+def prospects(dp: DP, training: Training, rounds: int, units: Sequence[int], *, masked: bool) -> list[Prospect]:
+    """Each mechanism, the plan's own among them.
+
+    Args:
+        dp: the promise.
+        training: the plan's local training.
+        rounds: the plan's rounds.
+        units: records or patients of each site.
+        masked: whether the plan turns secure aggregation on.
+
+    Raises:
+        PlanError: the promise cannot be kept, or a site without units.
+    """
+    if not units or min(units) < 1:
+        raise PlanError("each site needs at least one unit of privacy", where="--units")
+    own = way_of(dp, masked=masked)
+    return [_prospect(dp, training, rounds, way, count, units, own) for way, count in _ways(dp, units)]
+
+
+def trades(prospect: Prospect, delta: float) -> list[Trade]:
+    """Half to almost six times the noise of a prospect, and the epsilon of each."""
+    found = []
+    for factor in FACTORS:
+        spend = replace(prospect.spend, noise_multiplier=prospect.spend.noise_multiplier * factor)
+        cost = epsilon([spend] * prospect.rounds, delta)
+        found.append(Trade(prospect.mechanism, prospect.units, spend.noise_multiplier, prospect.noise * factor, cost))
+    return found
+
+
+def _ways(dp: DP, units: Sequence[int]) -> Iterator[tuple[Way, int]]:
+    """Mechanisms and the number of units of each: DP-SGD once for every size of a site."""
+    if dp.unit != "node":
+        for count in sorted(set(units)):
+            yield "dpsgd", count
+        yield "union", sum(units)
+    yield "fedavg", 1
+
+
+def _prospect(dp: DP, training: Training, rounds: int, way: Way, count: int, units: Sequence[int], own: Way) -> Prospect:
+    unit = "node" if way == "fedavg" else dp.unit
+    asked = dp.model_copy(update={"mechanism": way, "unit": unit})
+    spend = spend_of(asked, training, rounds, Phase.TRAIN, count, masked=way != "dpsgd")
+    if spend is None:
+        raise PlanError("the plan trains nothing", where="strategy.rounds")
+    noise = spend.noise_multiplier / (len(units) if way == "fedavg" else spend.sampling_rate * count)
+    if way == "dpsgd":
+        noise /= math.sqrt(len(units))
+    about = state([spend] * rounds, dp.delta, unit)
+    shown = replace(about, spends=(replace(spend, steps=spend.steps * rounds),))
+    return Prospect(way, way == own, count, spend, rounds, noise, epsilon([spend], dp.delta), shown)

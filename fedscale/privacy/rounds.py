@@ -1,0 +1,203 @@
+"""What one round of a private run does and costs at one site: the one place that trainer and ledger both ask.
+
+All of it follows from the plan and from the site's own number of units, so a site needs to take nothing of it from a server.
+Sources: Abadi et al. 2016 (DP-SGD); McMahan et al. 2018 (DP-FedAvg); Agarwal et al. 2021 (Skellam noise in shares).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from fedscale.data import Dataset
+from fedscale.errors import DataError, PlanError
+from fedscale.learner import Phase, Private, Training
+from fedscale.privacy.accountant import GRID_STEPS, noise_multiplier
+from fedscale.privacy.dp import DP
+from fedscale.privacy.events import Mechanism, Spend
+from fedscale.privacy.schedule import schedule
+
+Way: TypeAlias = Literal["dpsgd", "union", "fedavg"]
+
+
+def way_of(dp: DP, *, masked: bool) -> Way:
+    """How a plan's privacy is made; ``masked`` says whether the server sees sums only.
+
+    Raises:
+        PlanError: unit and mechanism do not go together, or noise in shares is asked for without secure aggregation.
+    """
+    node = dp.unit == "node"
+    way: Way = dp.mechanism if dp.mechanism != "auto" else "fedavg" if node else "union" if masked else "dpsgd"
+    if (way == "fedavg") != node:
+        hint = 'use unit = "node" with mechanism = "fedavg", and "record" or "patient" with "dpsgd" or "union"'
+        raise PlanError(f"mechanism '{way}' does not hide a {dp.unit}", where="privacy.mechanism", hint=hint)
+    if way != "dpsgd" and not masked:
+        why = "each site adds only its share of the noise, so nobody may see a single answer"
+        raise PlanError(f"privacy by '{way}' needs secure aggregation", where="privacy.mechanism", why=why, hint="set secagg.enabled = true")
+    return way
+
+
+def spend_of(dp: DP, training: Training, rounds: int, phase: Phase, units: int, *, masked: bool) -> Spend | None:
+    """What a site's answer in one round of that phase costs, or ``None`` where nothing of the protected rows leaves.
+
+    Args:
+        dp: the promise.
+        training: the plan's local training.
+        rounds: all rounds that the run plans.
+        phase: of the task.
+        units: records or patients in the site's whole dataset, see ``units_of``; any number where nodes are hidden.
+        masked: whether the plan turns secure aggregation on.
+
+    Raises:
+        PlanError: the plan's privacy cannot be made, or no noise keeps its promise.
+    """
+    way = way_of(dp, masked=masked)
+    if phase is not Phase.TRAIN:
+        return None
+    if way == "dpsgd":
+        return _sgd_spend(dp, training, rounds, units)
+    rate = dp.sampling_rate if way == "union" else 1.0
+    return Spend(str(Mechanism.SKELLAM), _noise(dp, rounds, rate), rate, 1)
+
+
+@lru_cache(maxsize=4096)
+def _sgd_spend(dp: DP, training: Training, rounds: int, units: int) -> Spend:
+    """A round of DP-SGD at a site of so many units; calibrating takes a moment, so it is done once."""
+    return schedule(dp, training, rounds, units).spend
+
+
+@lru_cache(maxsize=64)
+def _noise(dp: DP, rounds: int, rate: float) -> float:
+    """Noise multiplier of one sum a round."""
+    return noise_multiplier(dp.epsilon, dp.delta, sampling_rate=rate, steps=rounds, mechanism=str(Mechanism.SKELLAM))
+
+
+def units_of(data: Any, unit: str) -> int:
+    """How many units of privacy a dataset holds.
+
+    Raises:
+        DataError: it is no ``Dataset``, or its rows are not grouped by patient where patients are to be hidden.
+    """
+    if unit == "node":
+        return 1
+    if not isinstance(data, Dataset):
+        raise DataError(f"the {unit}s of {type(data).__name__} cannot be counted", hint="privacy of rows needs a fedscale dataset")
+    if unit == "record":
+        return len(data)
+    if data.groups is None:
+        raise DataError("the rows are not grouped by patient", hint="name the column of the patients as groups when the data are read")
+    return len(np.unique(data.groups))
+
+
+def most_noise(dp: DP, releases: int) -> float:
+    """More than the noise multiplier of so many releases can ever be, in closed form (Bun and Steinke 2016).
+
+    Server and nodes lay answers out alike with it and need no accountant for that.
+    """
+    logs = math.log(1 / dp.delta)
+    rho = (math.sqrt(logs + dp.epsilon) - math.sqrt(logs)) ** 2
+    return 1.1 * math.sqrt(releases / (2 * rho))
+
+
+def reach(dp: DP, training: Training) -> float:
+    """The most by which one unit moves the model change that a site sends in a round of ``union`` or ``fedavg``: L2 norm, before rounding."""
+    return dp.clip if dp.unit == "node" else dp.clip * training.optimizer.lr / training.batch_size
+
+
+def makers(fewest: int, adversarial: float) -> int:
+    """How many sites' shares of the noise can be relied on: the fewest that answer, less those that may tell theirs."""
+    return max(1, fewest - int(adversarial * fewest))
+
+
+def room(dp: DP, training: Training, rounds: int, shares: int) -> float:
+    """What one site's share of the noise may add to a coordinate: 16 standard deviations of the most noise there can be."""
+    return 16 * most_noise(dp, rounds) * reach(dp, training) / math.sqrt(shares)
+
+
+def private_of(dp: DP, training: Training, rounds: int, units: int, *, masked: bool, key: bytes | None = None) -> Private:
+    """What a site tells its learner for one round of training.
+
+    Args:
+        key: of all chance, for a simulation that can be repeated; never in a deployment.
+
+    The other arguments are those of ``spend_of``.
+
+    Raises:
+        PlanError: as ``spend_of``.
+    """
+    spend = spend_of(dp, training, rounds, Phase.TRAIN, units, masked=masked)
+    if spend is None:
+        raise PlanError("training without a spend cannot be private", where="privacy")
+    way = way_of(dp, masked=masked)
+    return Private(dp.unit, way, dp.clip, spend.noise_multiplier, spend.sampling_rate, spend.steps, float(training.batch_size), key)
+
+
+def in_shares(private: Private, reached: float, size: int, exponent: int, shares: int) -> float:
+    """Standard deviation, on the integer grid of ``exponent``, of one site's share of the noise.
+
+    Rounding ``size`` coordinates to the grid moves the difference of two answers by at most ``sqrt(size)``, which counts as reach.
+
+    Args:
+        private: the round's.
+        reached: see ``reach``.
+        size: coordinates of the model.
+        exponent: of the fixed point format.
+        shares: see ``makers``.
+
+    Raises:
+        PlanError: the grid is so coarse that rounding would cost a quarter of the noise, or discrete noise be unlike Gaussian.
+    """
+    reached, rounding = reached * 2.0**exponent, math.sqrt(size)
+    if rounding > reached / 4 or reached < GRID_STEPS:
+        hint = "raise privacy.clip or train.optimizer.lr, or lower aggregate.bound"
+        raise PlanError("the ring is too coarse for noise in shares", where="privacy", why=f"rounding {size} coordinates weighs too much", hint=hint)
+    return private.noise_multiplier * (reached + rounding) / math.sqrt(shares)
+
+
+def require(dp: DP, training: Training, *, masked: bool, evaluated: bool, holdout: float) -> Way:
+    """Refuse what cannot be kept of a plan's privacy, before anybody trains; how it is made otherwise.
+
+    Args:
+        dp: the promise.
+        training: the plan's local training.
+        masked: whether secure aggregation is on.
+        evaluated: whether the run evaluates.
+        holdout: share of the rows that is never trained on.
+
+    Raises:
+        PlanError: with the setting to change.
+    """
+    way = way_of(dp, masked=masked)
+    if way != "fedavg" and training.amp:
+        raise PlanError("gradients cannot be clipped one by one in mixed precision", where="train.amp", hint="set train.amp = false")
+    if way == "union":
+        _require_one_step(training)
+    if way == "fedavg" or not evaluated:
+        return way
+    if not holdout:
+        why = "evaluation on rows that are trained on would say more about them than epsilon allows"
+        hint = "hold some out, or set evaluate.every = 0"
+        raise PlanError("privacy needs rows held out for evaluation", where="evaluate.holdout", why=why, hint=hint)
+    if dp.metrics == "pooled" and not masked:
+        hint = 'turn secagg on, set evaluate.every = 0, or say metrics = "exact" in [privacy]'
+        raise PlanError("without secure aggregation each site's metrics would leave as they are", where="privacy.metrics", hint=hint)
+    return way
+
+
+def _require_one_step(training: Training) -> None:
+    """Refuse local training that a single step of all sites together cannot be."""
+    optimizer = training.optimizer
+    local = {
+        "train.epochs": training.epochs > 1,
+        "train.max_steps": training.max_steps is not None,
+        "train.optimizer.name": optimizer.name != "sgd",
+        "train.optimizer.momentum": optimizer.momentum > 0,
+        "train.optimizer.weight_decay": optimizer.weight_decay > 0,
+    }
+    if asked := [setting for setting, given in local.items() if given]:
+        why = "with noise in shares a round is one step of all sites together"
+        hint = 'leave it out and let the server have the momentum (fedavgm, fedadam), or set privacy.mechanism = "dpsgd"'
+        raise PlanError(f"{asked[0]} has no meaning for privacy by 'union'", where=asked[0], why=why, hint=hint)

@@ -1,0 +1,102 @@
+"""Answers that are arriving: what came before a break stays, and the next attempt goes on from there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedscale.errors import ProtocolError, Unreachable
+from fedscale.wire.codec import Intake
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers import CipherContext
+
+BLOCK = 1 << 20
+
+
+class Upload:
+    """One attempt to receive an answer. All methods block.
+
+    Args:
+        path: where its bytes go; what an earlier attempt has left there is its beginning.
+        size: exact number of bytes.
+        digest: SHA-256 in hex of the whole.
+        offset: how many bytes the sender leaves out, for they are here.
+        cipher: the key stream under which they lie on disk; ``None`` for what nobody has to hide.
+    """
+
+    def __init__(self, path: Path, size: int, digest: str, offset: int, cipher: CipherContext | None) -> None:
+        self._path, self._cipher, self._offset = path, cipher, offset
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+        self._intake = Intake(self, size, digest)
+
+    def resume(self) -> None:
+        """Take in what is here already, before anything else.
+
+        Raises:
+            Unreachable: it is less than the sender thinks.
+        """
+        if arrived(self._path) < self._offset:
+            raise Unreachable("an upload does not begin where the last one ended", where=self._path.name, hint="ask for the offset again")
+        self._file.truncate(self._offset)
+        while block := self._file.read(BLOCK):
+            self._intake.known(self._passed(block))
+
+    def write(self, frame: bytes) -> None:
+        """Append what ``take`` has checked."""
+        view = memoryview(self._passed(frame))
+        while view:
+            view = view[self._file.write(view) :]
+
+    def take(self, frame: bytes) -> None:
+        """Keep one frame; a disk that refuses, or a stream that is too long, costs everything that has arrived.
+
+        Raises:
+            ProtocolError: more bytes than announced.
+            Unreachable: the disk refuses.
+        """
+        try:
+            self._intake.take(frame)
+        except ProtocolError:
+            self.drop()
+            raise
+        except OSError as error:
+            self.drop()
+            raise Unreachable("the server cannot store an answer", why=error.strerror or type(error).__name__) from None
+
+    def done(self, target: Path) -> None:
+        """Hand the whole over as ``target``.
+
+        Raises:
+            ProtocolError: it is not what was announced.
+            Unreachable: the same, but its beginning is of an earlier attempt, so it is worth another one.
+        """
+        try:
+            self._intake.done()
+        except ProtocolError as error:
+            self.drop()
+            if self._offset:
+                raise Unreachable("an answer does not fit its beginning", why=error.what, hint="send all of it again") from None
+            raise
+        self._path.replace(target)
+
+    def drop(self) -> None:
+        """Give up what has arrived."""
+        self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """End the attempt; what has arrived stays."""
+        self._file.close()
+
+    def _passed(self, data: bytes) -> bytes:
+        """Through the cipher, which knows no direction."""
+        return self._cipher.update(data) if self._cipher else data
+
+
+def arrived(path: Path) -> int:
+    """How many bytes of an upload are here."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

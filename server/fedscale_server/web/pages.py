@@ -1,0 +1,167 @@
+"""The pages of the dashboard: the same functions as the API, as HTML."""
+
+from __future__ import annotations
+
+import asyncio
+import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+import fedscale
+from fedscale import report as report_package
+from fedscale.errors import ConfigError, NotFound
+from fedscale.metrics import HIGHER_IS_BETTER
+from fedscale.record import RunRecord, finals
+from fedscale.report.figures import FULL_NAMES, metric_title
+from fedscale.report.units import data_size, duration, number
+from fedscale.report.versus import comparison_parts
+from fedscale_server.web.api import RECENT_PHASES, Desk
+from fedscale_server.web.gate import COORDINATOR, OPERATORS
+from fedscale_server.web.prometheus import exposition
+from fedscale_server.web.views import OVER, attention, differences, progress, shares, troubles
+
+HERE = Path(__file__).parent
+STATIC = {path.name: path for path in (*(HERE / "static").iterdir(), Path(report_package.__file__).with_name("style.css"))}
+MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MOST_COMPARED, RUNS_SHOWN = 12, 200
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+PAGES = (("/", "Overview"), ("/runs", "Runs"), ("/sites", "Sites"), ("/models", "Models"), ("/privacy", "Privacy"))
+router = APIRouter(include_in_schema=False)
+
+
+def moment(seconds: float) -> str:
+    """A time of day in UTC; ``never`` for 0."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC" if seconds else "never"
+
+
+def _environment() -> Environment:
+    made = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"number": number, "data_size": data_size, "duration": duration, "moment": moment, "metric_title": metric_title}
+    made.globals |= {"pages": PAGES, "version": fedscale.__version__, "phase_names": FULL_NAMES, "over": OVER}
+    return made
+
+
+TEMPLATES = _environment()
+
+
+def page(template: str, request: Request, code: int = 200, **facts: Any) -> HTMLResponse:
+    """A page of the dashboard."""
+    visitor = request.state.visitor
+    rights = {"may_run": visitor.role in OPERATORS, "may_manage": visitor.role in COORDINATOR}
+    shown = TEMPLATES.get_template(template).render(visitor=visitor, path=request.url.path, **rights, **facts)
+    return HTMLResponse(shown, code)
+
+
+@router.get("/login")
+async def login(request: Request, following: Annotated[str, Query(alias="next", max_length=500)] = "/") -> HTMLResponse:
+    """Where somebody who is not logged in ends up."""
+    inside = following if following.startswith("/") and not following.startswith(("//", "/\\")) else "/"
+    return page("login.html", request, following=inside)
+
+
+@router.get("/")
+async def overview(request: Request, desk: Desk) -> HTMLResponse:
+    """Live runs, the sites and what needs attention."""
+    status = await desk.status()
+    found = {info.run: await desk.record(info.run) for info in status.runs}
+    live = [progress(info, record, 0) for info, record in found.values()]
+    remarks = attention(status, {name: record for name, (_, record) in found.items()}, desk.engine.now().timestamp())
+    finished = [info for info in await desk.runs() if info.status in OVER][:5]
+    projects = await desk.projects()
+    return page("overview.html", request, status=status, live=live, remarks=remarks, finished=finished, projects=projects)
+
+
+@router.get("/runs")
+async def runs(request: Request, desk: Desk) -> HTMLResponse:
+    """All runs, and a form to submit another."""
+    found = await desk.runs()
+    return page("runs.html", request, runs=found[:RUNS_SHOWN], more=max(len(found) - RUNS_SHOWN, 0), projects=await desk.projects())
+
+
+@router.get("/runs/{run}")
+async def run(run: str, request: Request, desk: Desk) -> HTMLResponse:
+    """One run: curves, timeline, failures, bytes, plan."""
+    info, record = await desk.record(run)
+    now = progress(info, record, await desk.recent(info.run, RECENT_PHASES))
+    facts: dict[str, Any] = {
+        "now": now,
+        "info": info,
+        "record": record,
+        "troubles": troubles(record),
+        "shares": shares(record),
+        "finals": finals(record),
+    }
+    plan = tomllib.loads(record.plan_toml) if record.rounds or info.rounds else {}
+    return page("run.html", request, higher=sorted(HIGHER_IS_BETTER), plan=plan, at=desk.engine.now().timestamp(), **facts)
+
+
+@router.get("/sites")
+async def sites(request: Request, desk: Desk) -> HTMLResponse:
+    """All sites, and a form to invite another."""
+    return page("sites.html", request, sites=await desk.sites(), projects=await desk.projects())
+
+
+@router.get("/models")
+async def models(request: Request, desk: Desk) -> HTMLResponse:
+    """The newest model of each run."""
+    found = [(info, record) for info, record in [await desk.record(info.run) for info in (await desk.runs())[:RUNS_SHOWN]] if record.model_digest]
+    return page("models.html", request, models=[(info, record, finals(record)) for info, record in found])
+
+
+@router.get("/privacy")
+async def privacy(request: Request, desk: Desk) -> HTMLResponse:
+    """What each run promised and spent."""
+    found = [(await desk.record(info.run)) for info in (await desk.runs())[:RUNS_SHOWN]]
+    rows = [(info, tomllib.loads(record.plan_toml), record.extra.get("privacy")) for info, record in found]
+    return page("privacy.html", request, rows=rows)
+
+
+@router.get("/compare")
+async def compare(request: Request, desk: Desk, run: Annotated[Sequence[str], Query(max_length=MOST_COMPARED)] = ()) -> HTMLResponse:
+    """Several runs side by side."""
+    if len(run) < 2:
+        raise ConfigError("to compare takes at least two runs", hint="choose them on the page of all runs")
+    records: dict[str, RunRecord] = {}
+    for name in run:
+        info, record = await desk.record(name)
+        records[info.run] = record
+    parts = await asyncio.to_thread(lambda: [Markup(part) for part in comparison_parts(records)])  # noqa: S704 - escaped where it was made
+    settings = differences((name, tomllib.loads(record.plan_toml)) for name, record in records.items())
+    return page("compare.html", request, parts=parts, names=list(records), settings=settings)
+
+
+@router.get("/static/{name}")
+async def static(name: str) -> Response:
+    """Style sheets and scripts, all of them our own."""
+    path = STATIC.get(name)
+    if path is None:
+        raise NotFound("there is no such file")
+    return FileResponse(path, media_type=MEDIA[path.suffix], headers={"cache-control": "no-cache"})
+
+
+@router.get("/healthz")
+async def healthy() -> PlainTextResponse:
+    """That the process answers."""
+    return PlainTextResponse("ok\n")
+
+
+@router.get("/readyz")
+async def ready(request: Request, desk: Desk) -> PlainTextResponse:
+    """That the database answers and the server is not going down."""
+    if request.app.state.gone.is_set():
+        return PlainTextResponse("going down\n", 503)
+    await desk.projects()
+    return PlainTextResponse("ready\n")
+
+
+@router.get("/metrics")
+async def metrics(desk: Desk) -> Response:
+    """For Prometheus."""
+    return Response(exposition(desk.engine, await desk.status()), media_type=EXPOSITION)

@@ -1,0 +1,91 @@
+// The page of a run: its record first, then every event as it happens; what both tell is taken once.
+
+import { Chart, Series } from "/static/chart.js";
+import { ask, follow, refreshSoon } from "/static/dashboard.js";
+import { Timeline } from "/static/timeline.js";
+
+const FULL = { evaluate: "evaluation", train: "training" };
+const CAPITALS = ["auc", "auprc", "mae", "mse", "rmse", "r2", "f1"];
+const WORTH = new Set(["opened", "closed", "failed", "lost", "returned", "finished", "pause", "resume", "initialized"]);
+const MOST_CHARTS = 24;
+
+export async function show({ run, since, higher, now }) {
+  const page = new Page(higher.split(" "));
+  page.timeline.skew = Number(now) - Date.now() / 1000;
+  const path = `/api/runs/${encodeURIComponent(run)}`;
+  const record = await ask(`${path}/record`);
+  for (const row of record.rounds) page.close(row);
+  page.draw();
+  follow((last) => `${path}/events?after=${last}`, (event) => page.take(event), Number(since));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.draw());
+  setInterval(() => { if (page.timeline.open.size) page.timeline.redraw(); }, 500);
+}
+
+class Page {
+  constructor(higher) {
+    this.higher = higher;
+    this.box = document.getElementById("charts");
+    this.charts = new Map();
+    this.bytes = { up: new Map(), down: new Map() };
+    this.taken = new Set();
+    this.failing = document.getElementById("failing");
+    this.timeline = new Timeline(...["timeline", "timeline-readout", "timeline-legend"].map((id) => document.getElementById(id)));
+  }
+  take(event) {
+    if (event === null) return refreshSoon(0);
+    this.timeline.take(event);
+    if (event.kind === "closed") { this.close({ ...event.detail, number: event.number, phase: event.phase }); this.failing.replaceChildren(); this.draw(); }
+    if (event.kind === "failed" || event.kind === "lost") this.told(event);
+    if (WORTH.has(event.kind)) refreshSoon();
+  }
+  /** A closed phase of a round: its metrics to the curves, its bytes to theirs. */
+  close({ phase, number, metrics, sites, bytes_up, bytes_down }) {
+    const key = `${phase}/${number}`;
+    if (this.taken.has(key)) return;
+    this.taken.add(key);
+    const names = new Set([...Object.keys(metrics), ...Object.values(sites).flatMap(Object.keys)]);
+    for (const name of names) {
+      const of_sites = Object.entries(sites).filter(([, values]) => name in values).map(([site, values]) => [site, values[name]]);
+      this.chart(phase, name)?.series.take(number, metrics[name], of_sites);
+    }
+    this.moved(number, bytes_up, bytes_down);
+  }
+  moved(number, up, down) {
+    const traffic = this.chart("", "traffic");
+    const last = traffic.series.at.get(number);
+    if (last === undefined) traffic.series.take(number, up + down, []);
+    else { traffic.series.pooled[last] += up + down; traffic.series.top = Math.max(traffic.series.top, traffic.series.pooled[last]); }
+    traffic.series.bottom = 0;
+  }
+  chart(phase, name) {
+    const key = `${phase} ${name}`;
+    if (!this.charts.has(key)) {
+      if (this.charts.size >= MOST_CHARTS) return undefined;
+      document.getElementById("no-charts")?.remove();
+      const title = CAPITALS.includes(name) ? name.toUpperCase() : name[0].toUpperCase() + name.slice(1).replaceAll("_", " ");
+      const chart = phase ? new Chart(new Series(), `${title}, ${FULL[phase] ?? phase}`, this.higher.includes(name))
+        : new Chart(new Series(), "Bytes moved in a round", true, { names: ["both directions"], unit: size });
+      this.charts.set(key, chart);
+      const order = (k) => (k.startsWith("evaluate") ? 0 : k.startsWith("train") ? 1 : 2);
+      this.box.replaceChildren(...[...this.charts].sort(([a], [b]) => order(a) - order(b)).map(([, made]) => made.figure));
+    }
+    return this.charts.get(key);
+  }
+  /** A failure as soon as it is known; when the round closes, the table above has it. */
+  told({ node, phase, number, kind, detail }) {
+    const item = document.createElement("li");
+    item.className = "bad";
+    const what = kind === "lost" ? "the connection broke; the round goes on if it comes back in time" : `${detail.cause}: ${detail.what}`;
+    item.append(Object.assign(document.createElement("span"), { textContent: `${node}, ${phase} ${number}: ${what}` }));
+    if (detail.hint) item.append(Object.assign(document.createElement("span"), { className: "note", textContent: detail.hint }));
+    this.failing.append(item);
+  }
+  draw() {
+    for (const chart of this.charts.values()) chart.redraw();
+  }
+}
+
+function size(count) {
+  const [scale, name] = [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"], [1, "B"]].find(([scale]) => count >= scale) ?? [1, "B"];
+  return `${Number((count / scale).toPrecision(3))} ${name}`;
+}

@@ -1,0 +1,1 @@
+"""The privacy audit: canaries and attacks sent through clipping, ring, masks and noise as they are deployed."""

@@ -1,0 +1,95 @@
+"""``fedscale chaos``: is anything lost when things break?"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from fedscale.cli.options import Json
+from fedscale_simulations.chaos.campaign import Setting, conduct
+from fedscale_simulations.chaos.disk import LONGEST, Disk, Shortage
+from fedscale_simulations.chaos.kill import Kill, Who
+from fedscale_simulations.chaos.network import LONGEST_FAULT, Break, storm
+from fedscale_simulations.chaos.pause import LONG, Pause
+
+Nodes: TypeAlias = Annotated[int, typer.Option(min=1, max=64, help="How many nodes.")]
+Rounds: TypeAlias = Annotated[int, typer.Option(min=1, help="Rounds of one run; runs follow each other until all faults are done.")]
+Seed: TypeAlias = Annotated[int | None, typer.Option(help="Decides when, whom and how; drawn unless given, and part of the result.")]
+Database: TypeAlias = Annotated[str, typer.Option(help="URL of an empty database for the coordinator; SQLite in its folder by default.")]
+Out: TypeAlias = Annotated[Path | None, typer.Option(help="Keep everything in this folder; by default it goes when nothing was found.")]
+Faults: TypeAlias = Annotated[int, typer.Option(min=1, help="How many faults.")]
+Whom: TypeAlias = Annotated[Who, typer.Option("--who", help="Whom they meet.")]
+Longest: TypeAlias = Annotated[float, typer.Option(min=0.05, help="Seconds that a fault lasts at most.")]
+
+
+def kill(
+    *,
+    kills: Annotated[int, typer.Option(min=1, help="How many kills.")] = 150,
+    who: Whom = Who.BOTH,
+    nodes: Nodes = 8,
+    rounds: Rounds = 25,
+    seed: Seed = None,
+    database: Database = "",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Kill coordinator and nodes at random moments and count what is lost."""
+    raise typer.Exit(conduct("kill", Setting(nodes, rounds, seed, database, out, json), kills, lambda _: nullcontext(Kill(who))))
+
+
+def pause(
+    *,
+    faults: Faults = 20,
+    who: Whom = Who.BOTH,
+    longest: Longest = LONG,
+    nodes: Nodes = 8,
+    rounds: Rounds = 25,
+    seed: Seed = None,
+    database: Database = "",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Freeze coordinator and nodes at random moments and count what is lost."""
+    raise typer.Exit(conduct("pause", Setting(nodes, rounds, seed, database, out, json), faults, lambda _: nullcontext(Pause(who, longest))))
+
+
+def partition(
+    *,
+    faults: Faults = 20,
+    kinds: Annotated[list[Break] | None, typer.Option("--kind", help="What may happen to the network; may be repeated, all by default.")] = None,
+    longest: Longest = LONGEST_FAULT,
+    nodes: Nodes = 8,
+    rounds: Rounds = 25,
+    seed: Seed = None,
+    database: Database = "",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Break the network between nodes and coordinator at random moments and count what is lost."""
+    chosen = tuple(kinds or Break)
+    setting = Setting(nodes, rounds, seed, database, out, json)
+    raise typer.Exit(conduct("partition", setting, faults, lambda troupe: storm(troupe, chosen, longest)))
+
+
+def disk(
+    *,
+    faults: Faults = 20,
+    who: Whom = Who.SERVER,
+    kinds: Annotated[list[Shortage] | None, typer.Option("--kind", help="What may run out; may be repeated, all by default.")] = None,
+    longest: Longest = LONGEST,
+    nodes: Nodes = 8,
+    rounds: Rounds = 25,
+    seed: Seed = None,
+    database: Database = "",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Fill the disk of coordinator and nodes at random moments and count what is lost."""
+    setting, trouble = Setting(nodes, rounds, seed, database, out, json), Disk(who, tuple(kinds or Shortage), longest)
+    # A node whose disk refuses says so and is out of the round: there rounds must do without some, and no two runs give the same bits.
+    strict = who is Who.SERVER
+    job = setting.job() if strict else setting.job(quorum=max(nodes // 4, 1))
+    raise typer.Exit(conduct("disk", setting, faults, lambda _: nullcontext(trouble), job, strict=strict))

@@ -1,0 +1,249 @@
+"""The gate on the real wire: a coordinator that asks too much is refused by the node, in time and with a typed reason."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from fedscale.errors import Cause
+from fedscale.learner import Phase
+from fedscale.privacy.accountant import epsilon
+from fedscale_client import declarations, policy
+from fedscale_client.declarations import Declaration
+from fedscale_client.home import NodeHome
+from fedscale_client.ledger.book import Ledger
+from fedscale_client.ledger.state import Item, spends_of
+from fedscale_client.policy import DatasetPolicy, Policy
+from tests.client.conftest import LEARNER, ROWS, Start, write_csv
+from tests.client.coordinator import Coordinator, plan_text, until
+from tests.client.ledger.samples import opened_database
+
+ROUNDS, DELTA = 2, 1e-5
+
+# Trains with the privacy that is asked for, or not at all.
+PRIVATE = (
+    LEARNER.replace("class Drift:", "class Drift:\n    def require_private(self, unit):\n        pass\n")
+    .replace(
+        "work.arrays.items()} if work.phase is Phase.TRAIN else None",
+        "work.arrays.items()} if work.phase is Phase.TRAIN else None\n        assert work.private or work.phase is not Phase.TRAIN",
+    )
+    .replace('{"loss": np.full(1, float(len(work.data)))})', '({} if work.private else {"loss": np.full(1, float(len(work.data)))}), work.private)')
+)
+
+
+def private_plan(budget: float = 2.0, **tables: Any) -> str:
+    privacy = {"epsilon": budget, "delta": DELTA, "metrics": "exact"}
+    return plan_text(**{"privacy": privacy, "strategy": {"rounds": ROUNDS}, "train": {"batch_size": 10}, **tables})
+
+
+def capped(limit: float, **settings: Any) -> Policy:
+    return Policy(datasets={"heart": DatasetPolicy(epsilon=limit, delta=DELTA, units=("record",), **settings)})
+
+
+def items(home: NodeHome) -> tuple[Item, ...]:
+    return Ledger.open(home).items() if home.ledger.exists() else ()
+
+
+async def settled(home: NodeHome, *standings: str) -> tuple[Item, ...]:
+    """The reservations, once they stand as expected."""
+    await until(lambda: tuple(item.standing for item in items(home)) == standings)
+    return items(home)
+
+
+@pytest.fixture
+def app(coordinator: Coordinator, tmp_path: Path) -> str:
+    return coordinator.put_app(tmp_path / "app", app=PRIVATE)
+
+
+async def test_a_run_is_counted_and_one_round_more_is_refused(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    """One round more, the same plan as another run, and less noise: nothing passes the cap, whatever the coordinator says."""
+    policy.save(home, capped(2.0))
+    async with start() as node:
+        await coordinator.connected()
+        for number in (1, 2):
+            await coordinator.answer(coordinator.assign(app, number=number, plan=private_plan())[0])
+        (one, two) = await settled(home, "committed", "committed")
+        asked = {
+            "run-1": (3, private_plan(), "round 3 is beyond the 2 rounds of the plan"),
+            "run-2": (1, private_plan(), "the privacy cap of this site would be passed"),
+            "run-3": (1, private_plan(100.0), "the privacy cap of this site would be passed"),
+            "run-4": (1, private_plan(strategy={"rounds": 1000}), "the privacy cap of this site would be passed"),
+            "run-5": (1, plan_text(), "this site answers with differential privacy only"),
+        }
+        told = []
+        for run, (number, plan, what) in asked.items():
+            failure = await coordinator.failure(coordinator.assign(app, number=number, run=run, plan=plan)[0])
+            assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, what)
+            told.append(failure.what)
+        assert ["the cap is epsilon 2 at delta 1e-05 for each record" in text for text in told] == [False, True, True, True, True]
+        assert len(node.events("task")) == len(asked) + 2
+        assert node.events("progress") == []
+    assert len(coordinator.answers) == 2
+    assert len(items(home)) == 2
+    assert spends_of((one, two)) == (one.claim.spends or ()) * 2
+    assert epsilon(spends_of((one, two)), DELTA) == pytest.approx(2.0, abs=0.02)
+    assert (one.claim.run, one.claim.app, one.claim.unit, one.claim.delta) == ("run-1", app, "record", DELTA)
+    assert (one.release or {})["parts"] == [["w", [3]], ["b", [1]], ["weight", []]]
+
+
+async def test_units_are_counted_in_the_sites_own_data(coordinator: Coordinator, home: NodeHome, start: Start, app: str, tmp_path: Path) -> None:
+    """Whatever the app says; and again when the data have changed."""
+    async with start():
+        await coordinator.connected()
+        for number, rows in ((1, ROWS), (2, 2 * ROWS)):
+            write_csv(tmp_path / "heart.csv", rows)
+            await coordinator.answer(coordinator.assign(app, number=number, plan=private_plan())[0])
+    first, second = items(home)
+    assert [spend.sampling_rate for spend in spends_of((first, second))] == [10 / ROWS, 10 / (2 * ROWS)]
+    assert len({first.claim.data, second.claim.data, ""}) == 3
+
+
+async def test_an_answer_is_on_record_before_its_first_byte_leaves(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    async with start():
+        await coordinator.connected()
+        coordinator.verdicts.extend([grpc.StatusCode.UNAVAILABLE] * 500)
+        key, _ = coordinator.assign(app, plan=private_plan())
+        await until(lambda: coordinator.attempts)
+        assert [item.standing for item in items(home)] == ["released"]
+        coordinator.verdicts.clear()
+        body = await coordinator.answer(key)
+        (item,) = await settled(home, "committed")
+    assert ((item.release or {})["size"], (item.commit or {})["verdict"]) == (len(body), "accepted")
+
+
+async def test_what_never_left_is_given_back_and_what_was_told_is_not(coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path) -> None:
+    failing = coordinator.put_app(tmp_path / "failing", app=PRIVATE.replace("def run(self, work):", "def run(self, work):\n        1 / 0"))
+    endless = coordinator.put_app(tmp_path / "endless", app=PRIVATE.replace("def run(self, work):", "def run(self, work):\n        while True: pass"))
+    async with start():
+        await coordinator.connected()
+        assert (await coordinator.failure(coordinator.assign("0" * 64, run="a", plan=private_plan())[0])).cause is Cause.NETWORK
+        assert (await coordinator.failure(coordinator.assign(failing, run="b", plan=private_plan())[0])).cause is Cause.CODE
+        key, _ = coordinator.assign(endless, run="c", plan=private_plan())
+        await settled(home, "refunded", "reserved", "reserved")
+        coordinator.release(key)
+        await settled(home, "refunded", "reserved", "refunded")
+
+
+async def test_without_privacy_answers_are_on_record_and_covered_by_nothing(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    async with start():
+        await coordinator.connected()
+        for phase in (Phase.TRAIN, Phase.EVALUATE):
+            await coordinator.answer(coordinator.assign(app, phase, plan=plan_text() if phase is Phase.EVALUATE else private_plan())[0])
+        await coordinator.answer(coordinator.assign(app, Phase.INIT, 0, plan=private_plan())[0])
+        await coordinator.answer(coordinator.assign(app, Phase.EVALUATE, run="run-2", plan=private_plan())[0])
+        train, evaluate, init, held_out = await settled(home, *["committed"] * 4)
+    assert [bool(item.claim.spends) for item in (train, evaluate, init, held_out)] == [True, False, False, False]
+    assert (evaluate.claim.spends, init.claim.spends, held_out.claim.spends) == (None, (), None)
+    assert [part[0] for part in (init.release or {})["parts"]] == ["w", "b"]
+    assert (held_out.release or {})["parts"] == [["weight", []], ["loss", [1]]]
+
+
+async def test_another_life_goes_on_with_the_same_ledger_and_never_without_privacy(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str
+) -> None:
+    """The app refuses to train without privacy, so an answer shows that it had it: in a new worker, and in a new node."""
+    policy.save(home, capped(2.0))
+    async with start() as node:
+        await coordinator.connected()
+        await coordinator.answer(coordinator.assign(app, plan=private_plan())[0])
+        (worker,) = node.node._workers._idle.values()
+        os.kill(worker.pid, signal.SIGKILL)
+        await until(lambda: not worker.alive)
+        await coordinator.answer(coordinator.assign(app, number=2, plan=private_plan())[0])
+        await settled(home, "committed", "committed")
+    coordinator.answers.clear()
+    async with start():
+        await coordinator.connected(2)
+        failure = await coordinator.failure(coordinator.assign(app, number=2, plan=private_plan())[0])
+    assert failure.what.startswith("the privacy cap of this site would be passed")
+    assert [item.claim.number for item in items(home)] == [1, 2]
+    assert Ledger.open(home).verify() == ""
+
+
+async def test_the_same_answer_sent_again_by_another_life_counts_once(coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path) -> None:
+    app = coordinator.put_app(tmp_path / "app", app=LEARNER)
+    for life in (1, 2):
+        async with start():
+            await coordinator.connected(life)
+            coordinator.answers.clear()
+            await coordinator.answer(coordinator.assign(app, plan=plan_text())[0])
+            await settled(home, *["committed", "refunded"][:life])
+    first, again = items(home)
+    assert (again.refund or {})["reason"] == f"the same bytes left as entry {first.seq}"
+
+
+def spoil_policy(home: NodeHome) -> None:
+    home.policy_file.write_text("require_dp = perhaps")
+
+
+def spoil_ledger(home: NodeHome) -> None:
+    with opened_database(home) as connection:
+        connection.execute("DELETE FROM entry WHERE seq = 3")
+
+
+def require_more(home: NodeHome) -> None:
+    policy.save(home, Policy(require_secagg=True))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (spoil_policy, "the policy of this site cannot be read"),
+        (spoil_ledger, "the privacy ledger of this site cannot be used"),
+        (require_more, "this site answers with secure aggregation only"),
+    ],
+)
+async def test_from_the_next_task_on(coordinator: Coordinator, home: NodeHome, start: Start, app: str, spoil: Any, what: str) -> None:
+    """A running node heeds a changed policy; of one that cannot be read, and of a ledger that was changed, only that much leaves the site."""
+    async with start():
+        await coordinator.connected()
+        await coordinator.answer(coordinator.assign(app, plan=private_plan())[0])
+        await settled(home, "committed")
+        spoil(home)
+        failure = await coordinator.failure(coordinator.assign(app, number=2, plan=private_plan())[0])
+    assert (failure.cause, failure.what) == (Cause.POLICY, what)
+    assert str(home.path) not in str(failure)
+    assert "entry" not in str(failure)
+    assert len(coordinator.answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("loader", "cause", "what"),
+    [
+        ("def load():\n    raise ValueError('Erika')", Cause.DATA, "the dataset could not be counted"),
+        ("def load():\n    print('Erika')\n    return ['Erika']", Cause.DATA, "the records of list cannot be counted"),
+    ],
+)
+async def test_data_that_cannot_be_counted(
+    coordinator: Coordinator, start: Start, app: str, tmp_path: Path, loader: str, cause: Cause, what: str
+) -> None:
+    site = coordinator.home(tmp_path / "other", "other")
+    (tmp_path / "own.py").write_text(loader)
+    declarations.add(site, "heart", Declaration(kind="loader", loader=f"{tmp_path / 'own.py'}:load"))
+    async with start(site):
+        await coordinator.connected()
+        failure = await coordinator.failure(coordinator.assign(app, plan=private_plan())[0])
+    assert (failure.cause, failure.what) == (cause, what)
+    assert "Erika" not in str(failure)
+    assert items(site) == ()
+
+
+async def test_a_withdrawn_count_leaves_no_process(coordinator: Coordinator, start: Start, app: str, tmp_path: Path) -> None:
+    site, marker = coordinator.home(tmp_path / "other", "other"), tmp_path / "pid"
+    (tmp_path / "own.py").write_text(
+        f"def load():\n    import os, pathlib, time\n    pathlib.Path({str(marker)!r}).write_text(str(os.getpid()))\n    time.sleep(1000)"
+    )
+    declarations.add(site, "heart", Declaration(kind="loader", loader=f"{tmp_path / 'own.py'}:load"))
+    async with start(site) as node:
+        await coordinator.connected()
+        key, _ = coordinator.assign(app, plan=private_plan())
+        await until(lambda: marker.exists() and marker.read_text())
+        coordinator.release(key)
+        await until(lambda: not node.node._jobs)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(marker.read_text()), 0)

@@ -1,0 +1,80 @@
+"""A Flower app deployed as it is: real processes, a node and the coordinator killed on the way, the result of an undisturbed run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedscale.record import RunRecord
+from tests.e2e.federation import PROJECT, Federation
+from tests.flower import samples
+
+pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(300)]
+
+NAMES = ("ann", "bob")
+# A site tells the ClientApp what a supernode would be started with: its node config.
+LOADER = "def load():\n    return {{'partition-id': {place}, 'num-partitions': 2}}\n"
+PATIENCE = 110.0
+ROUNDS, LR = 4, 0.5
+TOGETHER = ("clients.wait_for=2", "clients.min_per_round=2", "clients.rejoin=60s", "evaluate.min_cell=1", 'evaluate.metrics=["score"]')
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    folder = tmp_path_factory.mktemp("flower")
+    with Federation(folder) as made:
+        for place, name in enumerate(NAMES):
+            (folder / f"{name}.py").write_text(LOADER.format(place=place))
+        made.join_all(NAMES, lambda name: {"default": ("--loader", f"{folder / name}.py:load")})
+        yield made
+
+
+def expected(rounds: int) -> float:
+    """Weighted with 1 and 2 examples, the places 0 and 1 pull the model towards 2/3."""
+    return (1 - (1 - LR) ** rounds) * 2 / 3
+
+
+def result(federation: Federation, run: str, out: Path) -> tuple[RunRecord, Mapping[str, Any]]:
+    """Record and model of a run that has completed, in which everybody always answered."""
+    record = federation.record(run)
+    assert (record.status, record.reason) == ("completed", "")
+    assert {row.answered for row in record.rounds} == {NAMES}
+    federation.manage("run", "export", run, "--out", out)
+    return record, load_file(out)
+
+
+def test_an_app_survives_its_node_and_its_coordinator(federation: Federation, tmp_path: Path) -> None:
+    slow = samples.MESSAGES.replace("        rounds = context", "        __import__('time').sleep(0.3)\n        rounds = context")
+    run = federation.submit(samples.write(tmp_path / "app", slow), *TOGETHER, f"num-server-rounds={ROUNDS}")
+    events = federation.watch(run)
+    events.event("opened", phase="train", number=2)
+    federation.nodes["bob"].kill()
+    federation.start_node("bob")
+    events.event("opened", phase="train", number=3)
+    federation.server.kill()
+    federation.start_server()
+    assert events.wait(PATIENCE).code == 0, events.said()
+    record, model = result(federation, run, tmp_path / "model.safetensors")
+    assert len(record.rounds) == 2 * ROUNDS
+    assert record.rounds[-1].metrics["score"] == pytest.approx(expected(ROUNDS), rel=1e-5)
+    assert model["0"] == pytest.approx(np.full((2, 3), expected(ROUNDS)), rel=1e-5)
+
+
+def test_a_numpy_client_of_a_legacy_app(federation: Federation, tmp_path: Path) -> None:
+    run = federation.submit(samples.write(tmp_path / "app", samples.NUMPY, samples.LEGACY), *TOGETHER, "num-server-rounds=2", "lr=0.5")
+    assert federation.watch(run).wait(PATIENCE).code == 0
+    record, model = result(federation, run, tmp_path / "model.safetensors")
+    assert record.rounds[-1].metrics["score"] == pytest.approx(expected(2), rel=1e-5)
+    assert model["1"] == pytest.approx(np.full(4, 0.25 + expected(2)), rel=1e-5)
+
+
+def test_a_forecast_names_what_would_be_sent(federation: Federation, tmp_path: Path) -> None:
+    folder = samples.write(tmp_path / "app")
+    told = federation.manage("run", "submit", folder, "--project", PROJECT, "--dry-run")
+    assert (told["job"], told["rounds"], sorted(told["nodes"])) == ("sample-app", 3, list(NAMES))
+    assert set(told["files"]) == {"fedscale_flower.py", "pyproject.toml", "sample/__init__.py", "sample/client_app.py", "sample/server_app.py"}

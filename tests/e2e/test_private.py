@@ -1,0 +1,54 @@
+"""Privacy in a real federation: a coordinator and three nodes, mutual TLS, ledgers and secure aggregation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale.plan import Plan
+from tests.e2e.federation import Federation
+
+APP = """
+import torch
+from fedscale import App
+app = App(model=lambda: torch.nn.Linear(2, 1), loss=torch.nn.functional.binary_cross_entropy_with_logits)
+"""
+SITES = ("ada", "ben", "cyd")
+MASKED = {"secagg": {"enabled": True}}
+
+
+def job(folder: Path, tables: dict[str, Any]) -> Path:
+    folder.mkdir()
+    (folder / "app.py").write_text(APP)
+    whole = {
+        "job": {"name": folder.name, "data": "rows"},
+        "strategy": {"rounds": 2},
+        "clients": {"min_per_round": 3, "wait_for": 3},
+        "evaluate": {"every": 0},
+    }
+    (folder / "job.toml").write_text(Plan.model_validate(whole | tables).to_toml())
+    return folder / "job.toml"
+
+
+@pytest.mark.requires("torch")
+@pytest.mark.timeout(300)
+def test_records_are_hidden_and_paid_for_at_the_nodes(tmp_path: Path) -> None:
+    rows = "".join(f"{at * 7 % 11},{at * 3 % 5},{at % 2}\n" for at in range(60))
+    ways: dict[str, dict[str, Any]] = {
+        "dpsgd": {"privacy": {"epsilon": 3.0, "delta": 1e-5}},
+        "union": {"privacy": {"epsilon": 3.0, "delta": 1e-5}, **MASKED},
+    }
+    with Federation(tmp_path) as federation:
+        for site in SITES:
+            table = tmp_path / f"{site}.csv"
+            table.write_text("a,b,y\n" + rows)
+            federation.join(site, {"rows": ("--path", table, "--label", "y")})
+        records = {name: federation.finished(federation.submit(job(tmp_path / name, tables))) for name, tables in ways.items()}
+        spent = federation.ask("privacy", "spent", "--home", federation.node_home("ada"))
+    assert [record.status for record in records.values()] == ["completed"] * 2, records
+    assert all(row.weight == 3 and not row.metrics for record in records.values() for row in record.rounds), "counts and losses stay at the sites"
+    assert len({record.model_digest for record in records.values()}) == 2
+    assert "record" in json.dumps(spent)

@@ -1,0 +1,73 @@
+"""Noise of running sums: its variance, its independence, and the same noise whenever it is drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedscale.errors import PlanError
+from fedscale.privacy.accountant import epsilon
+from fedscale.privacy.events import Spend
+from fedscale.privacy.tree import Tree, nodes_of
+
+KEY = bytes(range(32))
+TREE = Tree(37, 20_000, 3.0, KEY)
+
+
+def covered(level: int, index: int) -> range:
+    return range((index << level) + 1, ((index + 1) << level) + 1)
+
+
+@pytest.mark.parametrize("after", range(1, 70))
+def test_the_nodes_cover_each_round_once(after: int) -> None:
+    rounds = [number for node in nodes_of(after) for number in covered(*node)]
+    assert sorted(rounds) == list(range(1, after + 1))
+    assert len(list(nodes_of(after))) == after.bit_count()
+
+
+def test_a_round_is_in_at_most_one_node_of_each_level() -> None:
+    every = {node for after in range(1, 38) for node in nodes_of(after)}
+    for number in range(1, 38):
+        levels = [level for level, index in every if number in covered(level, index)]
+        assert len(levels) == len(set(levels)) <= (37).bit_length()
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 7, 16, 31, 37])
+def test_variance_is_one_node_s_a_bit(after: int) -> None:
+    assert TREE.running(after).std() == pytest.approx(3.0 * after.bit_count() ** 0.5, rel=0.02)
+
+
+def test_steps_add_up_to_the_running_noise() -> None:
+    total = np.zeros(TREE.size)
+    for number in range(1, 12):
+        total += TREE.step(number)
+    np.testing.assert_allclose(total, TREE.running(11), atol=1e-9)
+    assert not TREE.running(0).any()
+
+
+def test_nodes_have_noise_of_their_own() -> None:
+    # Rounds 32 and 37 share the node of rounds 1 to 32; 37 has two more.
+    early, all_of = TREE.running(32), TREE.running(37)
+    assert np.corrcoef(early, all_of)[0, 1] == pytest.approx(1 / 3**0.5, abs=0.03)
+    assert abs(np.corrcoef(early, all_of - early)[0, 1]) < 0.03
+    assert abs(np.corrcoef(TREE.running(1), TREE.running(2))[0, 1]) < 0.03
+
+
+def test_the_same_key_the_same_tree() -> None:
+    np.testing.assert_array_equal(TREE.running(5), Tree(37, 20_000, 3.0, KEY).running(5))
+    assert not np.array_equal(TREE.running(5), Tree(37, 20_000, 3.0, bytes(32)).running(5))
+    assert "key" not in repr(TREE)
+
+
+def test_a_tree_costs_its_levels_and_beats_noise_on_each_round() -> None:
+    spend = TREE.spend(1.5)
+    assert spend == Spend("tree_aggregation", 2.0, 1.0, 37)
+    assert epsilon([spend], 1e-6) == epsilon([Spend("gaussian", 2.0, 1.0, 6)], 1e-6)
+    # The same epsilon with fresh noise in each round needs sigma * sqrt(37 / 6) a round and adds that up.
+    assert TREE.running(37).std() < 3.0 * 37**0.5 / 2
+
+
+@pytest.mark.parametrize("ask", [lambda: Tree(0, 3, 1.0, KEY), lambda: Tree(3, 0, 1.0, KEY), lambda: TREE.running(38), lambda: TREE.running(-1)])
+def test_rounds_that_are_not_there_are_refused(ask: object) -> None:
+    with pytest.raises(PlanError):
+        ask()  # type: ignore[operator]

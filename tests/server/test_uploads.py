@@ -1,0 +1,137 @@
+"""An answer that arrives in pieces: whatever came stays, only the whole is believed, and on disk nobody can read it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedscale.errors import ProtocolError, Unreachable
+from fedscale.wire.codec import digest_of
+from fedscale_server.uploads import Upload, arrived
+from fedscale_server.vault import Vault
+
+BODY = os.urandom(5000)
+DIGEST = digest_of(BODY)
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path / "round.key")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "train-1-ada"
+
+
+def begin(path: Path, vault: Vault, offset: int = 0, size: int = len(BODY), digest: str = DIGEST) -> Upload:
+    upload = Upload(path, size, digest, offset, vault.writing(path.name))
+    try:
+        upload.resume()
+    except Unreachable:
+        upload.close()
+        raise
+    return upload
+
+
+def sent(path: Path, vault: Vault, upto: int) -> None:
+    """An attempt that breaks off behind so many bytes."""
+    with closing(begin(path, vault, arrived(path))) as upload:
+        upload.take(BODY[arrived(path) : upto])
+
+
+def plain(path: Path, vault: Vault, name: str) -> bytes:
+    return vault.reading(name).update(path.read_bytes())
+
+
+@given(cuts=st.lists(st.integers(0, len(BODY)), max_size=6))
+@settings(max_examples=40, deadline=None)
+def test_an_answer_that_breaks_anywhere_any_number_of_times_arrives(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:
+    folder = tmp_path_factory.mktemp("cuts")
+    vault, path = Vault(folder / "round.key"), folder / "train-1-ada"
+    for cut in sorted(cuts):
+        sent(path, vault, cut)
+        assert arrived(path) == cut
+    with closing(begin(path, vault, arrived(path))) as upload:
+        upload.take(BODY[arrived(path) :])
+        upload.done(folder / "whole")
+    assert plain(folder / "whole", vault, path.name) == BODY
+    assert arrived(path) == 0
+
+
+def test_an_attempt_may_begin_before_the_end_of_the_last_one(path: Path, vault: Vault) -> None:
+    sent(path, vault, 3000)
+    with closing(begin(path, vault, 1234)) as upload:
+        assert arrived(path) == 1234
+        upload.take(BODY[1234:])
+        upload.done(path.with_name("whole"))
+    assert plain(path.with_name("whole"), vault, path.name) == BODY
+
+
+def test_an_attempt_cannot_leave_a_hole(path: Path, vault: Vault) -> None:
+    sent(path, vault, 3000)
+    with pytest.raises(Unreachable, match="does not begin where the last one ended; ask for the offset again"):
+        begin(path, vault, 3001)
+    assert arrived(path) == 3000
+
+
+def test_what_has_arrived_cannot_be_read_without_the_key(path: Path, vault: Vault) -> None:
+    sent(path, vault, 4000)
+    held = path.read_bytes()
+    assert len(held) == 4000
+    assert not any(BODY[at : at + 8] in held for at in range(0, 4000, 8))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_first_model_is_no_secret(path: Path) -> None:
+    with closing(Upload(path, len(BODY), DIGEST, 0, None)) as upload:
+        upload.take(BODY)
+        upload.done(path.with_name("whole"))
+    assert path.with_name("whole").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([BODY[:100]], "a stream ended 4900 bytes too early"),
+        ([BODY, b"!"], "a stream is longer than it announced"),
+        ([b"!" * len(BODY)], "a stream does not have the content it announced"),
+    ],
+)
+def test_what_is_not_the_whole_leaves_nothing(path: Path, vault: Vault, parts: list[bytes], message: str) -> None:
+    with closing(begin(path, vault)) as upload, pytest.raises(ProtocolError, match=message):  # noqa: PT012 - a frame or the end may be the fault
+        for part in parts:
+            upload.take(part)
+        upload.done(path.with_name("whole"))
+    assert [each.name for each in path.parent.iterdir()] == ["round.key"]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 3000, os.urandom(3000)])
+def test_a_beginning_that_was_spoilt_costs_another_attempt_and_not_the_answer(path: Path, vault: Vault, damage: bytes) -> None:
+    sent(path, vault, 3000)
+    path.write_bytes(damage)
+    with closing(begin(path, vault, 3000)) as upload:
+        upload.take(BODY[3000:])
+        with pytest.raises(Unreachable, match="does not fit its beginning"):
+            upload.done(path.with_name("whole"))
+    assert arrived(path) == 0
+    sent(path, vault, len(BODY))
+    with closing(begin(path, vault, len(BODY))) as upload:
+        upload.done(path.with_name("whole"))
+    assert plain(path.with_name("whole"), vault, path.name) == BODY
+
+
+def test_a_full_disk_is_the_servers_fault_and_is_freed(path: Path, vault: Vault) -> None:
+    sent(path, vault, 3000)
+    with closing(begin(path, vault, 3000)) as upload:
+        with Path("/dev/full").open("r+b", buffering=0) as full:
+            file, upload._file = upload._file, full
+            with pytest.raises(Unreachable, match=r"the server cannot store an answer \(No space left on device\)"):
+                upload.take(BODY[3000:])
+        upload._file = file
+    assert arrived(path) == 0
