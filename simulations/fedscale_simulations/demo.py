@@ -78,8 +78,11 @@ def demo(
         record = train(cast, stage)
         if not stay:
             cast.dismiss()
-        compared = compare(stage, sites)
-        files = leave(stage, record, compared, time.monotonic() - began)
+        with ThreadPoolExecutor(1) as beside:
+            asked = beside.submit(spent, cast, stage, sites)
+            compared = compare(stage, sites)
+            epsilons = asked.result()
+        files = leave(stage, record, compared, epsilons, time.monotonic() - began)
         conclude(stage, files, compared, as_json=json)
         if stay:
             linger(cast, stage)
@@ -136,6 +139,12 @@ def train(cast: Cast, stage: Stage) -> RunRecord:
     return record
 
 
+def spent(cast: Cast, stage: Stage, sites: tuple[str, ...]) -> dict[str, float]:
+    """What each hospital's own ledger says it has spent in privacy, as epsilon."""
+    found = {site: cast.call("privacy", "spent", "--home", stage.home(site), show=False)["accounts"] for site in sites}
+    return {site: float(accounts[0]["epsilon"]) for site, accounts in found.items() if accounts}
+
+
 def into_dashboard(cast: Cast, stage: Stage) -> str:
     """A link that opens the coordinator's dashboard once."""
     return str(cast.call("server", "open", "--home", stage.folder / "coordinator", show=False)["link"])
@@ -162,14 +171,21 @@ def compare(stage: Stage, sites: tuple[str, ...]) -> Comparison:
     return compared
 
 
-def leave(stage: Stage, record: RunRecord, compared: Comparison, seconds: float) -> dict[str, Any]:
+def leave(stage: Stage, record: RunRecord, compared: Comparison, epsilons: dict[str, float], seconds: float) -> dict[str, Any]:
     """Write the report and the summary; returns the summary."""
     record = replace(record, extra={**record.extra, "comparison": compared.rows()})
     files = report.write(record, stage.folder)
     values = {"alone": dict(compared.alone), "alone_mean": compared.mean_alone, "federated": compared.federated, "pooled": compared.pooled}
-    left = summary(record) | {"auc": values, "epsilon": None, "total_seconds": seconds, "report": str(files["report.html"])}
+    privacy = {"epsilon": max(epsilons.values(), default=None), "epsilon_by_site": epsilons}
+    left = summary(record) | privacy | {"auc": values, "total_seconds": seconds, "report": str(files["report.html"])}
     files["summary.json"].write_text(json_.dumps(left, indent=2) + "\n", encoding="utf-8")
     return left
+
+
+def told(epsilons: dict[str, float]) -> str:
+    """What was spent in privacy, in a line."""
+    each = ", ".join(f"{site} {value:.2f}" for site, value in epsilons.items())
+    return f"{each}, by each hospital's own ledger" if each else "none: this run has no differential privacy"
 
 
 def conclude(stage: Stage, left: dict[str, Any], compared: Comparison, *, as_json: bool) -> None:
@@ -187,7 +203,7 @@ def conclude(stage: Stage, left: dict[str, Any], compared: Comparison, *, as_jso
         "federated against pooled": f"{compared.federated - compared.pooled:+.3f}",
         "bytes moved": f"{data_size(left['bytes_up'])} from the hospitals, {data_size(left['bytes_down'])} to them",
         "secure aggregation": "yes: the coordinator saw the sum of the hospitals' updates and nothing of a single one",
-        "epsilon": "none: this run has no differential privacy",
+        "epsilon": told(left["epsilon_by_site"]),
         "time": f"{duration(left['total_seconds'])}, of which {duration(left['seconds'])} for {left['rounds']} rounds",
         "report": left["report"],
     }

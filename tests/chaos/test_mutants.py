@@ -29,7 +29,7 @@ from tests.chaos import drill
 Plant = Callable[[pytest.MonkeyPatch], None]
 PURE: dict[str, Plant] = {}
 DURABLE: dict[str, Plant] = {}
-FOUND, PATIENCE = 0.9, 60.0
+FOUND, PATIENCE = 0.9, 20.0
 
 
 def pure(plant: Plant) -> Plant:

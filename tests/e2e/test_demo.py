@@ -56,7 +56,10 @@ def scores(model: dict[str, npt.NDArray[np.float32]], rows: npt.NDArray[np.float
 
 
 def test_the_summary_has_what_it_must(left: dict[str, Any], folder: Path) -> None:
-    assert (left["nodes"], left["rounds"], left["status"], left["failures"], left["epsilon"]) == (4, 12, "completed", 0, None)
+    assert (left["nodes"], left["rounds"], left["status"], left["failures"]) == (4, 12, "completed", 0)
+    assert set(left["epsilon_by_site"]) == HOSPITALS
+    assert left["epsilon"] == max(left["epsilon_by_site"].values())
+    assert 3.5 < left["epsilon"] <= 4
     assert left["secagg"] == "protocol"
     assert left["bytes_up"] > 0
     assert left["bytes_down"] > 0
@@ -87,7 +90,7 @@ def test_an_independent_calculation_agrees(left: dict[str, Any], folder: Path) -
         hospitals = importlib.import_module("app")
 
         tables = {site: from_csv(folder / f"runs/demo/sites/{site}/patients.csv", "malignant") for site in sorted(HOSPITALS)}
-        held_out = [hospitals.prepare(rows.split(plan.evaluate.holdout, plan.job.seed)[1]) for rows in tables.values()]
+        held_out = [hospitals.prepare(rows.split_alone(plan.evaluate.holdout, plan.job.seed)[1]) for rows in tables.values()]
     assert sum(map(len, tables.values())) == 569
     model = load_file(folder / "runs/demo/model.safetensors")
     said = np.concatenate([scores(model, rows.x) for rows in held_out])
@@ -100,7 +103,8 @@ def test_somebody_who_watches_sees_every_step_and_the_answer_last(done: Done, le
     for command in ("server init", "server start", "project create", "project invite", "node join", "node data add", "node start", "run submit"):
         assert f"$ fedscale {command}" in done.err
     for number in range(1, 13):
-        assert f"evaluate {number}/12" in done.err
+        assert f"train {number}/12" in done.err
+        assert (f"evaluate {number}/12" in done.err) == (number % 2 == 0)
     shown = [line.split() for line in done.out.splitlines() if line.strip()]
     for site in HOSPITALS:
         row = next(line for line in shown if line[:2] == [site, "alone"])

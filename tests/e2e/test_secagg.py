@@ -64,7 +64,7 @@ def test_a_masked_run_comes_to_the_bits_of_a_plain_one(
 def test_a_server_that_is_killed_at_any_step_goes_on_to_the_same_bits(
     federation: Federation, job: Callable[..., Path], expected: Callable[[Path], str]
 ) -> None:
-    file = job(rounds=5, epochs=4, clients=ALL, secagg={})
+    file = job(rounds=5, epochs=4, clients={**ALL, "min_per_round": len(NAMES)}, secagg={})
     run = federation.submit(file)
     events = federation.watch(run)
     for number, step in enumerate(("keys", "shares", "", "consent", "opening"), 1):

@@ -338,7 +338,7 @@ async def test_a_server_that_is_told_to_stop_lets_everybody_go_and_loses_nothing
     events = [json.loads(line) for line in lines]
     assert {"server ready", "node connected", "node disconnected"} <= {e["event"] for e in events}
     assert {tuple(sorted(e)) for e in events} <= {
-        ("address", "enrolment", "event", "level", "timestamp"),
+        ("address", "dashboard", "enrolment", "event", "level", "timestamp"),
         ("datasets", "event", "level", "node", "timestamp"),
         ("event", "level", "node", "timestamp"),
     }

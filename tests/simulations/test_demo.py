@@ -97,7 +97,8 @@ class Script:
     def call(self, *words: object, show: bool = True, live: bool = False) -> Any:
         self.course.append(" ".join(map(str, words)))
         record = json.loads(RECORD.to_json())
-        return {"ticket": "fs1.SECRETSECRETSECRET", "record": record, "link": "http://127.0.0.1:8472/login#token"}
+        accounts = [{"epsilon": 3.9}] if "north" in self.course[-1] else []
+        return {"ticket": "fs1.SECRETSECRETSECRET", "record": record, "link": "http://127.0.0.1:8472/login#token", "accounts": accounts}
 
     def start(self, name: str, *words: object, log: Path) -> None:
         self.course.append(f"start {name}")
@@ -135,6 +136,12 @@ def test_the_coordinator_is_ready_before_anybody_calls_it(tmp_path: Path, monkey
     assert "watch it in a browser: http://127.0.0.1:8472/login#token" in script.shown
 
 
+def test_each_hospital_is_asked_for_its_own_ledger(tmp_path: Path) -> None:
+    script: Any = Script()
+    assert demo.spent(script, Stage(tmp_path), ("north", "south")) == {"north": 3.9}
+    assert [words.split(" --home ")[0] for words in script.course] == ["privacy spent"] * 2
+
+
 def test_training_is_followed_and_its_model_fetched(tmp_path: Path) -> None:
     script: Any = Script()
     assert demo.train(script, Stage(tmp_path)) == RECORD
@@ -147,7 +154,7 @@ def test_training_is_followed_and_its_model_fetched(tmp_path: Path) -> None:
 
 
 def test_the_summary_answers_the_question(tmp_path: Path) -> None:
-    left = leave(Stage(tmp_path), RECORD, COMPARED, 12.0)
+    left = leave(Stage(tmp_path), RECORD, COMPARED, {"north": 3.5, "south": 3.9}, 12.0)
     assert json.loads((tmp_path / "summary.json").read_text()) == left
     assert left["auc"] == {"alone": {"north": 0.8, "south": 0.9}, "alone_mean": pytest.approx(0.85), "federated": 0.97, "pooled": 0.98}
     assert {key: left[key] for key in ("nodes", "rounds", "bytes_up", "bytes_down", "seconds", "epsilon")} == {
@@ -156,8 +163,9 @@ def test_the_summary_answers_the_question(tmp_path: Path) -> None:
         "bytes_up": 500,
         "bytes_down": 900,
         "seconds": 3.0,
-        "epsilon": None,
+        "epsilon": 3.9,
     }
+    assert left["epsilon_by_site"] == {"north": 3.5, "south": 3.9}
     page = Path(left["report"]).read_text()
     assert "north alone" in page
     assert "0.980" in page
@@ -171,6 +179,7 @@ def told(compared: Comparison, *, as_json: bool = False) -> str:
         "seconds": 3.0,
         "rounds": 12,
         "report": "runs/demo/report.html",
+        "epsilon_by_site": {"north": 3.5, "south": 3.912},
     }
     with caught() as (out, _):
         conclude(Stage(Path("runs/demo")), left, compared, as_json=as_json)
