@@ -35,7 +35,7 @@ def add(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Let somebody log in to the dashboard; for a name that is there already, change role and password."""
+    """Let somebody log in to the dashboard, or change role and password."""
     password = sys.stdin.readline().rstrip("\n") if password_stdin else secrets.token_urlsafe(PASSWORD_BYTES)
     account = new_account(name, role, password, datetime.now(UTC))
     with _store(home, database) as store:

@@ -18,7 +18,7 @@ server = group(
 user = group(
     "Decide who may log in to the dashboard.",
     {
-        "add": Entry("fedscale_server.cli_user:add", "Let somebody log in to the dashboard."),
+        "add": Entry("fedscale_server.cli_user:add", "Let somebody log in to the dashboard, or change role and password."),
         "list": Entry("fedscale_server.cli_user:list_", "List who may log in to the dashboard."),
         "remove": Entry("fedscale_server.cli_user:remove", "Shut a user out of the dashboard at once."),
     },

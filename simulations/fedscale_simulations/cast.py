@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -47,13 +48,15 @@ class Cast:
     tell: Callable[[str], None] = console.note
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _before: Any = None
+    _before: dict[int, Any] = field(default_factory=dict)
     _over: bool = False
+    _noting: bool = False
+    _interrupted: bool = False
 
     def __enter__(self) -> Self:
         """From now on SIGTERM unwinds like Ctrl-C, so that nothing is left behind."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _interrupt)
+            self._before = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -61,8 +64,8 @@ class Cast:
         try:
             self.stop()
         finally:
-            if self._before is not None:
-                signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def start(self, name: str, *words: object, log: Path) -> None:
         """Start a command in the background; its stderr goes to ``log``, its stdout to the same name with ``.out``."""
@@ -71,9 +74,28 @@ class Cast:
         with log.open("wb") as err, log.with_suffix(".out").open("wb") as out, self._lock:
             if self._over:
                 raise RunFailed(f"{name} was not started, the demonstration is over")
-            self._running[name] = subprocess.Popen(
-                [*program(), *map(str, words)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
-            )
+            with self._uninterrupted():
+                self._running[name] = subprocess.Popen(
+                    [*program(), *map(str, words)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
+                )
+
+    @contextmanager
+    def _uninterrupted(self) -> Iterator[None]:
+        """Put an interrupt off until a process that was started has been noted down; only the main thread is ever interrupted."""
+        main = threading.current_thread() is threading.main_thread()
+        self._noting = self._noting or main
+        try:
+            yield
+        finally:
+            self._noting = self._noting and not main
+        if main and self._interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """Stop, now or as soon as nothing can be forgotten."""
+        self._interrupted = True
+        if not self._noting:
+            raise KeyboardInterrupt
 
     def ready(self, name: str, log: Path) -> Any:
         """The data of the envelope that a background command prints when it is ready.
@@ -146,10 +168,6 @@ class Cast:
 
     def _show(self, words: tuple[object, ...]) -> None:
         self.tell(f"$ {shlex.join(['fedscale', *map(str, words)])}")
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _tail(log: Path) -> str:
