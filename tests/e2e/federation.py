@@ -202,12 +202,13 @@ class Federation:
         return str(self.manage("project", "invite", PROJECT, "--name", name)["ticket"])
 
     def join(self, name: str, datasets: Mapping[str, Sequence[object]]) -> None:
-        """A node that declares datasets by name, each with the options of ``node data add``, and starts."""
+        """A node that declares datasets by name, each with the options of ``node data add``, and is at the coordinator when this returns."""
         home = ("--home", self.node_home(name))
         self.ask("node", "join", self.invite(name), *home)
         for dataset, options in datasets.items():
             self.ask("node", "data", "add", dataset, *options, *home)
         self.start_node(name)
+        self.connected(name)
 
     def join_all(self, nodes: Iterable[str], datasets: Callable[[str], Mapping[str, Sequence[object]]]) -> None:
         """Several nodes at the same time."""

@@ -21,7 +21,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
     folder = tmp_path_factory.mktemp("usage")
     with Federation(folder) as made:
         made.join("ann", declared(write_table(folder / "ann.csv", "ann")))
-        made.connected("ann")
         yield made
 
 
@@ -149,7 +148,6 @@ def test_a_home_is_for_one_node_at_a_time(federation: Federation) -> None:
 
 def test_a_revoked_node_is_out_and_says_so(federation: Federation, tmp_path: Path) -> None:
     federation.join("wim", declared(write_table(tmp_path / "wim.csv", "wim")))
-    federation.connected("wim")
     federation.manage("project", "revoke", "wim")
     out = federation.nodes["wim"].wait()
     assert out.code == 4
@@ -160,7 +158,6 @@ def test_a_revoked_node_is_out_and_says_so(federation: Federation, tmp_path: Pat
 def test_a_node_that_waits_for_its_coordinator_still_ends_when_told(tmp_path: Path) -> None:
     with Federation(tmp_path / "lonely") as lonely:
         lonely.join("ann", {})
-        lonely.connected("ann")
         lonely.server.kill()
         until(lambda: "disconnected" in lonely.nodes["ann"].told(), "the end of the connection")
         lonely.nodes["ann"].send(signal.SIGINT)
