@@ -34,7 +34,7 @@ from fedscale_client.throttle import Throttle
 STALL_SECONDS = 600.0
 CORRUPT_ATTEMPTS = 3
 # A frame that was not complete when the line broke is sent again: on a slow line, or one that breaks often, frames are small.
-LEAST_FRAME, QUICK_SECONDS, SLOW_SECONDS = 64 << 10, 0.1, 1.0
+LEAST_FRAME, QUICK_SECONDS, SLOW_SECONDS = 16 << 10, 0.1, 1.0
 VERDICTS = {number: name.lower() for name, number in pb.Receipt.Verdict.items() if number != pb.Receipt.UNKNOWN}
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FRAME = 1 << 20
+FRAME = 1 << 18
 MESSAGE = 4 << 20
 BLOB = 1 << 40
 BUNDLE = 64 << 20
