@@ -17,7 +17,8 @@ from fedscale.strategy import fed_buff
 from fedscale_simulations.simulator import simulate
 
 SIZES, COHORT, ROUNDS = (1_000, 10_000, 100_000), 500, 10
-FLAT, MINUTES = 1.2, 600.0
+HELD = 20_000
+FLAT, MINUTES, OVERHEAD = 1.2, 600.0, 50.0
 ROWS = from_arrays(np.random.default_rng(0).normal(size=(20, 16)), np.arange(20) % 2)
 
 
@@ -49,6 +50,9 @@ def measure() -> Iterator[Figure]:
     each = {size: seconds(lambda size=size: play(size, COHORT, ROUNDS), 5) / (COHORT * ROUNDS) for size in SIZES}  # type: ignore[misc]
     for size, cost in each.items():
         yield Figure(f"an idle client among {size:,}", 1e6 * cost, "us")
+    held = {f"c{at:06}": ROWS for at in range(HELD)}
+    cost = seconds(lambda: simulate(Idle(), held, rounds=2, evaluate={"every": 0, "holdout": 0}, engine="sequential"), 5)
+    yield Figure(f"an idle client of {HELD:,} at once", 1e6 * cost / (2 * HELD), "us", OVERHEAD)
     yield Figure("an idle client among 100,000 over 1,000", each[100_000] / each[1_000], "x", FLAT)
     devices = {"hours": 8.0, "dropout": 0.05}
     yield Figure("1,000,000 devices, 1,000 rounds of 100", _once(1_000_000, 100, 1_000, devices=devices), "s", MINUTES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 FRAME = 1 << 18
 MESSAGE = 4 << 20
-BLOB = 1 << 40
 BUNDLE = 64 << 20
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
