@@ -14,6 +14,7 @@ Point: TypeAlias = tuple[float, float]
 
 WIDTH, HEIGHT = 480.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 48.0, 50.0, 12.0, 38.0
+TICK_GAP, LETTER = 8.0, 8.0  # beside a mark's name, and the width of a letter in it
 GRID_WIDTH, GRID_LABEL, GRID_COUNT, ROW, CELL = 1000.0, 170.0, 70.0, 18.0, 26.0
 STRIP_WIDTH, STRIP_HEIGHT, STRIP_PAD = 320.0, 22.0, 24.0
 GRID_NAMES, GRID_LETTERS = 12, 24
@@ -105,25 +106,30 @@ def line_chart(lines: Sequence[Line], label: str, *, from_zero: bool = False, ov
         return tag("p", "No finite value to draw.", class_="empty")
     heights = [value for _, value in points]
     marks = ticks(min(heights + [0.0] * from_zero), max(heights))
-    across = Scale(min(x for x, _ in points), max(x for x, _ in points), LEFT + 6, WIDTH - RIGHT)
+    names = tick_names(marks)
+    left = max(LEFT, TICK_GAP + LETTER * max(map(len, names)))
+    across = Scale(min(x for x, _ in points), max(x for x, _ in points), left + 6, WIDTH - RIGHT)
     up = Scale(marks[0], marks[-1], HEIGHT - BOTTOM, TOP)
-    drawn = [*_y_axis(marks, up), *_x_axis(across, over), *(_curve(line, across, up, over) for line in lines)]
+    drawn = [
+        *_y_axis(list(zip(names, marks, strict=True)), up, left),
+        *_x_axis(across, over, left),
+        *(_curve(line, across, up, over) for line in lines),
+    ]
     return tag("svg", *drawn, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img", aria_label=label, class_="chart")
 
 
-def _y_axis(marks: Sequence[float], up: Scale) -> Iterator[Markup]:
-    names = tick_names(marks)
-    for name, mark in zip(names, marks, strict=True):
-        yield tag("line", x1=LEFT, x2=WIDTH - RIGHT + 6, y1=up(mark), y2=up(mark), class_="axis" if mark == marks[0] else "grid")
-        yield tag("text", name, x=LEFT - 8, y=up(mark) + 4, class_="tick end")
+def _y_axis(marks: Sequence[tuple[str, float]], up: Scale, left: float) -> Iterator[Markup]:
+    for name, mark in marks:
+        yield tag("line", x1=left, x2=WIDTH - RIGHT + 6, y1=up(mark), y2=up(mark), class_="axis" if mark == up.low else "grid")
+        yield tag("text", name, x=left - TICK_GAP, y=up(mark) + 4, class_="tick end")
 
 
-def _x_axis(across: Scale, over: str) -> Iterator[Markup]:
+def _x_axis(across: Scale, over: str, left: float) -> Iterator[Markup]:
     base = HEIGHT - BOTTOM
     for mark in whole_ticks(across.low, across.high):
         yield tag("line", x1=across(mark), x2=across(mark), y1=base, y2=base + 4, class_="axis")
         yield tag("text", f"{mark:g}", x=across(mark), y=base + 17, class_="tick middle")
-    yield tag("text", over, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 4, class_="tick middle")
+    yield tag("text", over, x=(left + WIDTH - RIGHT) / 2, y=HEIGHT - 4, class_="tick middle")
 
 
 def whole_ticks(low: float, high: float, count: int = 8) -> list[int]:

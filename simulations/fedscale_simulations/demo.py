@@ -19,7 +19,7 @@ from fedscale.cli.init import contents
 from fedscale.cli.lazy import later
 from fedscale.cli.options import Json
 from fedscale.errors import Conflict, RunFailed
-from fedscale.record import RunRecord, summary
+from fedscale.record import JSON, RunRecord, summary
 from fedscale.report.units import data_size, duration, number
 from fedscale_simulations.cast import Cast
 
@@ -173,7 +173,8 @@ def compare(stage: Stage, sites: tuple[str, ...]) -> Comparison:
 
 def leave(stage: Stage, record: RunRecord, compared: Comparison, epsilons: dict[str, float], seconds: float) -> dict[str, Any]:
     """Write the report and the summary; returns the summary."""
-    record = replace(record, extra={**record.extra, "comparison": compared.rows()})
+    booked: dict[str, JSON] = {"privacy": {"epsilon, by each hospital's own ledger": dict(epsilons)}} if epsilons else {}
+    record = replace(record, extra={**record.extra, **booked, "comparison": compared.rows()})
     files = report.write(record, stage.folder)
     values = {"alone": dict(compared.alone), "alone_mean": compared.mean_alone, "federated": compared.federated, "pooled": compared.pooled}
     privacy = {"epsilon": max(epsilons.values(), default=None), "epsilon_by_site": epsilons}

@@ -168,6 +168,8 @@ def test_the_summary_answers_the_question(tmp_path: Path) -> None:
     assert left["epsilon_by_site"] == {"north": 3.5, "south": 3.9}
     page = Path(left["report"]).read_text()
     assert "north alone" in page
+    assert "<h2>Privacy</h2>" in page
+    assert "own ledger \N{MIDDLE DOT} south" in page
     assert "0.980" in page
 
 

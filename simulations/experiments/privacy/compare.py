@@ -100,7 +100,7 @@ def ranked(scores: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
 
 def write_page(path: Path) -> None:
     """The curves over epsilon."""
-    lines = [figures.line_of(way.name, [(epsilon, fmean(values)) for epsilon, values in way.found.items()], way.style, labelled=True) for way in WAYS]
+    lines = [figures.line_of(way.name, [(epsilon, fmean(values)) for epsilon, values in way.found.items()], way.style) for way in WAYS]
     chart = line_chart(lines, "AUC by epsilon", over="epsilon")
     title = "Privacy of records: noise in shares beside noise at each hospital"
     path.write_text(page.document(title, page.section(title, chart, figures.legend(lines))), encoding="utf-8")

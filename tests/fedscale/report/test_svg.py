@@ -280,3 +280,12 @@ def test_a_grid_never_leaves_its_frame(columns: int) -> None:
     assert len(cells) == columns // 3
     assert all(float(cell.one("rect").attributes["x"]) + float(cell.one("rect").attributes["width"]) <= width for cell in cells)
     assert 1 <= len(drawing.all("text", "middle")) <= 14
+
+
+@pytest.mark.parametrize("heights", [(0.98251, 0.98302), (0.1, 0.9), (0.00012345, 0.0001236), (-1234.5, 98765.0)])
+def test_the_names_of_the_marks_are_not_cut_off(heights: tuple[float, float]) -> None:
+    drawn = str(line_chart([Line("all sites", ((1.0, heights[0]), (2.0, heights[1])), "pooled")], "a label"))
+    marks = [(float(re.findall(r'\bx="([0-9.]+)"', tag)[0]), name) for tag, name in re.findall(r"<text([^>]*tick end[^>]*)>([^<]+)<", drawn)]
+    assert len(marks) >= 3
+    # A digit is about 7 units wide in this font and size.
+    assert all(end >= 7 * len(name) for end, name in marks)
