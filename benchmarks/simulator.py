@@ -1,11 +1,12 @@
 """The simulator beside its rivals: Flower on Ray, pfl-research and the loop one writes by hand, in turn, on three workloads.
 
     python -m benchmarks.simulator setup ENVS                 an environment for each rival, with pip
-    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--data DIR] [--json]
+    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--rounds R] [--limit S] [--data DIR] [--json]
 
 Every run is a process of its own. All train the same clients in the same rounds from the same first model; the final
-loss shows it. Memory is the peak of the proportional set size over the process and its children. Medians of ``-n``
-interleaved repeats.
+loss shows it. Memory is the peak of the proportional set size over the process and its children, in which mapped data and
+libraries count, and what of it is nobody's file. Medians of ``-n`` interleaved repeats. Flower needs seconds of
+coordination for a round of W2 and minutes for all of W1 on a busy machine: ``--rounds 3`` measures the same pace of all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,8 +35,9 @@ SCRIPTS = ROOT / "benchmarks/rivals"
 RIVALS = {"fedscale": "ours.py", "plain": "plain.py", "pfl": "with_pfl.py", "flower": "with_flower.py"}
 PACKAGES = {"pfl": ("torch==2.13.0", "pfl[pytorch]==0.6.0"), "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0")}
 WORKLOADS = ("w1", "w2", "w3")
-COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "final_loss", "ratio")
+COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "peak_anon_mb", "final_loss", "ratio")
 LONGEST = 1800.0
+FEWEST_ROUNDS = 2  # the first is not counted
 LOSS_TOLERANCE = 1e-3
 
 
@@ -56,7 +60,15 @@ def setup(environments: Path) -> None:
             subprocess.run([str(home / "bin/pip"), "install", "--quiet", package], check=True)
 
 
-def bench(environments: Path | None, repeats: int, workloads: Sequence[str], only: Sequence[str], data: Path) -> list[Row]:
+def bench(
+    environments: Path | None,
+    repeats: int,
+    workloads: Sequence[str],
+    only: Sequence[str],
+    data: Path,
+    rounds: int | None = None,
+    limit: float = LONGEST,
+) -> list[Row]:
     """Rows of all that can be run, ours first for each workload; ``ratio`` is ours over theirs."""
     found: dict[tuple[str, str], list[Row]] = {}
     for workload in workloads:
@@ -65,7 +77,7 @@ def bench(environments: Path | None, repeats: int, workloads: Sequence[str], onl
         for workload in workloads:
             for name in only:
                 python = _python(name, environments)
-                if python is not None and (row := run(python, name, workload, data)) is not None:
+                if python is not None and (row := run(python, name, workload, data, rounds, limit)) is not None:
                     found.setdefault((workload, name), []).append(row)
     rows = [_median(some) for some in found.values()]
     ours = {row["workload"]: row for row in rows if row["who"] == "fedscale"}
@@ -77,29 +89,32 @@ def bench(environments: Path | None, repeats: int, workloads: Sequence[str], onl
     return sorted(rows, key=lambda row: (row["workload"], row["who"] != "fedscale", row["who"]))
 
 
-def run(python: Path, name: str, workload: str, data: Path) -> Row | None:
-    """One run; ``None`` where it failed, which is said on standard error."""
+def run(python: Path, name: str, workload: str, data: Path, rounds: int | None = None, limit: float = LONGEST) -> Row | None:
+    """One run; ``None`` where it failed or took longer than ``limit`` seconds, which is said on standard error."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "result.json"
         settings = {"BENCH_OUT": str(out), "BENCH_WORKLOAD": workload, "BENCH_DATA": str(data), "PYTHONPATH": str(ROOT)}
+        settings |= {} if rounds is None else {"BENCH_ROUNDS": str(rounds)}
         process = subprocess.Popen(
             [str(python), RIVALS[name]], cwd=SCRIPTS, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         said: list[str] = []
         listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
         listener.start()
-        peak, began = 0.0, time.monotonic()
+        peak, anonymous, began = 0.0, 0.0, time.monotonic()
         while process.poll() is None:
-            peak = max(peak, sum(_pss(each) for each in _family(process.pid)))
-            if time.monotonic() - began > LONGEST:
-                process.kill()
+            sizes = [_sizes(each) for each in _family(process.pid)]
+            peak, anonymous = max(peak, sum(whole for whole, _ in sizes)), max(anonymous, sum(part for _, part in sizes))
+            if time.monotonic() - began > limit:
+                said.append(f"it took more than {limit:.0f} s\n")
+                _kill(_family(process.pid))
             time.sleep(0.2)
         listener.join(5)
         if not out.exists():
             print(f"{name} on {workload} gave no result:\n{''.join(said[-5:])}", file=sys.stderr)
             return None
         row: Row = json.loads(out.read_text(encoding="utf-8"))
-        return row | {"peak_rss_mb": peak}
+        return row | {"peak_rss_mb": peak, "peak_anon_mb": anonymous}
 
 
 def _prepare(workload: str, data: Path) -> None:
@@ -138,13 +153,21 @@ def _family(root: int) -> list[int]:
     return found
 
 
-def _pss(process: int) -> float:
-    """The proportional set size of a process in MB; nothing where it has ended."""
+def _kill(processes: Sequence[int]) -> None:
+    """End processes, of which some may have ended."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _sizes(process: int) -> tuple[float, float]:
+    """The proportional set size of a process in MB, and what of it is anonymous; nothing where it has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+        return 0.0, 0.0
+    found = {line.split()[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss")}
+    return found.get("Pss:", 0.0), found.get("Pss_Anon:", 0.0)
 
 
 def _table(rows: list[Row]) -> str:
@@ -162,9 +185,13 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=3, dest="repeats", help="how often everything is run")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--only", default=",".join(RIVALS), help=f"out of {', '.join(RIVALS)}")
+    parser.add_argument("--rounds", type=int, help="how many instead of each workload's own; at least 2")
+    parser.add_argument("--limit", type=float, default=LONGEST, help="seconds after which a run is given up")
     parser.add_argument("--data", type=Path, help="where the workloads' data are kept, 1.3 GB")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     options = parser.parse_args()
+    if options.rounds is not None and options.rounds < FEWEST_ROUNDS:
+        parser.error(f"--rounds takes at least {FEWEST_ROUNDS}")
     if options.verb == "setup":
         if options.environments is None:
             parser.error("setup needs a folder for the environments")
@@ -172,7 +199,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         data = (options.data or Path(scratch)).absolute()
-        rows = bench(options.environments, options.repeats, options.workloads.split(","), options.only.split(","), data)
+        workloads, only = options.workloads.split(","), options.only.split(",")
+        rows = bench(options.environments, options.repeats, workloads, only, data, options.rounds, options.limit)
     print("\n".join(json.dumps(row) for row in rows) if options.json else _table(rows))
     if any(not row.get("same_work", True) for row in rows):
         raise SystemExit("the final losses differ: not the same work")

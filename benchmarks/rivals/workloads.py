@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,9 @@ class Data:
 
     def __init__(self, workload: Workload, folder: Path, part: str = "train") -> None:
         self._rows = workload.rows
-        self.x = np.load(folder / f"{workload.name}-{part}-x.npy", mmap_mode="c")
-        self.y = None if workload.name == "w3" else np.load(folder / f"{workload.name}-{part}-y.npy", mmap_mode="c")
+        # Plain arrays over the mapped memory: a slice of a memmap costs ten times as much.
+        self.x = np.asarray(np.load(folder / f"{workload.name}-{part}-x.npy", mmap_mode="c"))
+        self.y = None if workload.name == "w3" else np.asarray(np.load(folder / f"{workload.name}-{part}-y.npy", mmap_mode="c"))
 
     def client(self, at: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Features and targets of a client, as views."""
@@ -191,8 +192,8 @@ class Data:
 
     def some(self, rows: slice) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Features and targets of some rows."""
-        x = np.asarray(self.x[rows])
-        return (x[:, :-1], x[:, 1:]) if self.y is None else (x, np.asarray(self.y[rows]))
+        x = self.x[rows]
+        return (x[:, :-1], x[:, 1:]) if self.y is None else (x, self.y[rows])
 
 
 def train(model: nn.Module, rows: tuple[npt.NDArray[Any], npt.NDArray[Any]], workload: Workload) -> None:
@@ -236,4 +237,5 @@ class Report:
 
 def asked() -> tuple[Workload, Path]:
     """The workload and the folder of the data, from the environment: some launchers keep the command line for themselves."""
-    return WORKLOADS[os.environ["BENCH_WORKLOAD"]], Path(os.environ["BENCH_DATA"])
+    workload = WORKLOADS[os.environ["BENCH_WORKLOAD"]]
+    return replace(workload, rounds=int(os.environ.get("BENCH_ROUNDS", workload.rounds))), Path(os.environ["BENCH_DATA"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from fedscale.sampling import Shuffle
 from fedscale.torch_learner import kernels
 from fedscale.torch_learner.chain import Dense, Stage, chain_of
 from fedscale.torch_learner.examples import Examples
-from fedscale.torch_learner.factored import Activation, Layer, Own, Pace, Shared, shares
+from fedscale.torch_learner.factored import Activation, Function, Layer, Own, Pace, Rectifier, Seen, Shared, shares
 from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
 from fedscale.vector import Packed, Schema, Vector
 
@@ -78,6 +78,23 @@ class Learnt:
     losses: npt.NDArray[np.float64]
 
 
+class Trainer(Protocol):
+    """Trains many clients at once."""
+
+    def alike(self, rows: int) -> int:
+        """Clients whose numbers of rows give the same may be trained together."""
+
+    def most(self, rows: int) -> int:
+        """How many clients with so many rows go together."""
+
+    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Learnt:
+        """Train clients from a model on.
+
+        Raises:
+            AppError, UpdateRejected: as a client alone, or because the clients do not go together; one by one it shows which.
+        """
+
+
 def blocks_for(module: nn.Module, loss: object, training: Training, proximal: float) -> tuple[Blocks | None, str]:
     """What trains blocks of clients of a freshly built module; or nothing and why not."""
     if training.optimizer.name != "sgd" or training.amp:
@@ -109,15 +126,18 @@ class Blocks:
         self._width = next(stage.inputs for stage in stages if isinstance(stage, Dense))
         self._outputs = next(stage.outputs for stage in reversed(stages) if isinstance(stage, Dense))
 
-    def pace(self, rows: int) -> Pace:
-        """The steps of a client with so many rows; only clients of one pace make a block."""
-        training = self._training
-        steps = training.epochs * -(-rows // training.batch_size)
-        return Pace(min(steps, training.max_steps or steps), training.batch_size, training.optimizer, self._proximal)
+    def alike(self, rows: int) -> int:
+        """The steps of a client with so many rows; only clients that take the same steps are trained together."""
+        steps = self._training.epochs * -(-rows // self._training.batch_size)
+        return min(steps, self._training.max_steps or steps)
 
-    def most(self, pace: Pace) -> int:
-        """How many clients make a block: as many as stay in the cache, whatever the machine."""
-        return max(1, min(MOST_CLIENTS, MOST_FEATURES // (pace.steps * pace.batch * self._width)))
+    def pace(self, rows: int) -> Pace:
+        """The steps of a client with so many rows."""
+        return Pace(self.alike(rows), self._training.batch_size, self._training.optimizer, self._proximal)
+
+    def most(self, rows: int) -> int:
+        """How many clients with so many rows go together: as many as stay in the cache, whatever the machine."""
+        return max(1, min(MOST_CLIENTS, MOST_FEATURES // (self.alike(rows) * self._training.batch_size * self._width)))
 
     def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Learnt:
         """Train clients of one pace from a model on.
@@ -125,42 +145,44 @@ class Blocks:
         Raises:
             UpdateRejected: training diverged for one of them, or labels do not fit; one by one it shows for which.
         """
-        pace = self.pace(len(examples[0]))
-        features, targets, share = self._rows(pace, examples, seeds)
-        first = self._first(features)
+        pace = self.pace(max(map(len, examples)))
+        seen, targets, share = self._rows(pace, examples, seeds)
         with torch.no_grad():
-            layers = self._layers(model, len(examples), pace, first)
+            layers = self._layers(model, len(examples), pace, seen)
             losses = torch.zeros(len(examples), dtype=torch.float64)
             for step in range(pace.steps):
                 some = slice(step * pace.batch, (step + 1) * pace.batch)
-                losses += self._step(layers, step, first[:, some], targets[:, some], share[:, some])
+                losses += self._step(layers, step, targets[:, some], share[:, some])
             delta = self._change(layers, torch.tensor(weights, dtype=torch.float32) / sum(weights))
         if not (torch.isfinite(losses).all() and np.isfinite(delta @ delta)):
             raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
         return Learnt(delta, (losses / (share > 0).sum(1)).numpy())
 
-    def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, targets and what each row counts in its batch, in the order in which each client sees them; padding counts nothing."""
-        count, kind = pace.steps * pace.batch, examples[0].targets
-        size = len(examples) * count * self._width
-        # Memory that was just used is still in the cache, and new memory would have to be mapped first.
-        self._space = self._space if self._space.numel() >= size else torch.empty(size)
-        features, targets = self._space[:size].view(len(examples), count, self._width), torch.empty(len(examples), count, dtype=kind.dtype)
-        shares: dict[int, Tensor] = {}
-        for own, seed, into, labels in zip(examples, seeds, features.unbind(), targets.unbind(), strict=True):
-            rows, flat = own.targets.shape[0], own.features if own.features.ndim == 2 else own.features.flatten(1)
-            if own.targets.shape != (rows,) or labels.dtype != own.targets.dtype or flat.shape[1] != self._width or flat.dtype != features.dtype:
-                raise UpdateRejected("the rows of a client do not fit the model")
-            if rows not in shares:
-                shares[rows] = _shares(rows, pace)
-            self._shuffle.seed(seed)
-            order = torch.from_numpy(self._shuffle.draw(rows) if rows == count else _padded(self._shuffle, rows, pace))
-            torch.index_select(flat, 0, order, out=into)
-            torch.index_select(own.targets, 0, order, out=labels)
-        share = torch.stack([shares[own.targets.shape[0]] for own in examples])
+    def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int]) -> tuple[Seen, Tensor, Tensor]:
+        """Features, and in the order in which each client sees its rows targets and what a row counts in its batch; padding counts nothing."""
+        count, sizes = pace.steps * pace.batch, [own.targets.shape[0] for own in examples]
+        flat = [own.features if own.features.ndim == 2 else own.features.flatten(1) for own in examples]
+        alike = {(own.targets.ndim, own.targets.dtype, rows.shape[1], rows.dtype) for own, rows in zip(examples, flat, strict=True)}
+        if alike != {(1, examples[0].targets.dtype, self._width, torch.float32)}:
+            raise UpdateRejected("the rows of a client do not fit the model")
+        orders = torch.from_numpy(np.stack([self._order(seed, rows, pace) for seed, rows in zip(seeds, sizes, strict=True)]))
+        if max(sizes) > count:
+            # Of more rows than the steps take only those are needed, and lie in order.
+            flat = [rows[order] for rows, order in zip(flat, orders.unbind(), strict=True)]
+            targets = torch.stack([own.targets[order] for own, order in zip(examples, orders.unbind(), strict=True)])
+            orders = torch.arange(count).expand(len(examples), -1)
+        else:
+            targets = _side_by_side([own.targets for own in examples], sizes, examples[0].targets.new_empty(0)).gather(1, orders)
         if self._outputs > 1 and (targets.is_floating_point() or int(targets.min()) < 0 or int(targets.max()) >= self._outputs):
             raise UpdateRejected("the labels of a client do not fit the model")
-        return features, targets, share
+        shares = {rows: _shares(rows, pace) for rows in set(sizes)}
+        features = self._space = _side_by_side(flat, [rows.shape[0] for rows in flat], self._space)
+        return Seen(self._first(features), orders), targets, torch.stack([shares[rows] for rows in sizes])
+
+    def _order(self, seed: int, rows: int, pace: Pace) -> npt.NDArray[np.int64]:
+        """The rows of a client's steps, one after the other."""
+        self._shuffle.seed(seed)
+        return self._shuffle.draw(rows) if rows == pace.steps * pace.batch else _padded(self._shuffle, rows, pace)
 
     def _first(self, rows: Tensor) -> Tensor:
         """The rows as they enter the first linear layer."""
@@ -170,23 +192,25 @@ class Blocks:
             rows = stage(rows)
         return rows
 
-    def _layers(self, model: Packed, clients: int, pace: Pace, rows: Tensor) -> list[Layer | Activation]:
+    def _layers(self, model: Packed, clients: int, pace: Pace, seen: Seen) -> list[Layer | Function]:
         """The chain from the first linear layer on, with the global model in it."""
-        layers: list[Layer | Activation] = []
+        layers: list[Layer | Function] = []
         for stage in self._stages:
             if not isinstance(stage, Dense):
-                layers += [Activation(stage)] if layers else []
+                layers += [Rectifier() if stage is torch.relu else Activation(stage)] if layers else []
                 continue
             weight = tensor_of(model[stage.weight])
             bias = tensor_of(model[stage.bias]) if stage.bias else None
+            known = None if layers else seen
             if shares(stage, pace, first=not layers):
-                layers.append(Shared(weight, bias, clients, pace, self._product, None if layers else rows))
+                layers.append(Shared(weight, bias, clients, pace, self._product, known))
             else:
-                layers.append(Own(weight, bias, clients, pace))
+                layers.append(Own(weight, bias, clients, pace, known))
         return layers
 
-    def _step(self, layers: list[Layer | Activation], step: int, rows: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    def _step(self, layers: list[Layer | Function], step: int, targets: Tensor, share: Tensor) -> Tensor:
         """One step of all clients; the loss of each, summed over its batch."""
+        rows = targets  # which the first layer does not read: it knows its own
         for layer in layers:
             rows = layer.forward(step, rows)
         losses, gradient = self._loss(rows, targets)
@@ -195,17 +219,32 @@ class Blocks:
             back = layers[at].backward(step, back, inwards=at > 0) if back is not None else None
         return (losses * (share > 0)).sum(1, dtype=torch.float64)
 
-    def _change(self, layers: list[Layer | Activation], weights: Tensor) -> Vector:
+    def _change(self, layers: list[Layer | Function], weights: Tensor) -> Vector:
         """The weighted mean of the model changes."""
         flat = self._schema.zeros()
         parts = self._schema.unpack(flat)
         dense = [stage for stage in self._stages if isinstance(stage, Dense)]
-        for stage, layer in zip(dense, [layer for layer in layers if not isinstance(layer, Activation)], strict=True):
+        for stage, layer in zip(dense, [layer for layer in layers if not isinstance(layer, Function)], strict=True):
             weight, bias = layer.change(weights)
             parts[stage.weight][:] = weight.numpy()
             if stage.bias:
                 parts[stage.bias][:] = bias.numpy()
         return flat
+
+
+def _side_by_side(parts: Sequence[Tensor], sizes: Sequence[int], space: Tensor) -> Tensor:
+    """The rows of all clients, shape ``(clients, most rows, ...)``, zeros where a client has fewer; in memory that was used before if it fits.
+
+    Memory that was just used is still in the cache, and new memory would have to be mapped first.
+    """
+    shape = (len(parts), max(sizes), *parts[0].shape[1:])
+    out = space if space.shape == shape else parts[0].new_empty(shape)
+    if min(sizes) == max(sizes):
+        return torch.stack(list(parts), out=out)
+    out.zero_()
+    for into, part, size in zip(out.unbind(), parts, sizes, strict=True):
+        into[:size] = part
+    return out
 
 
 def _product(rows: Tensor, weight: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ FUNCTIONS = (
     functional.leaky_relu, functional.softplus, functional.relu6, functional.selu, functional.logsigmoid,
 )  # fmt: skip
 METHODS = ("relu", "tanh", "sigmoid")
+RECTIFIERS = (torch.relu, functional.relu, "relu")
 CHANGING = ("inplace",)
 
 
@@ -86,6 +87,8 @@ def _stage(node: fx.Node, parts: dict[str, nn.Module]) -> Stage | None:
     target: Any = node.target
     if node.op == "call_module":
         return _part(target, parts[target])
+    if target in RECTIFIERS and len(node.args) == 1:
+        return torch.relu
     settings = {name: value for name, value in node.kwargs.items() if name not in CHANGING}
     if node.op == "call_function" and target in FUNCTIONS and len(node.args) == 1:
         return lambda values: target(values, **settings)
@@ -106,6 +109,8 @@ def _part(name: str, part: nn.Module) -> Stage | None:
         return _flat
     if type(part) is nn.Identity or (type(part) is nn.Dropout and part.p == 0):
         return _same
+    if type(part) is nn.ReLU:
+        return torch.relu
     if type(part) in MODULES:
         settings = {name: value for name, value in vars(part).items() if not name.startswith("_") and name not in ("training", *CHANGING)}
         return type(part)(**settings)

@@ -36,10 +36,11 @@ class Examples:
         Raises:
             DataError: there are no rows, or not one label for each.
         """
-        if not len(targets) or len(targets) != len(features):
-            raise DataError(f"{len(features)} rows and {len(targets)} labels for this phase", why="one label a row and at least one row are needed")
+        rows = targets.shape[0]
+        if not rows or rows != features.shape[0]:
+            raise DataError(f"{len(features)} rows and {rows} labels for this phase", why="one label a row and at least one row are needed")
         targets = targets.float() if targets.is_floating_point() else targets.long()
-        targets = targets.reshape(-1) if targets.shape == (len(targets), 1) else targets
+        targets = targets.reshape(-1) if targets.shape == (rows, 1) else targets
         classes = 0 if targets.is_floating_point() else int(targets.max()) + 1
         return cls(features.float() if features.is_floating_point() else features, targets, classes)
 

@@ -10,7 +10,7 @@ Momentum, weight decay and FedProx's pull are linear in weights and gradients an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 import torch
@@ -68,6 +68,22 @@ class Layer(Protocol):
         """How weight and bias have changed, summed over the clients with these weights, shape ``(clients,)``."""
 
 
+class Rectifier:
+    """The positive part, in place; the most frequent activation, for which autograd would cost more than the function."""
+
+    def __init__(self) -> None:
+        self._outer = torch.empty(0)
+
+    def forward(self, step: int, rows: Tensor) -> Tensor:  # noqa: ARG002 - as a layer
+        """The function's values."""
+        self._outer = rows.relu_()
+        return self._outer
+
+    def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:  # noqa: ARG002 - as a layer
+        """The gradient at its arguments."""
+        return torch.ops.aten.threshold_backward(gradient, self._outer, 0) if inwards else None
+
+
 class Activation:
     """An elementwise function of all clients' values.
 
@@ -89,6 +105,9 @@ class Activation:
     def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:  # noqa: ARG002 - as a layer
         """The gradient at its arguments."""
         return torch.autograd.grad(self._outer, self._inner, gradient)[0] if inwards else None
+
+
+Function: TypeAlias = Rectifier | Activation
 
 
 class Bias:
@@ -125,19 +144,56 @@ def descend(own: Tensor, speed: Tensor, gradient: Tensor, first: Tensor, pace: P
     own.add_(gradient, alpha=-wanted.lr)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Rows that are known before the first step, as they lie at the clients, and the order in which the steps take them.
+
+    Args:
+        rows: shape ``(clients, most rows, in)``, zeros where a client has fewer.
+        order: numbers of rows, shape ``(clients, steps * batch)``.
+    """
+
+    rows: Tensor
+    order: Tensor
+
+    @property
+    def places(self) -> Tensor:
+        """The order as numbers among the rows of all clients."""
+        return (self.order + torch.arange(len(self.rows)).mul_(self.rows.shape[1]).unsqueeze(1)).view(-1)
+
+    def taken(self, values: Tensor) -> Tensor:
+        """Values of each row, ``(clients, most rows, n)``, in the order of the steps."""
+        return values.view(-1, values.shape[2]).index_select(0, self.places).view(*self.order.shape, -1)
+
+    def step(self, at: int, batch: int) -> Tensor:
+        """The rows of a step."""
+        some = replace(self, order=self.order[:, at * batch : (at + 1) * batch])
+        return some.taken(self.rows)
+
+    def alike(self) -> Tensor:
+        """The products of the rows with each other, both in the order of the steps."""
+        pairs = self.taken(torch.bmm(self.rows, self.rows.transpose(1, 2)))
+        return pairs.gather(2, self.order.unsqueeze(1).expand(-1, self.order.shape[1], -1))
+
+    def returned(self, values: Tensor) -> Tensor:
+        """The reverse of ``taken``, where a row that was taken several times gets the sum."""
+        into = values.new_zeros(self.rows.shape[0] * self.rows.shape[1], values.shape[2])
+        return into.index_add_(0, self.places, values.reshape(-1, values.shape[2]))
+
+
 class Own:
     """A layer of which every client has weights of its own; for layers so small that they stay in the cache."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace) -> None:
-        self._first, self._pace, self._bias = weight, pace, Bias(bias, clients, pace)
+    def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace, seen: Seen | None) -> None:
+        self._first, self._pace, self._bias, self._seen = weight, pace, Bias(bias, clients, pace), seen
         self._own = weight.expand(clients, -1, -1).clone()
         self._speed = torch.zeros_like(self._own) if pace.optimizer.momentum else torch.empty(0)
         self._rows = torch.empty(0)
 
-    def forward(self, step: int, rows: Tensor) -> Tensor:  # noqa: ARG002 - a layer
+    def forward(self, step: int, rows: Tensor) -> Tensor:
         """One small product a client."""
-        self._rows = rows
-        return self._bias.added(torch.bmm(rows, self._own.transpose(1, 2)))
+        self._rows = rows if self._seen is None else self._seen.step(step, self._pace.batch)
+        return self._bias.added(torch.bmm(self._rows, self._own.transpose(1, 2)))
 
     def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:  # noqa: ARG002 - a layer
         """Move the client's weights."""
@@ -164,32 +220,31 @@ class Shared:
         clients: how many.
         pace: the steps.
         product: ``(x, w) -> x @ w.T``.
-        rows: all inputs ``(clients, steps * batch, in)`` where they are known beforehand.
+        seen: all inputs where they are known beforehand.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace, product: Product, rows: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace, product: Product, seen: Seen | None) -> None:
         self._weight, self._pace, self._product, self._bias = weight, pace, product, Bias(bias, clients, pace)
         self._a, c = pace.course()
         self._c = torch.tensor(c).repeat_interleave(pace.batch, 1).unsqueeze(2)
         count, (outputs, inputs) = pace.steps * pace.batch, weight.shape
-        self._known = rows is not None
-        self._rows = weight.new_empty(clients, count, inputs) if rows is None else rows
-        self._gradients = weight.new_empty(clients, count, outputs)
-        if rows is not None:
-            self._outputs = product(rows.view(-1, inputs), weight).view(clients, count, outputs)
-            self._alike = torch.bmm(rows, rows.transpose(1, 2)) if pace.steps > 1 else rows
+        self._seen, self._gradients = seen, weight.new_empty(clients, count, outputs)
+        self._rows = weight.new_empty(clients, count, inputs) if seen is None else seen.rows
+        if seen is not None:
+            self._outputs = seen.taken(product(seen.rows.view(-1, inputs), weight).view(clients, -1, outputs))
+            self._alike = seen.alike() if pace.steps > 1 else seen.rows
 
     def forward(self, step: int, rows: Tensor) -> Tensor:
         """The shared product, and what the client's own steps add to it."""
         begin, end = step * self._pace.batch, (step + 1) * self._pace.batch
-        if self._known:
+        if self._seen is not None:
             outputs = self._outputs[:, begin:end]
         else:
             self._rows[:, begin:end] = rows
             outputs = self._product(rows.reshape(-1, rows.shape[2]), self._weight).view(*rows.shape[:2], -1)
         if not step:
             return self._bias.added(outputs.clone())
-        alike = self._alike[:, begin:end, :begin] if self._known else torch.bmm(rows, self._rows[:, :begin].transpose(1, 2))
+        alike = self._alike[:, begin:end, :begin] if self._seen is not None else torch.bmm(rows, self._rows[:, :begin].transpose(1, 2))
         return self._bias.added(torch.baddbmm(outputs, alike, self._gradients[:, :begin] * self._c[step, :begin], beta=self._a[step]))
 
     def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:
@@ -207,7 +262,8 @@ class Shared:
 
     def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """One product over all rows of all clients."""
-        scaled = (self._gradients * (self._c[-1] * weights.view(-1, 1, 1))).view(-1, self._weight.shape[0])
+        scaled = self._gradients * (self._c[-1] * weights.view(-1, 1, 1))
+        scaled = scaled.view(-1, self._weight.shape[0]) if self._seen is None else self._seen.returned(scaled)
         moved = self._product(scaled.t(), self._rows.view(-1, self._weight.shape[1]).t())
         return moved.add_(self._weight, alpha=(self._a[-1] - 1) * float(weights.sum())), self._bias.change(weights)
 

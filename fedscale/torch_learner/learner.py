@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import islice
@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from fedscale.data import Dataset
-from fedscale.errors import AppError, DataError, PlanError, UpdateRejected
+from fedscale.errors import AppError, DataError, FedscaleError, PlanError, UpdateRejected
 from fedscale.learner import App, Learner, Phase, Private, Result, Training, Work
 from fedscale.metrics import Sums
 from fedscale.sampling import Shuffle
-from fedscale.torch_learner.blocks import Blocks, blocks_for
+from fedscale.torch_learner.blocks import Trainer, blocks_for
 from fedscale.torch_learner.clipping import PROBE, Objective, Way, way_for
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.measures import MEASURES, total
 from fedscale.torch_learner.private import PrivateSteps, descend, gradient, members
 from fedscale.torch_learner.resident import Resident, arrays_of, shared_state
+from fedscale.torch_learner.stacked import stacked_for
 from fedscale.torch_learner.steps import Steps
 
 KEEP = 2
@@ -122,11 +123,27 @@ class TorchLearner:
         """Whether training on that device, as a plan names it, means CUDA."""
         return _device(device).type == "cuda"
 
-    def blocks(self, training: Training, proximal: float) -> tuple[Blocks | None, str]:
-        """What trains many clients of this app at once; or nothing and why not."""
+    def blocks(self, training: Training, proximal: float, data: Callable[[], object]) -> tuple[Trainer | None, str]:
+        """What trains many clients of this app at once; or nothing and why not.
+
+        Args:
+            training: how.
+            proximal: FedProx's mu.
+            data: gives any client's dataset, to see what a batch costs.
+        """
         device = _device(training.device)
         with _seeded(0, device):
-            return blocks_for(self._module(), self._app.loss, training, proximal) if device.type == "cpu" else (None, "there is a CUDA device")
+            why = "there is a CUDA device"
+            if device.type == "cpu":
+                blocks, why = blocks_for(self._module(), self._app.loss, training, proximal)
+                if blocks is not None:
+                    return blocks, ""
+            try:
+                sample = self.examples_of(data())
+            except (OSError, KeyError, ValueError, FedscaleError) as error:
+                return None, f"{why}; a client's data cannot be read: {type(error).__name__}"
+            stacked, more = stacked_for(self._module(), self._app.loss, training, proximal, device, sample)
+            return stacked, f"{why}; {more}" if more else ""
 
     def _resident_on(self, device: torch.device) -> Resident:
         """The resident module."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -88,7 +87,7 @@ class Resident:
 
 def tensor_of(array: npt.NDArray[Any]) -> Tensor:
     """A tensor over an array's memory, or over a copy's where it is read-only, which torch does not have."""
-    return torch.from_numpy(np.require(array, requirements="W"))
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def shared_state(module: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedscale.learner import LocalOptimizer
 
@@ -29,7 +29,7 @@ class Steps:
             (Li et al. 2020).
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], wanted: LocalOptimizer, proximal: float = 0.0) -> None:
+    def __init__(self, parameters: Sequence[Tensor], wanted: LocalOptimizer, proximal: float = 0.0) -> None:
         self.param_groups = [{"params": list(parameters)}]  # where torch's GradScaler finds the gradients
         self._parameters: list[Tensor] = list(parameters)
         self._wanted, self._proximal = wanted, proximal

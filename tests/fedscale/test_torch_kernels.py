@@ -13,9 +13,11 @@ from torch import nn
 
 from fedscale.learner import App, LocalOptimizer, Training
 from fedscale.torch_learner import TorchLearner, kernels, one_thread
+from fedscale.torch_learner.blocks import Blocks
 from fedscale.torch_learner.chain import Dense
 from fedscale.torch_learner.factored import Pace, shares
 from fedscale.torch_learner.resident import Resident
+from fedscale.torch_learner.stacked import Stacked
 from fedscale.vector import Schema
 from tests.fedscale.torch_samples import app, classes, first, train, training
 
@@ -33,9 +35,11 @@ def _alone() -> Iterator[None]:
 
 
 @one_dnn
+@pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 12), (3, 5, 12)])
-def test_one_dnns_product_is_torchs(shape: tuple[int, ...], bias: bool) -> None:
+def test_one_dnns_product_is_torchs(shape: tuple[int, ...], bias: bool, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "full_width", lambda: full)
     torch.manual_seed(1)
     layer, features = nn.Linear(12, 9, bias=bias), torch.randn(shape, requires_grad=True)
     wanted = [features, *layer.parameters()]
@@ -85,14 +89,20 @@ def test_a_build_without_one_dnn_does_without(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capability: str, text: str, *, expected: bool) -> None:
     (tmp_path / "cpuinfo").write_text(text)
-    made = kernels.vendor(tmp_path / "cpuinfo")
-    monkeypatch.setattr(kernels, "vendor", lambda: made)
+    made = kernels.processor("vendor_id", tmp_path / "cpuinfo")
+    monkeypatch.setattr(kernels, "processor", lambda _: made)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert kernels.gains.__wrapped__() is expected
 
 
 def test_a_processor_that_cannot_be_read_keeps_torchs_kernel(tmp_path: Path) -> None:
-    assert kernels.vendor(tmp_path / "absent") == ""
+    assert kernels.processor("vendor_id", tmp_path / "absent") == ""
+
+
+@pytest.mark.parametrize(("family", "expected"), [("26", True), ("25", False), ("", False), ("unknown", False)])
+def test_the_generation_decides_on_the_gradient_of_weights(monkeypatch: pytest.MonkeyPatch, family: str, *, expected: bool) -> None:
+    monkeypatch.setattr(kernels, "processor", {"cpu family": family}.get)
+    assert kernels.full_width.__wrapped__() is expected
 
 
 # --------------------------------------------------------------------------------------------------------------- resident
@@ -169,8 +179,8 @@ def test_wide_layers_and_few_rows_are_shared() -> None:
     assert not shares(Dense("w", "b", 16, 4), replace(pace, steps=10), first=False)
 
 
-def test_blocks_need_a_processor_and_sgd() -> None:
+def test_what_sgd_alone_can_do_others_do_stacked() -> None:
     learner = TorchLearner(app())
-    assert learner.blocks(Training(device="cpu"), 0.0)[0] is not None
-    assert learner.blocks(training(name="adam"), 0.0) == (None, "the optimizer is adam")
+    assert isinstance(learner.blocks(Training(device="cpu"), 0.0, classes)[0], Blocks)
+    assert isinstance(learner.blocks(training(name="adam"), 0.0, classes)[0], Stacked)
     assert not learner.on_cuda("cpu")

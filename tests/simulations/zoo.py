@@ -62,7 +62,7 @@ class Attentive(nn.Module):
 
 
 class Residual(nn.Module):
-    """A residual block with group norm."""
+    """A residual block with group norm; smooth, so that rounding cannot flip the sign that a kink would ask for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Residual(nn.Module):
         self.norm, self.head = nn.GroupNorm(2, 8), nn.Linear(8, KINDS)
 
     def forward(self, images: Tensor) -> Tensor:
-        values = functional.relu(self.first(images))
-        values = functional.relu(values + self.third(functional.relu(self.norm(self.second(values)))))
+        values = functional.silu(self.first(images))
+        values = functional.silu(values + self.third(functional.silu(self.norm(self.second(values)))))
         outputs: Tensor = self.head(values.mean((2, 3)))
         return outputs
 
@@ -115,9 +115,9 @@ def deep() -> nn.Module:
 
 
 def depthwise() -> nn.Module:
-    """A small network with depthwise convolutions."""
+    """A small network with depthwise convolutions; as smooth as the other."""
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 8, 1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(3, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 8, 1), nn.GELU(), nn.AvgPool2d(2),
         nn.Flatten(), nn.Linear(8 * 16, KINDS),
     )  # fmt: skip
 
@@ -152,12 +152,12 @@ ZOO = {
     "deep": Kind(deep, together=True),
     "written": Kind(Written, together=True),
     "regression": Kind(lambda: nn.Sequential(nn.Linear(WIDTH, 20), nn.Sigmoid(), nn.Linear(20, 1)), together=True, loss=functional.mse_loss),
-    "tokens": Kind(Tokens, "tokens"),
+    "tokens": Kind(Tokens, "tokens", together=True),
     "reader": Kind(Reader, "tokens"),
-    "attentive": Kind(Attentive, "tokens"),
-    "heads": Kind(Heads),
-    "depthwise": Kind(depthwise, "images"),
-    "residual": Kind(Residual, "images"),
+    "attentive": Kind(Attentive, "tokens", together=True),
+    "heads": Kind(Heads, together=True),
+    "depthwise": Kind(depthwise, "images", together=True),
+    "residual": Kind(Residual, "images", together=True),
     "batchnorm": Kind(lambda: nn.Sequential(nn.Linear(WIDTH, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, KINDS))),
     "dropout": Kind(lambda: nn.Sequential(nn.Linear(WIDTH, 9), nn.Dropout(0.3), nn.Linear(9, KINDS))),
 }

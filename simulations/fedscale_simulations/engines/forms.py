@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Protocol, TypeAlias
 
@@ -20,12 +21,17 @@ from fedscale.ring import Words
 from fedscale.sampling import derived_seed
 from fedscale.task import Task
 from fedscale.torch_learner import TorchLearner
-from fedscale.torch_learner.blocks import Blocks, Learnt
+from fedscale.torch_learner.blocks import MOST_CLIENTS, Learnt, Trainer
+from fedscale.torch_learner.examples import Examples
 from fedscale.update import Update
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Desk
 
 Block: TypeAlias = Sequence[Task]
+Group: TypeAlias = list[tuple[Task, Examples]]
+
+# A cohort in so many parts keeps many processors busy to the end; a smaller block would gain less than it could.
+PARTS, FEW_CLIENTS = 16, 16
 
 
 class Form(Protocol):
@@ -65,63 +71,74 @@ class Alone:
 class Together:
     """Many clients at once, where the app's model allows it: the same steps up to rounding, laid out as one update.
 
-    A block in which anything goes wrong is done again one by one, to find out with whom.
+    A block is a part of the cohort; in it, clients that take the same steps go together. Where anything goes wrong, they are
+    done again one by one, to find out with whom.
 
     Args:
         desk: where a client's work is done.
         learner: the desk's learner.
-        trainer: trains blocks.
+        trainer: trains clients that go together.
     """
 
     name = "vectorized"
 
-    def __init__(self, desk: Desk, learner: TorchLearner, trainer: Blocks) -> None:
+    def __init__(self, desk: Desk, learner: TorchLearner, trainer: Trainer) -> None:
         self._desk, self._learner, self._trainer = desk, learner, trainer
-        self._alone, self._sizes = Alone(desk), dict[str, tuple[int, int]]()
+        self._alone = Alone(desk)
 
     def blocks(self, tasks: Sequence[Task]) -> list[Block]:
-        """Clients that take the same steps, in the order of their names."""
+        """Clients in the order of their names. Nobody's data are looked at: that is for whoever does the block."""
         if tasks[0].phase is not Phase.TRAIN:
             return self._alone.blocks(tasks)
-        alike: dict[tuple[int, int], list[Task]] = defaultdict(list)
-        for task in sorted(tasks, key=attrgetter("node")):
-            alike[self._sizes.get(task.node) or self._sized(task)].append(task)
-        return [group[at : at + size] for (_, size), group in alike.items() for at in range(0, len(group), size)]
+        ordered, size = sorted(tasks, key=attrgetter("node")), min(MOST_CLIENTS, max(FEW_CLIENTS, -(-len(tasks) // PARTS)))
+        return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
     def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
         """The weighted mean of the block's changes, added."""
-        if block[0].phase is not Phase.TRAIN or len(block) == 1:
+        if block[0].phase is not Phase.TRAIN:
             return self._alone.add(block, model, total)
-        failed = self._desk.guarded(block[0], lambda: self._add(block, model, total))
-        return self._alone.add(block, model, total) if isinstance(failed, Failed) else []
+        groups, failed = self.alike(block)
+        for group in groups:
+            tasks = [task for task, _ in group]
+            wrong = len(group) == 1 or isinstance(self._desk.guarded(tasks[0], partial(self._add, group, model, total)), Failed)
+            failed += self._alone.add(tasks, model, total) if wrong else []
+        return failed
 
-    def trained(self, block: Block, model: Vector) -> tuple[Learnt, list[float]]:
-        """What a block of clients of one pace has learnt, and the weight of each.
+    def alike(self, block: Block) -> tuple[list[Group], list[Failed]]:
+        """The clients of a block that take the same steps, with their rows, and the failures of those whose rows cannot be read."""
+        found: dict[int, Group] = defaultdict(list)
+        failed: list[Failed] = []
+        for task in block:
+            rows = self._desk.guarded(task, partial(self._rows, task))
+            if isinstance(rows, Failed):
+                failed.append(rows)
+            else:
+                found[self._trainer.alike(len(rows))].append((task, rows))
+        sized = [(group, self._trainer.most(len(group[0][1]))) for group in found.values()]
+        return [group[at : at + size] for group, size in sized for at in range(0, len(group), size)], failed
+
+    def trained(self, group: Group, model: Vector) -> tuple[Learnt, list[float]]:
+        """What clients that take the same steps have learnt, and the weight of each.
 
         Raises:
-            AppError, DataError, UpdateRejected: as a client alone, or because the block does not go together.
+            AppError, DataError, UpdateRejected: as a client alone, or because the clients do not go together.
         """
-        layout, seed = block[0].layout, self._desk.plan.job.seed
-        if block[0].schema is None:
+        first, seed = group[0][0], self._desk.plan.job.seed
+        if first.schema is None:
             raise UpdateRejected("there is no model to train")
-        examples = [self._learner.examples_of(self._desk.portion(task.node, task.phase)) for task in block]
         equal = self._desk.strategy.weighting == "equal"
-        weights = [1.0 if equal else min(float(len(rows)), layout.weight_cap) for rows in examples]
-        seeds = [derived_seed(seed, task.number, task.node) for task in block]
-        return self._trainer.train(block[0].schema.unpack(model), examples, seeds, weights), weights
+        weights = [1.0 if equal else min(float(len(rows)), first.layout.weight_cap) for _, rows in group]
+        seeds = [derived_seed(seed, task.number, task.node) for task, _ in group]
+        return self._trainer.train(first.schema.unpack(model), [rows for _, rows in group], seeds, weights), weights
 
-    def _add(self, block: Block, model: Vector, total: Words) -> None:
-        learnt, weights = self.trained(block, model)
-        block[0].layout.add(Update(learnt.delta, sum(weights), {"loss": np.array([learnt.losses @ weights])}), total, len(block))
+    def _add(self, group: Group, model: Vector, total: Words) -> None:
+        learnt, weights = self.trained(group, model)
+        update = Update(learnt.delta, sum(weights), {"loss": np.array([learnt.losses @ weights])})
+        group[0][0].layout.add(update, total, len(group))
 
-    def _sized(self, task: Task) -> tuple[int, int]:
-        """The steps of a client and how many like it make a block; a client whose data cannot be read works alone and says so."""
-        counted = self._desk.guarded(task, lambda: len(self._learner.examples_of(self._desk.portion(task.node, task.phase))))
-        if not isinstance(counted, int):
-            return 0, 1
-        pace = self._trainer.pace(counted)
-        self._sizes[task.node] = pace.steps, self._trainer.most(pace)
-        return self._sizes[task.node]
+    def _rows(self, task: Task) -> Examples:
+        """The rows of a client."""
+        return self._learner.examples_of(self._desk.portion(task.node, task.phase))
 
 
 def together(desk: Desk) -> tuple[Together | None, str]:
@@ -134,7 +151,8 @@ def together(desk: Desk) -> tuple[Together | None, str]:
         return None, "the strategy changes each client's update by itself"
     if not desk.strategy.aggregator.linear:
         return None, "the aggregator needs each client's update"
-    trainer, why = desk.learner.blocks(desk.plan.train, desk.strategy.proximal)
+    name = min(desk.data, default="")
+    trainer, why = desk.learner.blocks(desk.plan.train, desk.strategy.proximal, lambda: desk.portion(name, Phase.TRAIN))
     return (Together(desk, desk.learner, trainer) if trainer else None), why
 
 

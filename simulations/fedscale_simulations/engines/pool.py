@@ -91,6 +91,7 @@ class Course:
         self._patience = patience
         self._length = first.layout.length
         facts = {"phase": str(first.phase), "number": first.number, "terms": first.layout.terms, "model": first.model, "apart": apart}
+        facts["clip"] = first.layout.clip
         self._header = message(b"R", serial, json.dumps(facts).encode())
         self._told: set[str] = set()
         self._deaths = 0

@@ -74,7 +74,7 @@ class Worker:
     def _begin(self, serial: int, facts: dict[str, Any]) -> None:
         """A new round: whatever was in the sum is void."""
         self._serial, self._round = serial, facts
-        self._layout = layout_for(self._desk.plan, Phase(facts["phase"]), self._schema.size, facts["terms"])
+        self._layout = layout_for(self._desk.plan, Phase(facts["phase"]), self._schema.size, facts["terms"], facts["clip"])
         self._sum = self._total[: self._layout.length]
         self._sum[:] = 0
 
@@ -89,7 +89,7 @@ class Worker:
                 continue
             for answer in self._done(block):
                 if isinstance(answer, Answered) and answer.words is not None:
-                    pipe.send_bytes(message(b"A", self._serial, POSITION.pack(places[answer.node]) + answer.words.tobytes()))
+                    pipe.send_bytes(message(b"A", self._serial, POSITION.pack(places[answer.node]) + answer.words[:].tobytes()))
                 elif isinstance(answer, Failed):
                     pipe.send_bytes(message(b"F", self._serial, json.dumps([answer.node, asdict(answer.failure)]).encode()))
             block = []
