@@ -1,8 +1,8 @@
-"""The same Flower app here and on Flower's own simulation: clients that do nothing, so that only the runtimes differ.
+"""The same Flower app here and on Flower's own simulation: clients that do nothing, so that only the runtimes differ; and deployed here.
 
-    python -m benchmarks.flower_apps [--clients 1000] [--theirs 100] [--timeout 300] [--json]
+    python -m benchmarks.flower_apps [--clients 1000] [--theirs 1000] [--timeout 300] [--rounds 60] [--json]
 
-Flower gets fewer clients than we do by default: its cost per client grows with their number, so that favours it.
+Flower's cost per client grows with their number; with fewer of ``--theirs`` it is favoured.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks import Figure
+from tests.e2e.federation import Federation, until
+from tests.flower import samples
 
 ROOT = Path(__file__).parents[1]
-CLIENTS, THEIRS, TIMEOUT = 1000, 100, 300.0
+CLIENTS, THEIRS, TIMEOUT, ROUNDS = 1000, 1000, 300.0, 60
+AT_MOST = 50.0
 AT_LEAST = 20.0
 PROJECT = """
 [project]
@@ -36,6 +42,7 @@ from benchmarks.rivals.flower_noop import client_app, server_app
 
 app = server_app(Path({report!r}))
 """
+LOADER = "def load():\n    return {'partition-id': 0, 'num-partitions': 1}\n"
 OURS = """
 from fedscale_simulations.flower import simulate_app
 
@@ -47,6 +54,7 @@ assert ended.record.status == "completed", ended.record.reason
 def measure() -> Iterator[Figure]:
     """Tasks per second of both, and how many times as many ours are."""
     yield from bench(CLIENTS, THEIRS, TIMEOUT)
+    yield from deployed(ROUNDS)
 
 
 def bench(clients: int, theirs: int, timeout: float) -> Iterator[Figure]:
@@ -56,6 +64,22 @@ def bench(clients: int, theirs: int, timeout: float) -> Iterator[Figure]:
     if (flower := _theirs(theirs, timeout)) is not None:
         yield Figure(f"flwr on Ray, {theirs} idle Flower clients", flower, "1/s")
         yield Figure(f"fedscale over flwr, {AT_LEAST:g} demanded", ours / flower, "x")
+
+
+def deployed(rounds: int) -> Iterator[Figure]:
+    """Milliseconds of a message to a warm worker and back: a real coordinator, a real node and its worker, mutual TLS on loopback."""
+    with tempfile.TemporaryDirectory() as name, Federation(Path(name)) as federation:
+        folder = Path(name)
+        (folder / "site.py").write_text(LOADER)
+        federation.join("site", {"default": ("--loader", f"{folder / 'site.py'}:load")})
+        run = federation.submit(samples.write(folder / "app"), "evaluate.every=0", f"num-server-rounds={rounds}")
+        until(lambda: federation.nodes["site"].told().count("] answered ") > rounds, "the last answer")
+        watching = federation.watch(run)
+        assert watching.wait().code == 0
+        found = {(event["kind"], event["number"]): event["at"] for event in watching.events() if event["phase"] == "train"}
+    times = [1000 * (found["answered", number] - found["opened", number]) for number in range(2, rounds + 1)]
+    for percent in (50, 95):
+        yield Figure(f"a message of a deployed Flower app, p{percent}", float(np.percentile(times, percent)), "ms", AT_MOST)
 
 
 def _ours(clients: int, timeout: float) -> float:
@@ -91,12 +115,14 @@ def _rate(report: Path) -> float:
 def main() -> None:
     """Print one line a figure."""
     parser = argparse.ArgumentParser(prog="benchmarks.flower_apps", description=__doc__)
-    parser.add_argument("--clients", type=int, default=CLIENTS)
+    parser.add_argument("--clients", type=int, default=CLIENTS, help="of the simulated run; 0 for none")
     parser.add_argument("--theirs", type=int, default=THEIRS)
     parser.add_argument("--timeout", type=float, default=TIMEOUT)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the deployed run; 0 for none")
     options = parser.parse_args()
-    for figure in bench(options.clients, options.theirs, options.timeout):
+    simulated = bench(options.clients, options.theirs, options.timeout) if options.clients else ()
+    for figure in chain(simulated, deployed(options.rounds) if options.rounds else ()):
         print(json.dumps(asdict(figure)) if options.json else figure, flush=True)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedscale.errors import RunFailed
 from fedscale.metrics import Sums
-from fedscale.ring import WORD, Words, add
+from fedscale.ring import WORD, Pieces, Words, add
 from fedscale.update import Layout
 from fedscale.vector import Vector
 
@@ -39,6 +39,13 @@ class Aggregate:
     metrics: dict[str, Sums] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Answers(Partial):
+    """Answers that are kept one by one; ``words`` stays empty."""
+
+    each: list[Words] = field(default_factory=list)
+
+
 class Aggregator(Protocol):
     """Combines answers: ``zero, add, merge, report``."""
 
@@ -47,14 +54,14 @@ class Aggregator(Protocol):
     def zero(self, layout: Layout) -> Partial:
         """The neutral element."""
 
-    def add(self, partial: Partial, words: Words) -> None:
-        """Fold one answer in, in place."""
+    def add(self, partial: Partial, words: Pieces) -> None:
+        """Fold one answer in, in place; ``words[:]`` is all of it for those who need that in memory."""
 
     def merge(self, partial: Partial, other: Partial) -> None:
         """Fold another partial sum in, in place."""
 
     def report(self, partial: Partial, layout: Layout) -> Aggregate:
-        """The result; the partial sum may be consumed."""
+        """The result; the partial sum may be consumed, and so may the change that is returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,8 @@ class Mean:
         """All words zero."""
         return Partial(np.zeros(layout.length, WORD))
 
-    def add(self, partial: Partial, words: Words) -> None:
-        """Ring addition."""
+    def add(self, partial: Partial, words: Pieces) -> None:
+        """Ring addition, piece by piece."""
         add(partial.words, words)
         partial.count += 1
 
@@ -87,3 +94,49 @@ class Mean:
             raise RunFailed("a round without answers has no mean")
         weight, metrics = layout.tail(partial.words)
         return Aggregate(layout.mean(partial.words, weight, consume=True), weight, partial.count, metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """Every answer by itself, for a strategy that combines them by a rule of its own; memory grows with their number.
+
+    ``report`` gives one row an answer, ``[change | weight | metric sums]``, sorted by their bytes: who came first does not matter.
+    """
+
+    linear: ClassVar[bool] = False
+
+    def zero(self, layout: Layout) -> Answers:  # noqa: ARG002 - the aggregators' shape
+        """No answers."""
+        return Answers(np.empty(0, WORD))
+
+    def add(self, partial: Partial, words: Pieces) -> None:
+        """Keep one more."""
+        self.merge(partial, Answers(partial.words, 1, [words[:]]))
+
+    def merge(self, partial: Partial, other: Partial) -> None:
+        """Keep those of both.
+
+        Raises:
+            RunFailed: one of them holds no more than a sum.
+        """
+        if not (isinstance(partial, Answers) and isinstance(other, Answers)):
+            raise RunFailed("a sum cannot be taken apart into answers")
+        partial.each.extend(other.each)
+        partial.count += other.count
+
+    def report(self, partial: Partial, layout: Layout) -> Aggregate:
+        """All answers, of shape ``(answers, size + 1 + metric sums)``, beside their summed weight and pooled metrics.
+
+        Raises:
+            RunFailed: there is none.
+        """
+        kept = sorted(partial.each, key=np.ndarray.tobytes) if isinstance(partial, Answers) else []
+        if not kept:
+            raise RunFailed("a round without answers has nothing to combine")
+        rows, total, pooled = [], 0.0, dict[str, Sums]()
+        for words in kept:
+            weight, metrics = layout.tail(words)
+            rows.append(np.concatenate([layout.mean(words, weight), np.array([weight]), *metrics.values()], dtype=np.float32))
+            total += weight
+            pooled = {name: pooled.get(name, np.zeros_like(sums)) + sums for name, sums in metrics.items()}
+        return Aggregate(np.stack(rows), total, partial.count, pooled)

@@ -11,15 +11,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import wraps
-from typing import Annotated, Literal, ParamSpec
+from importlib import import_module
+from typing import Annotated, Any, Literal, ParamSpec
 
 from pydantic import Field, ValidationError, validate_call
 
 from fedscale import optimizers
-from fedscale.aggregate import Aggregator, Mean
+from fedscale.aggregate import Aggregator, Each, Mean
 from fedscale.errors import PlanError
-from fedscale.optimizers import Optimizer
+from fedscale.optimizers import Optimizer, Slots, Step
 from fedscale.transform import ClipNorm, Transform
+from fedscale.vector import Vector
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -41,6 +43,7 @@ class Strategy:
         proximal: strength of the pull towards the global model during local training (FedProx's mu).
         buffer: how many answers make a round of an asynchronous run; 0 for rounds that all begin together.
         staleness: an answer to a model that is ``s`` rounds old counts ``(1 + s) ** -staleness``; asynchronous runs only.
+        check: raises where rounds cannot be closed with it on this machine; called before a run is accepted.
 
     ``name`` is what plans and reports call it and ``params`` are the arguments it was made with, both set by the functions
     below alone: what is composed by hand is called ``custom``, and so is anything that ``dataclasses.replace`` makes of it.
@@ -53,8 +56,9 @@ class Strategy:
     proximal: float = 0.0
     buffer: int = 0
     staleness: float = 0.0
+    check: Callable[[], object] = field(default=lambda: None, compare=False, repr=False)
     name: str = field(default="custom", init=False)
-    params: Mapping[str, float | str] = field(default_factory=dict, init=False)
+    params: Mapping[str, Any] = field(default_factory=dict, init=False)
 
 
 def _strategy(make: Callable[P, Strategy]) -> Callable[P, Strategy]:
@@ -127,6 +131,36 @@ def fed_buff(*, lr: Positive = 1.0, buffer: Count = 10, staleness: NotNegative =
     return replace(fed_avg(lr=lr, weighting=weighting), buffer=buffer, staleness=staleness)
 
 
+@_strategy
+def flower(
+    *,
+    of: str = "FedAvg",
+    api: Literal["messages", "legacy"] = "messages",
+    arguments: Mapping[str, bool | int | float | str] | None = None,
+    weighting: Weighting = "examples",
+) -> Strategy:
+    """A strategy of Flower's by its name, such as ``FedMedian``, which combines the answers that it sees one by one.
+
+    Args:
+        of: its name in ``flwr.serverapp.strategy``, or for ``legacy`` in ``flwr.server.strategy``.
+        api: which of the two.
+        arguments: its own.
+        weighting: as in ``Strategy``.
+    """
+    given = dict(arguments or {})
+
+    def step() -> Step:
+        # Of all who read a plan, only the one who closes its rounds needs flwr.
+        made: Step = import_module("fedscale.flower").step(of, api, given)
+        return made
+
+    def update(delta: Vector, model: Vector, slots: Slots, number: int) -> tuple[Vector, Slots]:
+        return step()(delta, model, slots, number)
+
+    proximal = float(given.get("proximal_mu", 0.0))
+    return Strategy(Optimizer((), update), aggregator=Each(), weighting=weighting, proximal=proximal, check=step)
+
+
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
-    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox, fed_buff)
+    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox, fed_buff, flower)
 }

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedscale.errors import AppError
-from fedscale.flower.directory import Directory
+from fedscale.flower.directory import FILE, Directory
 
 FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError, ArithmeticError)
 
@@ -42,7 +42,8 @@ def _loaded(directory: Directory, reference: str, kind: type) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             hint = "components are modules of the app's directory"
             raise AppError(f"there is no module '{error.name}'", where=where, hint=hint) from None
-        raise AppError(f"the module '{name}' cannot be imported", where=where, why=f"{type(error).__name__}: {error}") from error
+        hint = f"install what the app's {FILE} lists as its dependencies" if isinstance(error, ModuleNotFoundError) else ""
+        raise AppError(f"the module '{name}' cannot be imported", where=where, why=f"{type(error).__name__}: {error}", hint=hint) from error
     try:
         app = reduce(getattr, attribute.split("."), module)
     except AttributeError:

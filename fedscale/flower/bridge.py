@@ -7,11 +7,12 @@ would have told the clients, its first model and the config of every round, is h
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
@@ -50,6 +51,14 @@ def learner(file: str, overrides: Mapping[str, Scalar] | None = None) -> FlowerL
     return FlowerLearner(directory, {**directory.config, **(overrides or {})})
 
 
+@runtime_checkable
+class Line(Protocol):
+    """In a dataset's place, a way to somebody else who runs the ClientApp; see ``gateway``."""
+
+    def ask(self, message: Message, directory: Directory, config: Mapping[str, Scalar], run: int) -> Message:
+        """Their reply."""
+
+
 class FlowerLearner:
     """Does a node's work with a ClientApp; the ClientApp's state lives as long as the learner.
 
@@ -62,6 +71,9 @@ class FlowerLearner:
         self._directory, self._config = directory, dict(config)
         self._state = RecordDict()
         self._node: dict[str, Any] = {}
+        self._line: Line | None = None
+        # Whoever else runs the ClientApp keeps its state by this number.
+        self._run = secrets.randbits(62)
 
     def run(self, work: Work) -> Result:
         """Do the work.
@@ -72,6 +84,7 @@ class FlowerLearner:
         touches.identify(RUN)
         token = _DATA.set(work.data)
         self._node = dict(work.data) if isinstance(work.data, Mapping) else {}
+        self._line = work.data if isinstance(work.data, Line) else None
         try:
             return Result(_floats(self._script.first[1]), 0) if work.phase is Phase.INIT else self._answer(work)
         finally:
@@ -93,7 +106,8 @@ class FlowerLearner:
             AppError: it returned no message, or one with an error.
         """
         context = Context(run_id=RUN, node_id=NODE, node_config=self._node, state=records.apart(self._state), run_config=dict(self._config))
-        reply = self._app(message, context)
+        line = self._line
+        reply = self._app(message, context) if line is None else line.ask(message, self._directory, self._config, self._run)
         if not isinstance(reply, Message) or reply.has_error():
             what = reply.error.reason if isinstance(reply, Message) else f"it returned {type(reply).__name__}"
             raise AppError("the ClientApp did not answer", why=str(what))

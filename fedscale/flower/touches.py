@@ -7,7 +7,9 @@ names have only grown since 1.22.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import Message, RecordDict
@@ -44,6 +46,18 @@ def run_facts(run: int) -> Any:
 def stamp(message: Message, name: str, run: int) -> None:
     """Give a message its name and sender, as a grid does when it sends one."""
     message.metadata.__dict__.update(zip(STAMPS, (name, run, SERVER), strict=True))
+
+
+@contextmanager
+def muted(level: int = logging.WARNING) -> Iterator[None]:
+    """Keep Flower's own log to what is at least of this level inside the ``with`` block."""
+    log = logging.getLogger("flwr")
+    before = log.level
+    log.setLevel(max(level, before))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def missing() -> Iterator[str]:

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedscale.record import RunRecord
+from fedscale_simulations.flower import simulate_app
 from tests.e2e.federation import PROJECT, Federation
 from tests.flower import samples
 
@@ -63,6 +64,34 @@ def test_an_app_survives_its_node_and_its_coordinator(federation: Federation, tm
     assert len(record.rounds) == 2 * ROUNDS
     assert record.rounds[-1].metrics["score"] == pytest.approx(expected(ROUNDS), rel=1e-5)
     assert model["0"] == pytest.approx(np.full((2, 3), expected(ROUNDS)), rel=1e-5)
+
+
+def test_flowers_strategy_survives_the_coordinator(federation: Federation, tmp_path: Path) -> None:
+    """What FedAvgM remembers is in the checkpoint: killed after every round, the coordinator comes to what Flower's own loop comes to."""
+    slow = samples.MESSAGES.replace("        rounds = context", "        __import__('time').sleep(0.3)\n        rounds = context")
+    momentum = {"server_momentum": 0.5, "server_learning_rate": 0.7}
+    server = samples.STRATEGY.replace("min_available_nodes=2", f"min_available_nodes=2, **{momentum}")
+    folder = samples.write(tmp_path / "app", slow, server)
+    theirs = simulate_app(folder, 2, [f"num-server-rounds={ROUNDS}", "strategy=FedAvgM"])
+    given = [f"strategy.arguments.{key}={value}" for key, value in momentum.items()]
+    told = ["strategy.name=flower", "strategy.of=FedAvgM", f"strategy.rounds={ROUNDS}", "aggregate.weight_cap=2"]
+    run = federation.submit(folder, *TOGETHER, "strategy=FedAvgM", *told, *given)
+    for number in (2, ROUNDS):
+        federation.watch(run).event("opened", phase="train", number=number)
+        federation.server.kill()
+        federation.start_server()
+    events = federation.watch(run)
+    assert events.wait(PATIENCE).code == 0, events.said()
+    _, model = result(federation, run, tmp_path / "model.safetensors")
+    assert model["0"] == pytest.approx(np.asarray(theirs.arrays["0"]), rel=1e-4)
+
+
+def test_a_strategy_that_there_is_not_is_refused_at_once(federation: Federation, tmp_path: Path) -> None:
+    folder = samples.write(tmp_path / "app")
+    asked = ("--set", "strategy.name=flower", "--set", "strategy.of=FedNothing", "--project", PROJECT)
+    refused = federation.fedscale("run", "submit", folder, *asked, "--profile", federation.profile, "--json")
+    assert refused.code == 2
+    assert refused.error["what"] == "Flower has no strategy 'FedNothing'"
 
 
 def test_a_numpy_client_of_a_legacy_app(federation: Federation, tmp_path: Path) -> None:

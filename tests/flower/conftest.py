@@ -15,8 +15,9 @@ import pytest
 import fedscale.flower  # noqa: F401 - Flower's telemetry is off before flwr is loaded
 from tests.flower import samples
 
+NEEDING = [f"test_{name}.py" for name in ("simulation", "grid", "bridge", "beside_flwr", "strategies", "templates", "gateway")]
 # Without Flower only what reads an app's directory can be tested.
-collect_ignore_glob = [] if importlib.util.find_spec("flwr") else ["test_simulation.py", "test_grid.py", "test_bridge.py", "test_beside_flwr.py"]
+collect_ignore_glob = [] if importlib.util.find_spec("flwr") else NEEDING
 
 
 @pytest.fixture(scope="session", autouse=True)
