@@ -34,7 +34,7 @@ FORMS = {
     APP: "write module:attribute, as in 'app:app'",
 }
 # Tables of a job file that say how to simulate or to search, not what to run: no part of the plan and of its hash.
-BESIDES = ("devices", "sweep")
+BESIDES = ("devices", "sweep", "tracking")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 BUILT_IN_METRICS = ("loss", "accuracy", "auc", "brier")
 
@@ -245,8 +245,19 @@ class Plan(_Section):
         way = rounds.require(dp, self.train, masked=self.secagg.enabled, evaluated=watched, holdout=self.evaluate.holdout)
         if strategy is not None:
             require_countable(strategy, way)
-        if way != "dpsgd":
-            FixedPoint.for_sum(nodes, self.noisy_bound(dp), self.secagg.word_bits - SPARE_BITS)
+        if way == "ftrl":
+            self._require_turns(rounds.tree_of(dp, self.strategy.rounds))
+        FixedPoint.for_sum(nodes, self.private_bound(dp), self.secagg.word_bits - SPARE_BITS)
+
+    def _require_turns(self, rounds_of_tree: int) -> None:
+        """Refuse a choice of nodes that leaves none for the later rounds of a tree.
+
+        Raises:
+            PlanError: all nodes or a fraction of them are asked in each round.
+        """
+        if not isinstance(self.clients.select, int) and rounds_of_tree > 1:
+            why = f"a node answers at most once in the {rounds_of_tree} rounds of a tree, so the others must be left for later"
+            raise PlanError("'ftrl' asks a number of nodes in each round", where="clients.select", why=why, hint="set clients.select = 10, or so")
 
     @property
     def shares(self) -> int:
@@ -254,8 +265,15 @@ class Plan(_Section):
         return rounds.makers(self.clients.min_per_round, self.secagg.adversarial)
 
     def quiet_bound(self, dp: DP) -> float:
-        """Largest magnitude of a coordinate before a share of the noise is added; a clipped update has none beyond its clip."""
+        """Largest magnitude of a coordinate before a share of the noise is added; a clipped update has none beyond its clip, nor its bit."""
         return dp.clip if dp.unit == "node" else self.aggregate.bound
+
+    def private_bound(self, dp: DP) -> float:
+        """Largest magnitude of a coordinate of an answer under privacy."""
+        way = rounds.way_of(dp, masked=self.secagg.enabled)
+        if way in rounds.SHARED:
+            return self.noisy_bound(dp)
+        return self.aggregate.bound if way == "dpsgd" else self.quiet_bound(dp) * (1 + 1e-6)
 
     def noisy_bound(self, dp: DP) -> float:
         """Largest magnitude of a coordinate with its share of the noise."""

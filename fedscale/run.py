@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from fedscale import transform
+from fedscale.aggregate import Aggregate
 from fedscale.errors import Cause, Failure, PlanError, ProtocolError
 from fedscale.events import (
     Arm,
@@ -46,11 +47,12 @@ from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.names import Names
 from fedscale.optimizers import Slots
 from fedscale.plan import Plan, require_linear
+from fedscale.privacy.coordinator import Kept, resting
 from fedscale.round import Round, Status, Terms
 from fedscale.sampling import cohort
 from fedscale.strategy import Strategy
 from fedscale.task import Task, layout_for
-from fedscale.vector import Schema, Vector
+from fedscale.vector import Schema, Vector, finite
 
 RUNNING = "running"
 
@@ -80,6 +82,7 @@ class Run:
     reason: str = ""
     paused: bool = False
     ground: Ground = field(default_factory=Ground)
+    kept: Kept = field(default_factory=Kept)
 
     def __post_init__(self) -> None:
         """Refuse a strategy that was composed in Python and cannot do what the plan asks for.
@@ -142,12 +145,22 @@ class Run:
                 causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.unable.items()))
                 return self._finish("failed", f"no node could make the first model: {causes}")
             return self._ask(cohort(self.plan.job.seed, 0, able, 1)[0])
+        if self.phase is Phase.TRAIN and (tired := self._tired()):
+            nodes = Names.of([node for node in nodes if node not in tired])
+            if len(nodes) < self._needed():
+                why = f"all but {len(nodes)} nodes have answered in this tree; lower privacy.tree_rounds or clients.select"
+                return self._finish("failed", f"round {self.number}: {why}")
         terms = self._terms(nodes)
         try:
             self.round = Round.begin(terms, self.strategy.aggregator, self._masked(terms, keys))
         except (PlanError, ProtocolError) as error:
             return self._finish("failed", str(error))
         return self.round.requests()
+
+    def _tired(self) -> frozenset[str]:
+        """Who must not be asked in this round of training."""
+        answered = ((outcome.number, outcome.answered) for outcome in self.history if outcome.phase == Phase.TRAIN)
+        return resting(self.plan.privacy, self.plan.strategy.rounds, self.number, answered)
 
     def _masked(self, terms: Terms, keys: Mapping[str, str]) -> MaskedSum | None:
         """What a round under secure aggregation has besides; ``None`` for a sum in the clear.
@@ -171,7 +184,7 @@ class Run:
         arrived = self.strategy.buffer > 0 and self.phase is Phase.TRAIN
         asked, target = (len(nodes), len(nodes)) if arrived else clients.asked(len(nodes))
         members = cohort(plan.job.seed, self.number, nodes, asked)
-        layout = layout_for(plan, self.phase, schema.size, asked)
+        layout = layout_for(plan, self.phase, schema.size, asked, self.kept.clip)
         # Under secure aggregation there are no single answers to show anything of.
         per_site = plan.evaluate.per_site and self.phase is Phase.EVALUATE and not plan.secagg.enabled
         shown = plan.evaluate.min_cell if per_site else 0
@@ -216,6 +229,8 @@ class Run:
         self.schema, self.model, self.digest = schema, model, digest
         self.slots = self.strategy.optimizer.init(model)
         self.asked = ""
+        if self.plan.privacy is not None and self.plan.privacy.mechanism == "ftrl":
+            self.kept = Kept(secret=self.ground.secret)
         self.phase, self.number = Phase.TRAIN, 1
         return [Commit(None), *self._gather()]
 
@@ -229,19 +244,29 @@ class Run:
             return effects + self._finish("failed", current.reason())
         aggregate, outcome = current.result()
         if self.phase is Phase.TRAIN and self.model is not None:
+            aggregate, outcome = self._private(current.terms, aggregate, outcome)
             delta = transform.decode(self.strategy.transforms, aggregate).delta
             # What overflows here is found not to be finite below.
             with np.errstate(over="ignore", invalid="ignore"):
-                self.model, self.slots = self.strategy.optimizer.update(delta, self.model, self.slots, self.number)
+                self.model, self.slots = self.strategy.optimizer.step(delta, self.model, self.slots, self.number)
             self.digest = model_digest(self.model)
         self.history.append(outcome)
         return [*effects, *self._advance(outcome)]
+
+    def _private(self, terms: Terms, aggregate: Aggregate, outcome: Outcome) -> tuple[Aggregate, Outcome]:
+        """A round's sum as the model may see it, and its facts with the clip it had, where that moves."""
+        if self.plan.privacy is None:
+            return aggregate, outcome
+        planned, grid = self.plan.strategy.rounds, 2.0**-terms.layout.format.exponent
+        delta, self.kept = self.kept.opened(self.plan.privacy, planned, self.number, aggregate.delta, aggregate.weight, grid)
+        shown = {"clip": terms.layout.clip} if terms.layout.clip else {}
+        return replace(aggregate, delta=delta), replace(outcome, metrics={**outcome.metrics, **shown})
 
     def _advance(self, outcome: Outcome) -> list[Effect]:
         """Choose the next step: evaluate, train or finish."""
         plan = self.plan
         every = plan.evaluate.every
-        if self.model is not None and not np.isfinite(self.model).all():
+        if self.phase is Phase.TRAIN and self.model is not None and not finite(self.model):
             return [Commit(outcome), *self._finish("failed", f"the model diverged in round {self.number}; lower the learning rates")]
         if self.phase is Phase.TRAIN and every and (self.number % every == 0 or self.number == plan.strategy.rounds):
             self.phase = Phase.EVALUATE
@@ -289,9 +314,16 @@ class Run:
             "status": self.status,
             "reason": self.reason,
             "paused": self.paused,
+            "clip": self.kept.clip,
+            "secret": self.kept.secret.hex(),
         }
         vectors = {} if self.model is None else {"model": self.model, **{f"slot/{n}": v for n, v in self.slots.items()}}
         return facts, vectors
+
+    def hold(self, vectors: Mapping[str, Vector]) -> None:
+        """Go on with the vectors of ``snapshot`` from where they are kept now, so that nobody holds them twice."""
+        self.model = vectors.get("model")
+        self.slots = {n.removeprefix("slot/"): v for n, v in vectors.items() if n.startswith("slot/")}
 
     @classmethod
     def restore(cls, plan: Plan, strategy: Strategy, facts: dict[str, Any], vectors: dict[str, Vector], ground: Ground | None = None) -> Run:
@@ -310,6 +342,7 @@ class Run:
             status=facts["status"],
             reason=facts["reason"],
             paused=facts["paused"],
+            kept=Kept(facts.get("clip", 0.0), bytes.fromhex(facts.get("secret", ""))),
             ground=ground or Ground(),
         )
 

@@ -5,13 +5,14 @@ sensitivity follows from the code and is never an argument. The mean is taken ov
 
 The adaptive clip is that of Andrew et al. 2021: each node says, as one noisy bit, whether its change was within the clip; the clip moves
 geometrically towards the norm that a wanted share of nodes stays within. In a round the sum is clipped and noised with the clip as it was
-at its beginning; only then does the clip move.
+at its beginning; only then does the clip move. The bit is one more coordinate of the change, so that one noise hides both, and whatever
+hides a single answer hides its bit too.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from fedscale.vector import Vector
 
 # Dividing and rounding in float32 can leave a norm this much above the clip.
 ROUNDING = 1e-6
+# What a bit weighs against the change, in clips. The two are hidden together, so that the bit takes 2 % more noise on the change.
+BIT = 0.2
 
 
 def norm_of(change: Vector) -> float:
@@ -66,49 +69,41 @@ def mean(total: Vector, planned: int) -> Vector:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveClip:
-    """A clip on its way to a quantile of the norms.
+    """The clip of one round on its way to a quantile of the norms.
 
     Args:
         clip: of this round.
         quantile: share of nodes whose changes are to be within it.
         rate: how fast it moves; 0.2 as in the paper.
-        planned: nodes a round; what the bits are divided by.
     """
 
     clip: float
-    planned: int
     quantile: float = 0.5
     rate: float = 0.2
 
     def __post_init__(self) -> None:
-        if not (0 < self.clip < math.inf and 0 <= self.quantile <= 1 and self.rate > 0 and self.planned >= 1):
-            raise PlanError("the adaptive clip is malformed", where="privacy.clip", why="clip, rate and nodes positive, the quantile within 0 and 1")
+        """Refuse what cannot move a clip."""
+        if not (0 < self.clip < math.inf and 0 < self.quantile < 1 and self.rate > 0):
+            raise PlanError("the adaptive clip is malformed", where="privacy.clip", why="clip and rate positive, the quantile between 0 and 1")
 
     @property
-    def bit_noise(self) -> float:
-        """Standard deviation of the noise on the sum of bits: a twentieth of the nodes, as in the paper."""
-        return self.planned / 20
+    def bit(self) -> float:
+        """Magnitude of the coordinate that says whether a change was within the clip."""
+        return BIT * self.clip
 
-    def bit(self, norm: float) -> float:
-        """What a node adds to the sum of bits: 1/2 where its norm is within the clip, -1/2 where not, so that coming or going changes 1/2."""
-        return 0.5 if norm <= self.clip else -0.5
-
-    def moved(self, bits: float) -> AdaptiveClip:
-        """The clip of the next round.
-
-        Args:
-            bits: the noisy sum of all bits.
-        """
-        share = bits / self.planned + 0.5
-        return replace(self, clip=self.clip * math.exp(-self.rate * (share - self.quantile)))
-
-    def noise_on_sum(self, noise_multiplier: float) -> float:
-        """The noise multiplier for the sum of changes with which sum and bits together cost what ``noise_multiplier`` says.
+    def coded(self, change: Vector) -> Vector:
+        """What a node adds to the sum: its change, clipped, and the bit behind it: up where the change was within the clip, down where not.
 
         Raises:
-            PlanError: the bits alone cost more.
+            UpdateRejected: a value of the change is not finite.
         """
-        left = noise_multiplier**-2 - (2 * self.bit_noise) ** -2
-        if left <= 0:
-            raise PlanError("the bits of the adaptive clip alone would cost more", where="clients.min_per_round", hint="plan more nodes a round")
-        return 1 / math.sqrt(left)
+        said = np.float32(math.copysign(self.bit, self.clip - norm_of(change)))
+        return np.append(contribution(change, self.clip), said)
+
+    def moved(self, mean: Vector) -> float:
+        """The clip of the next round, from a mean of changes with their bits.
+
+        Noise can make the share of nodes less than none or more than all; no clip moves farther than such a share would move it.
+        """
+        share = min(max(0.5 + float(mean[-1]) / (2 * self.bit), 0.0), 1.0)
+        return self.clip * math.exp(-self.rate * (share - self.quantile))

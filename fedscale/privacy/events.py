@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -66,6 +66,11 @@ class Spend:
             raise ConfigError(f"{self.mechanism} is not amplified by sampling", where="sampling_rate", hint=hint)
         if type(self.steps) is not int or not 1 <= self.steps <= MOST_STEPS:
             raise ConfigError("steps must be a whole number", where="steps", why=f"1 to {MOST_STEPS}")
+
+
+def repeated(spend: Spend, times: int) -> tuple[Spend, ...]:
+    """The same release so many times; a tree's steps are its rounds, so that two trees are two spends."""
+    return (spend,) * times if spend.mechanism == Mechanism.TREE else (replace(spend, steps=spend.steps * times),)
 
 
 def _require_number(value: object, name: str, least: float, most: float) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 from fedscale.errors import PlanError
 from fedscale.learner import Phase, Training
 from fedscale.privacy.accountant import epsilon
+from fedscale.privacy.clip import BIT
 from fedscale.privacy.dp import DP
-from fedscale.privacy.events import Spend
-from fedscale.privacy.rounds import Way, spend_of, way_of
+from fedscale.privacy.events import Mechanism, Spend, repeated
+from fedscale.privacy.rounds import NODES, SHARED, Way, spend_of, way_of
 from fedscale.privacy.statement import Statement, state
 
 FACTORS = tuple(2.0 ** (at / 2) for at in range(-2, 6))
@@ -23,12 +24,12 @@ class Prospect:
     """One mechanism under a plan.
 
     Args:
-        mechanism: ``dpsgd``, ``union`` or ``fedavg``.
+        mechanism: ``dpsgd``, ``union``, ``fedavg`` or, where the plan asks for it, ``ftrl``.
         chosen: whether it is the plan's.
-        units: records or patients at the site that it is worked out for; at all sites together for ``union``, 1 for ``fedavg``.
+        units: records or patients at the site that it is worked out for; at all sites together for ``union``, 1 where nodes are hidden.
         spend: what one round costs.
         rounds: how many there are.
-        noise: standard deviation of the noise on a coordinate of one step's mean over all sites, in clips.
+        noise: standard deviation of the noise on a coordinate of one step's mean over all sites, in clips; that of a tree, spread evenly.
         per_round: epsilon of one round alone.
         statement: about all rounds together.
     """
@@ -83,7 +84,7 @@ def trades(prospect: Prospect, delta: float) -> list[Trade]:
     found = []
     for factor in FACTORS:
         spend = replace(prospect.spend, noise_multiplier=prospect.spend.noise_multiplier * factor)
-        cost = epsilon([spend] * prospect.rounds, delta)
+        cost = epsilon(_over(spend, prospect.rounds), delta)
         found.append(Trade(prospect.mechanism, prospect.units, spend.noise_multiplier, prospect.noise * factor, cost))
     return found
 
@@ -95,17 +96,31 @@ def _ways(dp: DP, units: Sequence[int]) -> Iterator[tuple[Way, int]]:
             yield "dpsgd", count
         yield "union", sum(units)
     yield "fedavg", 1
+    if dp.mechanism == "ftrl":
+        yield "ftrl", 1
+
+
+def _over(spend: Spend, rounds: int) -> tuple[Spend, ...]:
+    """What all rounds of one kind cost a unit; each tree goes over as many rounds as it has steps."""
+    return repeated(spend, -(-rounds // spend.steps) if spend.mechanism == Mechanism.TREE else rounds)
+
+
+def _loudness(dp: DP, way: Way, spend: Spend) -> float:
+    """What the noise multiplier is to be taken by where the mechanism has more or less noise than one draw a round of its size."""
+    if way == "ftrl":
+        # Half the levels of a tree are in a running sum; independent noise would have grown with every round.
+        return math.sqrt(spend.steps.bit_length() / 2 / spend.steps)
+    return math.hypot(1.0, BIT) if way == "fedavg" and dp.clip_quantile is not None else 1.0
 
 
 def _prospect(dp: DP, training: Training, rounds: int, way: Way, count: int, units: Sequence[int], own: Way) -> Prospect:
-    unit = "node" if way == "fedavg" else dp.unit
+    unit = "node" if way in NODES else dp.unit
     asked = dp.model_copy(update={"mechanism": way, "unit": unit})
-    spend = spend_of(asked, training, rounds, Phase.TRAIN, count, masked=way != "dpsgd")
+    spend = spend_of(asked, training, rounds, Phase.TRAIN, count, masked=way in SHARED)
     if spend is None:
         raise PlanError("the plan trains nothing", where="strategy.rounds")
-    noise = spend.noise_multiplier / (len(units) if way == "fedavg" else spend.sampling_rate * count)
+    noise = spend.noise_multiplier * _loudness(dp, way, spend) / (len(units) if way in NODES else spend.sampling_rate * count)
     if way == "dpsgd":
         noise /= math.sqrt(len(units))
-    about = state([spend] * rounds, dp.delta, unit)
-    shown = replace(about, spends=(replace(spend, steps=spend.steps * rounds),))
-    return Prospect(way, way == own, count, spend, rounds, noise, epsilon([spend], dp.delta), shown)
+    about = state(_over(spend, rounds), dp.delta, unit)
+    return Prospect(way, way == own, count, spend, rounds, noise, epsilon([spend], dp.delta), about)

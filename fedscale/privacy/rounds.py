@@ -16,11 +16,18 @@ from fedscale.data import Dataset
 from fedscale.errors import DataError, PlanError
 from fedscale.learner import Phase, Private, Training
 from fedscale.privacy.accountant import GRID_STEPS, noise_multiplier
+from fedscale.privacy.clip import BIT, AdaptiveClip
 from fedscale.privacy.dp import DP
 from fedscale.privacy.events import Mechanism, Spend
 from fedscale.privacy.schedule import schedule
 
-Way: TypeAlias = Literal["dpsgd", "union", "fedavg"]
+Way: TypeAlias = Literal["dpsgd", "union", "fedavg", "ftrl"]
+NODES: tuple[Way, ...] = ("fedavg", "ftrl")
+# Each site adds a share of the noise, and only the sum has enough.
+SHARED: tuple[Way, ...] = ("union", "fedavg")
+
+# How far a clip may move from where it began, up or down.
+FARTHEST = 1e6
 
 
 def way_of(dp: DP, *, masked: bool) -> Way:
@@ -31,10 +38,10 @@ def way_of(dp: DP, *, masked: bool) -> Way:
     """
     node = dp.unit == "node"
     way: Way = dp.mechanism if dp.mechanism != "auto" else "fedavg" if node else "union" if masked else "dpsgd"
-    if (way == "fedavg") != node:
-        hint = 'use unit = "node" with mechanism = "fedavg", and "record" or "patient" with "dpsgd" or "union"'
+    if (way in NODES) != node:
+        hint = 'use unit = "node" with mechanism = "fedavg" or "ftrl", and "record" or "patient" with "dpsgd" or "union"'
         raise PlanError(f"mechanism '{way}' does not hide a {dp.unit}", where="privacy.mechanism", hint=hint)
-    if way != "dpsgd" and not masked:
+    if way in SHARED and not masked:
         why = "each site adds only its share of the noise, so nobody may see a single answer"
         raise PlanError(f"privacy by '{way}' needs secure aggregation", where="privacy.mechanism", why=why, hint="set secagg.enabled = true")
     return way
@@ -59,8 +66,10 @@ def spend_of(dp: DP, training: Training, rounds: int, phase: Phase, units: int, 
         return None
     if way == "dpsgd":
         return _sgd_spend(dp, training, rounds, units)
+    if way == "ftrl":
+        return Spend(str(Mechanism.TREE), tree_noise(dp, rounds), 1.0, tree_of(dp, rounds))
     rate = dp.sampling_rate if way == "union" else 1.0
-    return Spend(str(Mechanism.SKELLAM), _noise(dp, rounds, rate), rate, 1)
+    return Spend(str(Mechanism.SKELLAM), _noise(dp.epsilon, dp.delta, rounds, rate), rate, 1)
 
 
 @lru_cache(maxsize=4096)
@@ -70,9 +79,21 @@ def _sgd_spend(dp: DP, training: Training, rounds: int, units: int) -> Spend:
 
 
 @lru_cache(maxsize=64)
-def _noise(dp: DP, rounds: int, rate: float) -> float:
+def _noise(epsilon: float, delta: float, rounds: int, rate: float) -> float:
     """Noise multiplier of one sum a round."""
-    return noise_multiplier(dp.epsilon, dp.delta, sampling_rate=rate, steps=rounds, mechanism=str(Mechanism.SKELLAM))
+    return noise_multiplier(epsilon, delta, sampling_rate=rate, steps=rounds, mechanism=str(Mechanism.SKELLAM))
+
+
+def tree_of(dp: DP, rounds: int) -> int:
+    """Rounds of one tree of ``ftrl``."""
+    return min(dp.tree_rounds or rounds, rounds)
+
+
+@lru_cache(maxsize=64)
+def tree_noise(dp: DP, rounds: int) -> float:
+    """Noise multiplier of each node of the trees: a unit is in one node of each level of each tree."""
+    length = tree_of(dp, rounds)
+    return noise_multiplier(dp.epsilon, dp.delta, steps=-(-rounds // length) * length.bit_length(), mechanism=str(Mechanism.GAUSSIAN))
 
 
 def units_of(data: Any, unit: str) -> int:
@@ -103,8 +124,40 @@ def most_noise(dp: DP, releases: int) -> float:
 
 
 def reach(dp: DP, training: Training) -> float:
-    """The most by which one unit moves the model change that a site sends in a round of ``union`` or ``fedavg``: L2 norm, before rounding."""
-    return dp.clip if dp.unit == "node" else dp.clip * training.optimizer.lr / training.batch_size
+    """The most by which one unit moves what a site sends in a round of ``union`` or ``fedavg``: L2 norm, before rounding, its bit included."""
+    if dp.unit == "node":
+        return dp.clip * (1.0 if dp.clip_quantile is None else math.hypot(1.0, BIT))
+    return dp.clip * training.optimizer.lr / training.batch_size
+
+
+def in_round(dp: DP, clip: float) -> DP:
+    """The promise with the clip of one round, where that moves; what it costs is the same.
+
+    The clip comes from a server. It is no secret and no sensitivity that anybody claims: change and noise are both made with it, and
+    under secure aggregation all nodes agree on it or none answers.
+
+    Args:
+        dp: the promise.
+        clip: of the round; 0 for the plan's own.
+
+    Raises:
+        PlanError: the plan's clip does not move, or not as far.
+    """
+    if not clip:
+        return dp
+    if dp.clip_quantile is None or not dp.clip / FARTHEST <= clip <= dp.clip * FARTHEST:
+        raise PlanError("a round has another clip than the plan allows", where="privacy.clip", hint="node and coordinator may run different releases")
+    return dp.model_copy(update={"clip": clip})
+
+
+def adaptive(dp: DP | None) -> AdaptiveClip | None:
+    """The moving clip of a promise as ``in_round`` gives it; ``None`` where the clip is fixed."""
+    return None if dp is None or dp.clip_quantile is None else AdaptiveClip(dp.clip, dp.clip_quantile)
+
+
+def moved(dp: DP, clip: float) -> float:
+    """A clip of the next round, kept within what ``in_round`` allows."""
+    return min(max(clip, dp.clip / FARTHEST), dp.clip * FARTHEST)
 
 
 def makers(fewest: int, adversarial: float) -> int:
@@ -171,11 +224,19 @@ def require(dp: DP, training: Training, *, masked: bool, evaluated: bool, holdou
         PlanError: with the setting to change.
     """
     way = way_of(dp, masked=masked)
-    if way != "fedavg" and training.amp:
+    if dp.clip_quantile is not None and way == "ftrl":
+        why = "a node of a tree hides the sum of many rounds, and they would have been clipped differently"
+        raise PlanError("the clip of 'ftrl' cannot move", where="privacy.clip_quantile", why=why, hint="leave it out")
+    if dp.clip_quantile is not None and way != "fedavg":
+        why = "whether a record's gradient is within the clip would have to be told of each record"
+        raise PlanError("only the clip of whole nodes can move", where="privacy.clip_quantile", why=why, hint='leave it out, or set unit = "node"')
+    if dp.tree_rounds and way != "ftrl":
+        raise PlanError("only ftrl has trees", where="privacy.tree_rounds", hint='leave it out, or set privacy.mechanism = "ftrl"')
+    if way not in NODES and training.amp:
         raise PlanError("gradients cannot be clipped one by one in mixed precision", where="train.amp", hint="set train.amp = false")
     if way == "union":
         _require_one_step(training)
-    if way == "fedavg" or not evaluated:
+    if way in NODES or not evaluated:
         return way
     if not holdout:
         why = "evaluation on rows that are trained on would say more about them than epsilon allows"

@@ -7,12 +7,23 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedscale.privacy.accountant import RELATION, accountant, epsilon, epsilon_rdp
+from fedscale.privacy.dp import DP
 from fedscale.privacy.events import WHOLE, Mechanism, Spend, to_json
+from fedscale.privacy.rounds import NODES, Way, way_of
 
 SECRET = "each unit by itself, drawn at the site, in secret and anew for each step (Poisson)"  # noqa: S105 - a sentence
 KNOWN = "counts for nothing: whoever draws the sample may be the adversary"
 NONE = "none"
 ZEROED = "zero out the contribution of one unit"
+ANSWERS = "zero the answers of one node"
+PICKED = "not counted, for the server picks the nodes"
+LOCAL = "by each site in secret"
+MAKERS: dict[Way, str] = {
+    "dpsgd": "at each site, enough by itself",
+    "union": "in shares by all sites, enough in their sum",
+    "fedavg": "in shares by all sites, enough in their sum",
+    "ftrl": "by the coordinator, whom the sites must trust with it; it hides nodes from all others",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,29 @@ def state(spends: Sequence[Spend], delta: float, unit: str, *, secret: bool = Tr
     relation = ZEROED if any(spend.mechanism == Mechanism.TREE for spend in spends) else RELATION
     quoted, plain = epsilon(counted, delta), epsilon(everybody, delta)
     return Statement(unit, relation, sampling, delta, quoted, plain, epsilon_rdp(counted, delta), accountant(), tuple(spends))
+
+
+def promised(dp: DP, *, masked: bool) -> dict[str, float | str]:
+    """What a plan promises about each unit in all its rounds together, for a run's record: ``epsilon`` is spent at most.
+
+    Args:
+        dp: the plan's promise.
+        masked: whether the plan turns secure aggregation on.
+
+    Raises:
+        PlanError: the plan's privacy cannot be made.
+    """
+    way = way_of(dp, masked=masked)
+    return {
+        "epsilon": dp.epsilon,
+        "delta": dp.delta,
+        "planned": dp.epsilon,
+        "unit": dp.unit,
+        "mechanism": way,
+        "neighbours": ANSWERS if way in NODES else RELATION,
+        "sampling": PICKED if way in NODES else LOCAL,
+        "noise": MAKERS[way],
+    }
 
 
 def unamplified(spend: Spend) -> Spend:

@@ -63,6 +63,26 @@ def test_a_bug_is_flagged_for_what_it_does() -> None:
     assert "signal" not in flags(Fault.HALF_NOISE)
     assert "signal" in flags(Fault.WEIGHT)
     assert "noise" not in flags(Fault.WEIGHT)
+    assert "spread" in flags(Fault.NAN)
+    assert flags(Fault.PRG) == ("masks",)
+
+
+def test_a_unit_that_is_no_number_counts_nothing() -> None:
+    silent, rows = replace(BENCH, fault=Fault.NO_NOISE), units(3, BENCH.size, 1.0)
+    for value in (np.inf, np.nan):
+        odd = np.vstack([rows, np.full((1, BENCH.size), value, np.float32)])
+        np.testing.assert_array_equal(silent.answer(odd, 0, 1), silent.answer(rows, 0, 1))
+    odd = np.vstack([rows, np.full((1, BENCH.size), np.nan, np.float32)])
+    assert not np.array_equal(replace(silent, fault=Fault.NAN).answer(odd, 0, 1)[:5], silent.answer(rows, 0, 1)[:5])
+
+
+def test_seeds_of_masks_are_whole_and_all_different() -> None:
+    seeds, folded = BENCH.seeds(1 << 12), replace(BENCH, fault=Fault.PRG).seeds(1 << 12)
+    assert len(np.unique(seeds, axis=0)) == 1 << 12
+    assert (seeds.min(0) < 16).all()
+    assert (seeds.max(0) > 239).all()
+    # Each of the 28 bits is there, and no other.
+    assert np.packbits(np.unpackbits(folded, axis=1).any(0)).tolist() == [255, 255, 255, 15] + [0] * 28
 
 
 def test_the_correct_mechanism_is_not_flagged_and_estimated_well() -> None:

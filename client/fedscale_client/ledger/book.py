@@ -24,17 +24,18 @@ from sqlmodel import Session, col, select
 
 from fedscale.errors import ConfigError, PolicyRefusal
 from fedscale.privacy.accountant import epsilon
+from fedscale.privacy.events import Mechanism
 from fedscale_client.home import NodeHome, identity_key, make_private, open_private
 from fedscale_client.ledger.chain import Signer, flaw, sealed
 from fedscale_client.ledger.claims import Cap, Claim, Parcel
-from fedscale_client.ledger.head import Head, HeadFile
+from fedscale_client.ledger.head import LOOK, Head, HeadFile
+from fedscale_client.ledger.lines import Kind
 from fedscale_client.ledger.state import Item, State, spends_of
-from fedscale_client.ledger.tables import RULES, Entry, Kind, Table
+from fedscale_client.ledger.tables import RULES, Entry, Table
 
 BUSY_SECONDS = 120
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL")
 RAISE = "train fewer rounds or with more noise, or ask the site's owner to raise the cap"
-LOOK = "look at it with: fedscale privacy ledger --verify; go on only when you know what happened"
 
 Change: TypeAlias = tuple[Kind, int, Mapping[str, Any]]
 
@@ -143,6 +144,21 @@ class Ledger:
         self.items()
         return Head(*self._state.last)
 
+    @property
+    def end(self) -> Head:
+        """Number and hash of the last entry that this process has seen or made; nothing is read."""
+        return Head(*self._state.last)
+
+    def lacks(self, known: Head) -> str:
+        """What is wrong when the ledger should have an entry that somebody else has noted; empty when it has it.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        with self._lock, self._session() as session:
+            self._read(session)
+            return self._misses(session, known)
+
     def verify(self, known: Head | None = None) -> str:
         """The first thing that is wrong with the ledger, empty when nothing is; all of it is read anew.
 
@@ -170,7 +186,7 @@ class Ledger:
                 entry = sealed(self._signer, self._state.last, *change, at=self._now().isoformat(timespec="milliseconds"))
                 if problem := self._state.objection(entry):
                     raise ConfigError("the ledger cannot take this step", where=str(self._path), why=problem)
-                session.add(entry)
+                session.add(Entry(**asdict(entry)))
                 session.commit()
             self._state.take(entry)
             head = Head(*self._state.last)
@@ -226,9 +242,7 @@ class Ledger:
         if known.seq == 0:
             return "" if known.digest == self._signer.origin else "the head is that of another ledger"
         entry = session.get(Entry, known.seq)
-        if entry is None:
-            return f"the ledger ends before entry {known.seq}, which it had: it was cut or rolled back"
-        return "" if entry.digest == known.digest else f"entry {known.seq} is not the one it was"
+        return known.misfit(None if entry is None else entry.digest)
 
     def _broken(self, problem: str) -> ConfigError:
         return ConfigError("the privacy ledger of this site cannot be used", where=str(self._path), why=problem, hint=LOOK)
@@ -251,7 +265,24 @@ def _admitted(state: State, claim: Claim, cap: Cap | None) -> Change:
         if not epsilon((*former, *claim.spends), cap.delta) <= cap.epsilon:
             need = f"{limit}, this task alone needs {epsilon(claim.spends, cap.delta):.3g}"
             raise PolicyRefusal("the privacy cap of this site would be passed", where=claim.dataset, why=need, hint=RAISE)
+    _require_turn(state, claim)
     return Kind.RESERVE, 0, claim.to_json()
+
+
+def _require_turn(state: State, claim: Claim) -> None:
+    """Refuse a second answer in one tree of noise, which hides one answer of a site and no more.
+
+    Raises:
+        PolicyRefusal: this site has answered in the tree, in another round.
+    """
+    length = next((spend.steps for spend in claim.spends or () if spend.mechanism == Mechanism.TREE), 0)
+    for item in state.items.values() if length else ():
+        run, phase, number = item.claim.key
+        same = (run, phase) == claim.key[:2] and (number - 1) // length == (claim.number - 1) // length
+        if same and number != claim.number and item.refund is None:
+            why = f"it answered in round {number}, and a tree goes over {length} rounds"
+            hint = "lower clients.select or privacy.tree_rounds"
+            raise PolicyRefusal("this site has answered in this tree of noise already", where=claim.dataset, why=why, hint=hint)
 
 
 @lru_cache(maxsize=8)

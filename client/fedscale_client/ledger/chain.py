@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedscale_client.ledger.claims import canonical
-from fedscale_client.ledger.tables import Entry, Kind
+from fedscale_client.ledger.lines import Kind, Line, Said
 
 CONTEXT = b"fedscale/ledger/v1\0"
 
@@ -50,22 +50,22 @@ class Signer:
         return True
 
 
-def digest_of(entry: Entry) -> str:
+def digest_of(entry: Said) -> str:
     """The hash of everything an entry says, in hex."""
     said = [entry.seq, entry.kind, entry.reservation, entry.facts, entry.at, entry.previous]
     return hashlib.sha256(CONTEXT + canonical(said).encode()).hexdigest()
 
 
-def sealed(signer: Signer, last: tuple[int, str], kind: Kind, reservation: int, facts: Mapping[str, Any], at: str) -> Entry:
+def sealed(signer: Signer, last: tuple[int, str], kind: Kind, reservation: int, facts: Mapping[str, Any], at: str) -> Line:
     """The entry that follows ``last``, the number and hash of the entry before; reservation 0 stands for the entry itself."""
     seq = last[0] + 1
-    entry = Entry(seq=seq, kind=kind, reservation=reservation or seq, facts=canonical(facts), at=at, previous=last[1], digest="", signature="")
+    entry = Line(seq, str(kind), reservation or seq, canonical(facts), at, last[1], "", "")
     entry.digest = digest_of(entry)
     entry.signature = signer.sign(entry.digest)
     return entry
 
 
-def flaw(signer: Signer, last: tuple[int, str], entry: Entry) -> str:
+def flaw(signer: Signer, last: tuple[int, str], entry: Said) -> str:
     """What is wrong with an entry that should follow ``last``; empty when nothing is."""
     if entry.seq != last[0] + 1:
         return f"entry {last[0] + 1} is missing"

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedscale.errors import ConfigError
 from fedscale_client.home import open_private, write_private
 from fedscale_client.ledger.chain import Signer
+
+LOOK = "look at it with: fedscale privacy ledger --verify; go on only when you know what happened"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,28 @@ class Head:
 
     seq: int
     digest: str
+
+    def __str__(self) -> str:
+        """As it is told to others: ``NUMBER:HASH``."""
+        return f"{self.seq}:{self.digest}"
+
+    def misfit(self, digest: str | None) -> str:
+        """What is wrong with a ledger whose entry of this number has that hash, or that has no such entry; empty when nothing is."""
+        if digest is None:
+            return f"the ledger ends before entry {self.seq}, which it had: it was cut or rolled back"
+        return "" if digest == self.digest else f"entry {self.seq} is not the one it was"
+
+    @classmethod
+    def parsed(cls, text: str, where: str = "") -> Head:
+        """Read ``NUMBER:HASH``.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text)
+        if not match:
+            raise ConfigError("the end of a ledger is written NUMBER:HASH", where=where, hint="as 'fedscale privacy ledger --verify' prints it")
+        return cls(int(match[1]), match[2])
 
 
 @dataclass(frozen=True, slots=True)

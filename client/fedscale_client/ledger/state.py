@@ -10,7 +10,7 @@ from typing import Any
 from fedscale.errors import FedscaleError
 from fedscale.privacy.events import Spend
 from fedscale_client.ledger.claims import Claim
-from fedscale_client.ledger.tables import Entry, Kind
+from fedscale_client.ledger.lines import Kind, Said
 
 BEFORE = {Kind.RELEASE: "reserved", Kind.COMMIT: "released", Kind.REFUND: "reserved"}
 
@@ -49,7 +49,7 @@ class State:
     last: tuple[int, str]
     items: dict[int, Item] = field(default_factory=dict)
 
-    def objection(self, entry: Entry) -> str:
+    def objection(self, entry: Said) -> str:
         """Why an entry cannot come next; empty when it can."""
         if entry.kind == Kind.RESERVE:
             return "" if entry.reservation == entry.seq else f"entry {entry.seq} reserves for another"
@@ -57,7 +57,7 @@ class State:
         standing = item.standing if item else "unknown"
         return "" if standing == BEFORE[Kind(entry.kind)] else f"entry {entry.seq}: no {entry.kind} of what is {standing}"
 
-    def take(self, entry: Entry) -> str:
+    def take(self, entry: Said) -> str:
         """Take the next entry; why that cannot be, empty when it can."""
         try:
             if problem := self.objection(entry):

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import ClassVar
 
 from sqlalchemy import MetaData, Text
 from sqlmodel import Field, SQLModel
-
-
-class Kind(StrEnum):
-    """What happened: budget was set aside, an answer left, the coordinator answered, or nothing will leave."""
-
-    RESERVE = "reserve"
-    RELEASE = "release"
-    COMMIT = "commit"
-    REFUND = "refund"
 
 
 class Table(SQLModel):

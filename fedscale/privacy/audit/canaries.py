@@ -25,8 +25,10 @@ Scores: TypeAlias = npt.NDArray[np.float64]
 
 # Standard errors between an estimate and what was claimed before there is an alarm: about once in 30,000 honest releases.
 ALARM = 4.0
+# More noise than claimed does no harm; so many times as much is none.
+WILD = 4.0
 CONFIDENCE = 0.95
-SIGNAL, NOISE, CERTIFICATE = "signal", "noise", "certificate"
+SIGNAL, NOISE, SPREAD, CERTIFICATE = "signal", "noise", "spread", "certificate"
 
 
 @lru_cache(maxsize=4)
@@ -66,7 +68,7 @@ class Estimate:
         noise: standard deviation of the scores; the noise multiplier where the noise is the claimed one.
         error: standard error of the noise.
         epsilon: what noise over signal costs at the claimed delta, or infinite.
-        flags: what is wrong: ``signal`` or ``noise``; empty where nothing is.
+        flags: what is wrong: ``signal``, ``noise`` or ``spread``; empty where nothing is.
     """
 
     signal: float
@@ -92,10 +94,12 @@ def estimate(found: Scores, claimed: float, delta: float) -> Estimate:
     count = len(found)
     signal, noise = float(found.mean()), float(found.std(ddof=1))
     louder = signal > 1 + ALARM * claimed / math.sqrt(count)
+    # More in the sum than clipped units and their noise: something went in that no clip has bounded.
+    wilder = noise > WILD * claimed
     quieter = noise**2 < claimed**2 * (1 - ALARM * math.sqrt(2 / count))
     ratio = noise / abs(signal) if signal else math.inf
     cost = math.inf if ratio < LEAST_NOISE else epsilon([Spend(str(Mechanism.GAUSSIAN), min(ratio, MOST_NOISE))], delta)
-    flags = (SIGNAL,) * louder + (NOISE,) * quieter
+    flags = (SIGNAL,) * louder + (NOISE,) * quieter + (SPREAD,) * wilder
     return Estimate(signal, noise, noise / math.sqrt(2 * count), cost, flags)
 
 

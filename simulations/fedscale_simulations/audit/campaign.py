@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,8 @@ CORRECT = "the correct mechanism"
 # Canaries come this many clips long, so that a clip which does not clip is seen.
 LENGTH = 10.0
 RECORDS, TRIES = 400, 5
+# So many seeds of masks are all different, unless they have far fewer bits than they should: of 28 bits, 32 would be there twice.
+SEEDS, MASKS = 1 << 17, "masks"
 # From where on an attack has worked; likeness up to which inversion has failed; chance deviations of an area under the curve.
 SUCCESS, UNLIKE, SLACK = 0.9, 0.3, 0.08
 
@@ -68,13 +69,15 @@ def audit(pipeline: Pipeline, count: int, delta: float, seed: int) -> Verdict:
         found.append(estimate(scores(released, planted, pipeline.clip), pipeline.noise_multiplier, delta))
     certificate = _certified(pipeline, count, delta, chance)
     flags = {flag for each in found for flag in each.flags} | ({CERTIFICATE} if certificate > claimed else set())
+    flags |= {MASKS} if len(np.unique(pipeline.seeds(SEEDS).view(f"V{KEY}"))) < SEEDS else set()
     return Verdict(claimed, tuple(found), certificate, tuple(sorted(flags)))
 
 
 def _dealt(planted: Matrix, pipeline: Pipeline) -> list[Matrix]:
-    """Canaries dealt to the nodes, each much longer than the clip."""
+    """Canaries dealt to the nodes, each much longer than the clip, and to the first node one unit more that is no number at all."""
     long = planted * np.float32(LENGTH * pipeline.clip)
-    return [long[at :: pipeline.nodes] for at in range(pipeline.nodes)]
+    dealt = [long[at :: pipeline.nodes] for at in range(pipeline.nodes)]
+    return [np.vstack([dealt[0], np.full((1, pipeline.size), np.nan, np.float32)]), *dealt[1:]]
 
 
 def _certified(pipeline: Pipeline, count: int, delta: float, chance: np.random.Generator) -> float:
@@ -175,7 +178,7 @@ def _plain(pipeline: Pipeline, rows: list[Matrix]) -> Vector:
 def _masked(pipeline: Pipeline, rows: list[Matrix]) -> Vector:
     """One node's answer without noise under a mask, as it travels."""
     silent = replace(pipeline, fault=Fault.NO_NOISE)
-    words = masked(silent.answer(rows[0], 0, 1), [Mask(secrets.token_bytes(KEY))])
+    words = masked(silent.answer(rows[0], 0, 1), [Mask(pipeline.seeds(1).tobytes())])
     return silent.layout.format.decode(words[: silent.size])
 
 

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from fedscale.privacy.audit.canaries import Matrix
 from fedscale.privacy.clip import contribution, norm_of
 from fedscale.privacy.noise import skellam
 from fedscale.ring import WORD, Words, add
+from fedscale.secagg.keys import KEY
 from fedscale.secagg.simulate import population, run
 from fedscale.secagg.terms import Terms
 from fedscale.update import Layout, Update
 from fedscale.vector import Vector
 
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
 ROOM = 64.0
 WEIGHT = 4.0
+SEED_BYTES = 4
 
 
 class Fault(StrEnum):
@@ -33,6 +40,8 @@ class Fault(StrEnum):
     CLIP_SIGN = "wrong clip sign"
     RESTART = "restart without privacy"
     LATE_NOISE = "noise after the update"
+    NAN = "NaN through the clip"
+    PRG = "28-bit PRG"
 
 
 @dataclass(frozen=True)
@@ -82,12 +91,27 @@ class Pipeline:
             total += row
         if self.fault is Fault.WEIGHT and node == 0:
             total *= np.float32(WEIGHT)
-        words = self.layout.encode(Update(total, 1.0))
+        words = self.layout.encode(Update(np.nan_to_num(total), 1.0))
+        # A quantiser that looks no closer than such a clip takes what is no number for the largest that it knows.
+        words[: self.size][np.isnan(total)] = self.layout.format.limit(self.layout.bound)
         if not restarted:
             add(words[: self.size], self._noise())
         return words
 
+    def seeds(self, count: int) -> Bytes:
+        """Seeds of masks as a node draws them, shape ``(count, KEY)``."""
+        drawn = np.frombuffer(secrets.token_bytes(count * KEY), np.uint8).reshape(count, KEY)
+        if self.fault is not Fault.PRG:
+            return drawn
+        folded = np.zeros_like(drawn)
+        folded[:, :SEED_BYTES] = drawn[:, :SEED_BYTES]
+        folded[:, SEED_BYTES - 1] &= 0x0F
+        return folded
+
     def _clipped(self, row: Vector) -> Vector:
+        if not np.isfinite(row).all():
+            # A comparison with NaN is false, so that a clip which asks whether the norm is too large lets it through.
+            return row if self.fault is Fault.NAN else np.zeros_like(row)
         if self.fault is Fault.CLIP_SIGN:
             return row * np.float32(max(1.0, self.clip / norm_of(row)))
         return contribution(row, self.clip)

@@ -15,7 +15,7 @@ from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.events import Spend
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
-from fedscale_client.ledger.claims import Cap
+from fedscale_client.ledger.claims import Cap, Claim
 from fedscale_client.ledger.head import Head
 from fedscale_client.ledger.state import spends_of
 from tests.client.ledger.samples import CLAIM, DELTA, SPEND, WIDE, claim, finish, opened_database, parcel
@@ -298,3 +298,23 @@ def test_a_busy_ledger_is_waited_for_no_longer_than_it_may(site: NodeHome, ledge
         with pytest.raises(ConfigError, match="cannot be used") as raised:
             ledger.reserve(CLAIM, None)
     assert raised.value.why == "database is locked"
+
+
+def tree(number: int, length: int = 4, run: str = "run-1") -> Claim:
+    return claim(number, spends=(Spend("tree_aggregation", 3.0, 1.0, length),), unit="node", run=run)
+
+
+def test_a_site_answers_once_in_a_tree_whatever_it_is_asked(ledger: Ledger) -> None:
+    first = ledger.reserve(tree(2), None)
+    for number in (1, 3, 4):
+        with pytest.raises(PolicyRefusal, match="has answered in this tree") as raised:
+            ledger.reserve(tree(number), None)
+        assert "in round 2, and a tree goes over 4 rounds" in raised.value.why
+    assert len({first, ledger.reserve(tree(2), None), ledger.reserve(tree(5), None), ledger.reserve(tree(3, run="run-2"), None)}) == 4
+
+
+def test_a_turn_that_was_given_back_may_be_taken_later(ledger: Ledger) -> None:
+    ledger.refund(ledger.reserve(tree(1), None), "nothing left this site")
+    ledger.release(ledger.reserve(tree(3), None), parcel("a"))
+    with pytest.raises(PolicyRefusal, match="in this tree"):
+        ledger.reserve(tree(4), None)

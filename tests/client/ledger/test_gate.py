@@ -17,6 +17,7 @@ from fedscale_client import declarations, policy
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
+from fedscale_client.ledger.head import Head
 from fedscale_client.ledger.state import Item, spends_of
 from fedscale_client.policy import DatasetPolicy, Policy
 from tests.client.conftest import LEARNER, ROWS, Start, write_csv
@@ -247,3 +248,40 @@ async def test_a_withdrawn_count_leaves_no_process(coordinator: Coordinator, sta
         await until(lambda: not node.node._jobs)
     with pytest.raises(ProcessLookupError):
         os.kill(int(marker.read_text()), 0)
+
+
+async def test_each_answer_tells_where_the_ledger_ends(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    async with start():
+        await coordinator.connected()
+        for number in (1, 2):
+            await coordinator.answer(coordinator.assign(app, number=number, plan=private_plan())[0])
+        await settled(home, "committed", "committed")
+    told = [Head.parsed(head) for head in coordinator.heads]
+    assert [entry.digest for head in told for entry in Ledger.open(home).entries() if entry.seq == head.seq] == [head.digest for head in told]
+    released = [entry.seq for entry in Ledger.open(home).entries() if entry.kind == "release"]
+    assert [head.seq for head in told] == released
+
+
+@pytest.mark.parametrize("head", [f"7:{'ab' * 32}", f"0:{'ab' * 32}", "no end of a ledger"])
+async def test_a_ledger_that_lacks_what_the_coordinator_has_noted_allows_nothing(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str, head: str
+) -> None:
+    coordinator.ledger = head
+    async with start() as node:
+        await coordinator.connected()
+        failure = await coordinator.failure(coordinator.assign(app, plan=private_plan())[0])
+        assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, "the privacy ledger of this site cannot be used")
+        (event,) = node.events("ledger rolled back")
+    assert event["problem"]
+    assert items(home) == ()
+
+
+async def test_a_ledger_that_has_what_the_coordinator_has_noted_goes_on(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    async with start():
+        await coordinator.connected()
+        await coordinator.answer(coordinator.assign(app, number=1, plan=private_plan())[0])
+    coordinator.ledger = coordinator.heads[-1]
+    async with start() as node:
+        await coordinator.connected(2)
+        await coordinator.answer(coordinator.assign(app, number=2, plan=private_plan())[0])
+        assert node.events("ledger rolled back") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import ConfigError
 from fedscale_client.home import NodeHome, identity_key
+from fedscale_client.ledger import reading
 from fedscale_client.ledger.book import Ledger
 from fedscale_client.ledger.chain import Signer, digest_of, sealed
 from fedscale_client.ledger.claims import canonical
 from fedscale_client.ledger.head import Head
-from fedscale_client.ledger.tables import Entry, Kind
+from fedscale_client.ledger.lines import Kind, Said
+from fedscale_client.ledger.tables import Entry
 from tests.client.ledger.samples import CLAIM, claim, finish, home_at, opened_database
 
 TASKS = 4
@@ -50,7 +52,7 @@ def rows(home: NodeHome) -> list[Entry]:
         return [Entry(**dict(zip(COLUMNS, row, strict=True))) for row in connection.execute("SELECT * FROM entry ORDER BY seq")]
 
 
-def replace_rows(home: NodeHome, entries: list[Entry]) -> None:
+def replace_rows(home: NodeHome, entries: Sequence[Said]) -> None:
     with opened_database(home) as connection:
         connection.execute("DELETE FROM entry")
         for entry in entries:
@@ -67,7 +69,7 @@ def cheapen(home: NodeHome) -> None:
 
 def rewrite(home: NodeHome) -> None:
     """The whole chain made anew with another key."""
-    forger, made = Signer(Ed25519PrivateKey.generate()), list[Entry]()
+    forger, made = Signer(Ed25519PrivateKey.generate()), list[Said]()
     last = (0, forger.origin)
     for entry in rows(home)[:-3]:
         made.append(sealed(forger, last, Kind(entry.kind), entry.reservation, json.loads(entry.facts), entry.at))
@@ -167,6 +169,7 @@ def test_tampering_is_noticed(busy: NodeHome, name: str) -> None:
     tamper(busy)
     ledger = Ledger.open(busy)
     assert ledger.verify() == finding
+    assert reading.verify(busy)[0] == finding, "whoever only reads finds the same"
     with pytest.raises(ConfigError, match="the privacy ledger of this site cannot be used") as raised:
         ledger.reserve(CLAIM, None)
     assert raised.value.why == finding

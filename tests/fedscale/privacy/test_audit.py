@@ -51,7 +51,15 @@ def test_an_honest_release_is_estimated_and_not_flagged() -> None:
 
 @pytest.mark.parametrize(
     ("signal", "noise", "flags"),
-    [(1.0, 1.0, ("noise",)), (2.0, 2.0, ("signal",)), (4.0, 0.5, ("signal", "noise")), (1.0, 2.4, ()), (0.5, 2.0, ()), (1.0, 0.0, ("noise",))],
+    [
+        (1.0, 1.0, ("noise",)),
+        (2.0, 2.0, ("signal",)),
+        (4.0, 0.5, ("signal", "noise")),
+        (1.0, 2.4, ()),
+        (0.5, 2.0, ()),
+        (1.0, 0.0, ("noise",)),
+        (1.0, 9.0, ("spread",)),
+    ],
 )
 def test_what_differs_from_the_claim_is_flagged_by_what_it_is(signal: float, noise: float, flags: tuple[str, ...]) -> None:
     assert estimate(signal + noise * chance().standard_normal(2000), 2.0, DELTA).flags == flags

@@ -81,19 +81,21 @@ def test_a_clip_by_the_mean_square(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_clip_that_adds_noise_for_the_next_one() -> None:
     """As where the clip moves before the noise is drawn: what is drawn is not for what was clipped."""
-    now = clip.AdaptiveClip(1.0, 100)
-    after = now.moved(50.0)
-    honest, wrong = epsilon([Spend("gaussian", 1.0)], DELTA), epsilon([Spend("gaussian", after.clip / now.clip)], DELTA)
+    now = clip.AdaptiveClip(1.0)
+    after = now.moved(np.array([now.bit], np.float32))
+    honest, wrong = epsilon([Spend("gaussian", 1.0)], DELTA), epsilon([Spend("gaussian", after / now.clip)], DELTA)
     assert wrong > honest * 1.1
 
 
 def test_an_adaptive_clip_that_counts_the_clipped_runs_away() -> None:
     """The formula for nodes within the clip with the bit of those beyond it: the clip leaves its quantile for good."""
     norms = np.random.default_rng(0).lognormal(0.0, 0.3, 100)
-    sound, wrong = clip.AdaptiveClip(0.1, 100), clip.AdaptiveClip(0.1, 100)
+    sound = wrong = clip.AdaptiveClip(0.1)
     for _ in range(60):
-        sound = sound.moved(sum(map(sound.bit, norms)))
-        wrong = wrong.moved(-sum(map(wrong.bit, norms)))
+        sound, wrong = (
+            clip.AdaptiveClip(now.moved(sign * np.mean([now.coded(np.array([norm], np.float32)) for norm in norms], axis=0)))
+            for now, sign in ((sound, 1), (wrong, -1))
+        )
     assert sound.clip == pytest.approx(float(np.median(norms)), rel=0.1)
     assert wrong.clip < 0.001
 

@@ -98,3 +98,33 @@ def test_trades_are_epsilons_of_other_noise(found: dict[tuple[str, int], Prospec
 def test_sites_without_units_are_refused(units: list[int]) -> None:
     with pytest.raises(PlanError, match="at least one unit"):
         prospects(PROMISE, TRAINING, 1, units, masked=False)
+
+
+TREES = DP(epsilon=4, delta=1e-5, unit="node", mechanism="ftrl", tree_rounds=8)
+
+
+def test_trees_are_weighed_against_fresh_noise_where_the_plan_asks_for_them() -> None:
+    found = {each.mechanism: each for each in prospects(TREES, Training(), 32, [1] * 10, masked=False)}
+    assert list(found) == ["fedavg", "ftrl"]
+    assert found["ftrl"].chosen
+    trees = found["ftrl"].statement
+    assert [spend.mechanism for spend in trees.spends] == ["tree_aggregation"] * 4
+    assert (trees.epsilon, trees.without_amplification) == (pytest.approx(4, rel=1e-4), pytest.approx(4, rel=1e-4))
+    assert trees.relation == "zero out the contribution of one unit"
+    assert found["ftrl"].noise < found["fedavg"].noise / 2
+
+
+def test_trades_of_a_tree_count_every_tree() -> None:
+    (chosen,) = [each for each in prospects(TREES, Training(), 32, [1] * 10, masked=False) if each.chosen]
+    found = trades(chosen, 1e-5)
+    costs = [each.epsilon for each in found]
+    assert costs == sorted(costs, reverse=True)
+    same = min(found, key=lambda each: abs(each.noise_multiplier - chosen.spend.noise_multiplier))
+    assert same.epsilon == pytest.approx(4, rel=1e-4)
+
+
+def test_a_moving_clip_is_shown_with_the_noise_of_its_bit() -> None:
+    fixed = DP(epsilon=4, delta=1e-5, unit="node")
+    moving = fixed.model_copy(update={"clip_quantile": 0.5})
+    noises = [prospects(dp, Training(), 10, [1] * 5, masked=True)[0].noise for dp in (moving, fixed)]
+    assert noises[0] / noises[1] == pytest.approx(1.04**0.5)

@@ -71,3 +71,37 @@ def test_a_tree_costs_its_levels_and_beats_noise_on_each_round() -> None:
 def test_rounds_that_are_not_there_are_refused(ask: object) -> None:
     with pytest.raises(PlanError):
         ask()  # type: ignore[operator]
+
+
+def matrices(rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tree as a factorisation: which rounds each node sums, and which nodes each running sum is made of."""
+    nodes = sorted({node for after in range(1, rounds + 1) for node in nodes_of(after)})
+    sums = np.array([[number in covered(*node) for number in range(1, rounds + 1)] for node in nodes], float)
+    made = np.array([[node in set(nodes_of(after)) for node in nodes] for after in range(1, rounds + 1)], float)
+    return sums, made
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 7, 8, 37])
+def test_a_unit_reaches_no_farther_than_it_pays_for(rounds: int) -> None:
+    """The matrix mechanism (Denisov et al. 2022): with B C the running sums, a unit in one round costs the largest column of C."""
+    sums, made = matrices(rounds)
+    np.testing.assert_array_equal(made @ sums, np.tril(np.ones((rounds, rounds))))
+    reach = float(np.linalg.norm(sums, axis=0).max())
+    assert reach <= rounds.bit_length() ** 0.5
+    spend = Tree(rounds, 1, 2.0, KEY).spend(1.0)
+    assert epsilon([spend], 1e-6) >= epsilon([Spend("gaussian", 2.0 / reach)], 1e-6) - 1e-9
+
+
+def test_the_noise_of_running_sums_is_that_of_the_factorisation() -> None:
+    rounds, draws = 11, 3000
+    drawn = np.array([[Tree(rounds, 1, 1.0, at.to_bytes(32, "big")).running(after)[0] for after in range(1, rounds + 1)] for at in range(draws)])
+    _, made = matrices(rounds)
+    assert np.abs(np.cov(drawn.T) - made @ made.T).max() < 6 * 3.0 / draws**0.5
+
+
+def test_a_unit_in_two_rounds_of_a_tree_would_pay_twice_and_more() -> None:
+    """Why a node answers once in a tree: two rounds may lie under one node, and what they reach adds up there."""
+    sums, _ = matrices(8)
+    once = float(np.linalg.norm(sums, axis=0).max())
+    twice = max(float(np.linalg.norm(sums[:, one] + sums[:, other])) for one in range(8) for other in range(one))
+    assert twice > 2**0.5 * once
