@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fedscale.errors import PlanError
 from fedscale.learner import Phase
 from fedscale.plan import Plan
-from fedscale.ring import LIMB_BITS, WORD, Words
+from fedscale.ring import LIMB_BITS, WORD, Pieces
 from fedscale.secagg import messages as m
 from fedscale.secagg import prg
 from fedscale.secagg.graph import MOST_SILOS, Profile
@@ -43,6 +43,7 @@ class Ground:
         run: whose rounds they are.
         code: SHA-256 of the app's bundle.
         core: what computes masks; all give the same bits.
+        secret: 32 bytes that nobody else knows, for noise that the coordinator adds; what a run has begun with stays in its checkpoints.
         protocol: whether a plan's secure aggregation is really run. Only a simulation may do without, and then says so.
     """
 
@@ -50,6 +51,7 @@ class Ground:
     code: str = ""
     core: Core = Core.GCM
     protocol: bool = True
+    secret: bytes = field(default=b"", repr=False)
 
 
 def roster_of(names: Iterable[str], keys: Mapping[str, str]) -> Roster:
@@ -75,7 +77,7 @@ def terms_for(ground: Ground, plan: Plan, phase: Phase, number: int, layout: Lay
     return Terms(
         run=ground.run,
         round=2 * number - (phase is Phase.TRAIN),
-        plan=digest("plan", bytes.fromhex(plan.digest), ground.code.encode(), schema.to_json().encode()),
+        plan=digest("plan", bytes.fromhex(plan.digest), ground.code.encode(), schema.to_json().encode(), layout.clip.hex().encode()),
         model=digest("model", str(phase).encode(), bytes.fromhex(model)),
         roster=roster.digest,
         length=layout.length,
@@ -145,7 +147,7 @@ class MaskedSum:
         self.drop(node)
         self.server.receive(node, message)
 
-    def add(self, node: str, words: Words) -> None:
+    def add(self, node: str, words: Pieces) -> None:
         """Take a masked vector that is due, as it travelled.
 
         Raises:
@@ -154,7 +156,7 @@ class MaskedSum:
         self.drop(node)
         state, terms = self.server.state, self.server.terms
         if isinstance(state, Masking):
-            body = words if terms.bits == WORD.itemsize * 8 else words.tobytes()[: prg.PACKED_BYTES * terms.length]
+            body = words[:] if terms.bits == WORD.itemsize * 8 else words[:].tobytes()[: prg.PACKED_BYTES * terms.length]
             self.server.receive(node, m.encode(m.Masked(state.session.id)), body)
 
     def drop(self, node: str) -> None:

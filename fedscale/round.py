@@ -24,7 +24,7 @@ from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired,
 from fedscale.learner import Phase
 from fedscale.masked import VECTOR, MaskedSum
 from fedscale.metrics import pooled
-from fedscale.ring import Words
+from fedscale.ring import Pieces
 from fedscale.task import Task
 from fedscale.update import Layout
 from fedscale.vector import Schema
@@ -302,7 +302,7 @@ class Round:
             self._exclude(event.node, Failure(Cause.REJECTED, str(error), hint="the node and the coordinator may run different releases"))
         return self._go_on(masked)
 
-    def _take(self, masked: MaskedSum, node: str, words: Words) -> None:
+    def _take(self, masked: MaskedSum, node: str, words: Pieces) -> None:
         """Take a masked vector; its size was checked before it was stored, so only another release can get it wrong."""
         try:
             masked.add(node, words)

@@ -19,8 +19,8 @@ import numpy as np
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
 from fedscale.identity import load_certificate
 from fedscale.learner import Phase
-from fedscale.masked import Ground, filled, terms_for
-from fedscale.ring import WORD
+from fedscale.masked import Ground, terms_for
+from fedscale.ring import WORD, Words
 from fedscale.secagg import prg
 from fedscale.secagg.authority import check_pins, claim, opened
 from fedscale.secagg.node import MaskedInput, Reply, Site, request_digest
@@ -168,15 +168,26 @@ class Masking:
         return Reply(mark.answer, mark=mark)
 
     def _masked(self, machine: Machine | None, answer: Answer) -> Answer:
-        """Mask, remember, write; then remove what was in the clear."""
+        """Mask and write, remember, then remove what was in the clear; neither vector is ever whole in memory."""
         if machine is None:
             raise PolicyRefusal("a vector without a round to give it in")
-        reply = self._remembered(machine.submit(np.fromfile(answer.path, WORD)))
-        body = reply.body if isinstance(reply.body, np.ndarray) else np.frombuffer(filled(reply.body or b""), np.uint8)
-        path = answer.path.with_suffix(SUFFIX)
-        body.tofile(path)
+        path, digest = answer.path.with_suffix(SUFFIX), hashlib.sha256()
+        try:
+            with path.open("wb") as file:
+
+                def write(piece: bytes | memoryview) -> None:
+                    digest.update(piece)
+                    file.write(piece)
+
+                reply = machine.submit(_mapped(answer.path), write)
+                write(bytes(-file.tell() % WORD.itemsize))
+                size = file.tell()
+            self._remembered(reply)
+        except (FedscaleError, OSError):
+            path.unlink(missing_ok=True)
+            raise
         answer.forget()
-        return Answer(path, hashlib.sha256(body.data).hexdigest(), body.nbytes)
+        return Answer(path, digest.hexdigest(), size)
 
     def _remembered(self, reply: Reply) -> Reply:
         """A reply, once it is on disk how far the node has gone."""
@@ -204,6 +215,12 @@ class Masking:
         if fresh:
             make_private(self._home.secagg)
             write_toml(self._home.secagg / "members.toml", {**self._pins(), **fresh})
+
+
+def _mapped(path: Path) -> Words:
+    """The words of a file; nothing for one that does not hold whole words."""
+    size = path.stat().st_size
+    return np.memmap(path, WORD, "r") if size and size % WORD.itemsize == 0 else np.empty(0, WORD)
 
 
 def _failure(error: FedscaleError | OSError) -> Failure:

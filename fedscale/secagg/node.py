@@ -11,7 +11,7 @@ Sources: Bonawitz et al., CCS 2017, figure 4; Bell et al., CCS 2020, algorithm 2
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -19,16 +19,18 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import FedscaleError, PolicyRefusal, ProtocolError
-from fedscale.ring import WORD, Words
+from fedscale.ring import WORD, Pieces, Words
 from fedscale.secagg import messages as m
 from fedscale.secagg import prg, shamir
 from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import Pair, SessionKeys, encapsulate, pair, public_of, seal, unseal, verify
 from fedscale.secagg.prg import Core, Mask
-from fedscale.secagg.session import Session, advance, check_words, consent_text
+from fedscale.secagg.session import Session, advance, check_length, check_range, consent_text
 from fedscale.secagg.shamir import Entropy
 from fedscale.secagg.terms import Mark, Policy, Roster, Terms
 from fedscale.secagg.transcript import DIGEST, digest
+
+Out: TypeAlias = Callable[[bytes | memoryview], object]
 
 OTHERS = "a node that is there does not help to open its own pair masks"
 
@@ -296,23 +298,32 @@ class MaskedInput:
         """
         raise ProtocolError(f"a message '{type(message).__name__}' out of turn", why="the node's own vector is due")
 
-    def mask(self, words: Words) -> tuple[State, Reply]:
-        """Hide the vector.
+    def mask(self, words: Pieces, out: Out | None = None) -> tuple[State, Reply]:
+        """Hide the vector: each tile is checked, masked and handed on while it is in the cache.
 
         Raises:
             UpdateRejected: wrong length or dtype, or a word beyond the limit.
             PolicyRefusal: it leaves more words untouched than the site allows.
         """
         site, terms = self.place.site, self.place.session.terms
-        check_words(words, terms)
-        least = site.policy.least_touched
-        if least and np.count_nonzero(words) < least * terms.length:
+        check_length(words, terms)
+        longest, touched, least = min(prg.TILE, terms.length), 0, site.policy.least_touched
+        result, veil = np.empty(longest if out else terms.length, WORD), prg.Veil(self.masks, site.core, longest)
+        wide = terms.bits == WORD.itemsize * 8
+        for start in range(0, terms.length, longest):
+            tile = words[start : start + longest]
+            check_range(tile, terms)
+            touched += int(np.count_nonzero(tile)) if least else 0
+            target = result[: len(tile)] if out else result[start : start + longest]
+            veil.lay(tile, target)
+            if out:
+                out(target.data if wide else prg.pack(target))
+        if touched < least * terms.length:
             raise PolicyRefusal("a sparse vector is not sent", why="the words that it touches may tell whose data it is of")
-        result = prg.masked(words, self.masks, site.core)
         mark = self.place.mark.masked(terms)
         waits = Consistency if terms.profile is Profile.MALICIOUS else Unmask
         state = waits(replace(self.place, mark=mark), self.shared, self.transcript, self.shares)
-        body = result if terms.bits == WORD.itemsize * 8 else prg.pack(result)
+        body = None if out else result if wide else prg.pack(result)
         return state, Reply(m.encode(m.Masked(self.place.session.id)), body, mark)
 
 
@@ -463,8 +474,12 @@ class Node:
                 raise
         return self._replies[request]
 
-    def submit(self, words: Words) -> Reply:
+    def submit(self, words: Pieces, out: Out | None = None) -> Reply:
         """Mask this node's vector of shape ``(terms.length,)``, in a copy, once the shares are there.
+
+        Args:
+            words: the vector.
+            out: takes the masked bytes, piece by piece, instead of the reply's body; what it was given before an error is worth nothing.
 
         Raises:
             ProtocolError: it is not time yet, or a vector was given before.
@@ -474,7 +489,7 @@ class Node:
         if not isinstance(self.state, MaskedInput):
             raise ProtocolError("this node's vector is not due", where=type(self.state).__name__)
         try:
-            self.state, reply = self.state.mask(words)
+            self.state, reply = self.state.mask(words, out)
         except FedscaleError as error:
             self._abort(error)
             raise

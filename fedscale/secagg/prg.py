@@ -47,21 +47,38 @@ def keystream(key: bytes, core: Core) -> CipherContext:
     return Cipher(algorithms.AES256(key), mode).encryptor()
 
 
+class Veil:
+    """Masks at work: their keystreams go along with a vector, tile by tile.
+
+    Args:
+        masks: what is added and taken away.
+        core: what computes the keystreams.
+        longest: words of the longest tile.
+    """
+
+    def __init__(self, masks: Sequence[Mask], core: Core = Core.GCM, longest: int = TILE) -> None:
+        self._streams = [(keystream(mask.key, core), np.subtract if mask.negative else np.add) for mask in masks]
+        self._scratch = bytearray(longest * WORD.itemsize + SPARE)
+        self._words = np.frombuffer(self._scratch, WORD, longest)
+
+    def lay(self, source: Words, target: Words) -> None:
+        """``source`` plus the next words of all keystreams modulo 2^32, in ``target``, which may be ``source`` itself."""
+        zeros = ZEROS if len(source) == TILE else ZEROS[: source.nbytes]
+        stream_words = self._words[: len(source)]
+        for stream, combine in self._streams:
+            stream.update_into(zeros, self._scratch)
+            combine(source, stream_words, out=target)
+            source = target
+        if source is not target:
+            target[:] = source
+
+
 def masked(words: Words, masks: Sequence[Mask], core: Core = Core.GCM, out: Words | None = None) -> Words:
     """``words`` plus all ``masks`` modulo 2^32, in a new vector or in ``out``, which may be ``words`` itself."""
     result = np.empty_like(words) if out is None else out
-    streams = [(keystream(mask.key, core), np.subtract if mask.negative else np.add) for mask in masks]
-    scratch = bytearray(min(TILE_BYTES, words.nbytes) + SPARE)
-    stream_words = np.frombuffer(scratch, WORD, len(scratch) // WORD.itemsize)
+    veil = Veil(masks, core, min(TILE, len(words)))
     for start in range(0, len(words), TILE):
-        source, target = words[start : start + TILE], result[start : start + TILE]
-        zeros = ZEROS if len(source) == TILE else ZEROS[: source.nbytes]
-        for stream, combine in streams:
-            stream.update_into(zeros, scratch)
-            combine(source, stream_words[: len(source)], out=target)
-            source = target
-        if not streams:
-            target[:] = source
+        veil.lay(words[start : start + TILE], result[start : start + TILE])
     return result
 
 

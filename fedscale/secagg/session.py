@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from fedscale.errors import ProtocolError, UpdateRejected
-from fedscale.ring import WORD, Words
+from fedscale.ring import WORD, Pieces, Words
 from fedscale.secagg.codec import Seats
 from fedscale.secagg.graph import Graph, build
 from fedscale.secagg.keys import KEY, derive, seal, unseal, verify
@@ -165,8 +165,26 @@ def check_words(words: Words, terms: Terms) -> None:
     Raises:
         UpdateRejected: wrong length or dtype, or a word beyond the limit.
     """
+    check_length(words, terms)
+    check_range(words, terms)
+
+
+def check_length(words: Pieces, terms: Terms) -> None:
+    """Refuse a vector that is not one of this round.
+
+    Raises:
+        UpdateRejected: wrong length or dtype.
+    """
     if words.dtype != WORD or words.shape != (terms.length,):
         raise UpdateRejected(f"a vector of {words.size} words of {words.dtype}", why=f"the round asks for {terms.length} of {WORD}")
+
+
+def check_range(words: Words, terms: Terms) -> None:
+    """Refuse words whose sum might pass the ring.
+
+    Raises:
+        UpdateRejected: one is beyond the limit.
+    """
     values = words.view(np.int32)
     if values.min() < -terms.limit or values.max() > terms.limit:
         raise UpdateRejected("a word of the vector is beyond the agreed range", why=f"the limit is {terms.limit}")

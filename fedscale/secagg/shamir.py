@@ -42,13 +42,15 @@ def split(secret: bytes, threshold: int, points: Sequence[int], entropy: Entropy
         raise ProtocolError(f"{len(points)} points cannot share a secret with threshold {threshold}")
     # Highest power first, for Horner's rule.
     polynomial = [*(int.from_bytes(draw(entropy), "big") for _ in range(threshold - 1)), int.from_bytes(secret, "big")]
-    shares = []
-    for point in points:
-        value = 0
-        for coefficient in polynomial:
-            value = (value * point + coefficient) % PRIME
-        shares.append(value.to_bytes(SIZE, "big"))
-    return shares
+    return [_value(polynomial, point).to_bytes(SIZE, "big") for point in points]
+
+
+def _value(polynomial: Sequence[int], point: int) -> int:
+    """A polynomial at a point, by Horner's rule; points are small, so that reducing once costs less than reducing at each step."""
+    value = 0
+    for coefficient in polynomial:
+        value = value * point + coefficient
+    return value % PRIME
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:

@@ -7,21 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from fedscale.errors import FedscaleError
-from fedscale.ring import Words
 from fedscale.secagg import keys, node, prg, server, session, terms
 from fedscale.secagg import messages as m
 from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import Pair
-from fedscale.secagg.prg import Mask
 from tests.attacks import machine, test_secagg
 
 LENGTH = 40
-EXAMPLES = max(int(os.environ.get("FEDSCALE_ATTACK_STEPS", "1200")) // LENGTH, 10)
+EXAMPLES = 30
+# In parts, so that none is long on a slow machine.
+STEPS, WALKS = int(os.environ.get("FEDSCALE_ATTACK_STEPS", "100000")), 4
 Patch = pytest.MonkeyPatch
 
 
@@ -45,6 +46,14 @@ def play(kind: type[machine.AnyServer], examples: int, *, derandomize: bool = Fa
 def test_no_server_breaks_an_invariant(kind: type[machine.AnyServer]) -> None:
     play(kind, EXAMPLES)
     assert kind.TestCase is not None
+
+
+@pytest.mark.parametrize("seed", range(WALKS))
+@pytest.mark.parametrize("kind", machine.Invariants)
+def test_no_server_breaks_an_invariant_however_long_it_tries(kind: type[machine.AnyServer], seed: int) -> None:
+    steps = STEPS // WALKS // len(machine.Invariants)
+    ended = machine.wander(kind, steps, LENGTH, seed)
+    assert ended > steps // LENGTH // 10, "hardly any round came to its end"
 
 
 def test_the_machine_gets_to_the_end_of_a_round() -> None:
@@ -134,7 +143,8 @@ def any_cohort(patch: Patch) -> None:
 
 def declared_dead(patch: Patch) -> None:
     """A node that helps to open its own pair masks."""
-    patch.setattr(node.Place, "check", lambda *_: None)
+    real = node.Place.check
+    patch.setattr(node.Place, "check", lambda self, session, present, among: real(self, session, present | {self.seat}, among))
 
 
 def one_key_both_ways(patch: Patch) -> None:
@@ -170,14 +180,11 @@ def round_keys_reused(patch: Patch) -> None:
 
 
 def no_range_check(patch: Patch) -> None:
-    patch.setattr(node, "check_words", lambda *_: None)
+    patch.setattr(node, "check_range", lambda *_: None)
 
 
 def no_masks(patch: Patch) -> None:
-    def masked(words: Words, masks: list[Mask], *_: object) -> Words:
-        return words.copy()
-
-    patch.setattr(prg, "masked", masked)
+    patch.setattr(prg.Veil, "lay", lambda _, source, target: np.copyto(target, source))
 
 
 def secret_in_the_clear(patch: Patch) -> None:
@@ -210,7 +217,7 @@ FOUND_BY_MACHINE: list[tuple[Bug, str]] = [
     (nothing_remembered, "a second vector"),
     (rounds_used_again, "a second vector"),
     (secret_in_the_clear, "a secret key"),
-    (second_answer, "two sets of survivors|a second unmask answer"),
+    (second_answer, "two sets of survivors|a second unmask answer|both secrets of seat"),
     (no_masks, "a vector in the clear"),
     (declared_dead, "the pair masks of itself"),
     (unsigned_keys, "forged keys were believed"),
@@ -237,3 +244,10 @@ def test_the_machine_finds_the_bug(bug: Bug, told: str, monkeypatch: Patch) -> N
     bug(monkeypatch)
     with pytest.raises(AssertionError, match=told):
         play(machine.AnyServer, 800, derandomize=True)
+
+
+@pytest.mark.parametrize(("bug", "told"), FOUND_BY_MACHINE, ids=[bug.__name__ for bug, _ in FOUND_BY_MACHINE])
+def test_wandering_finds_the_bug(bug: Bug, told: str, monkeypatch: Patch) -> None:
+    bug(monkeypatch)
+    with pytest.raises(AssertionError, match=told):
+        machine.wander(machine.AnyServer, STEPS, LENGTH, 0)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -158,3 +162,14 @@ def test_frames_cannot_be_mistaken_for_one_another() -> None:
     assert len(set(frames)) == len(frames)
     assert digest("a", b"b") != digest("b", b"a")
     assert frame("x", 5) == frame("x", (5).to_bytes(8, "big"))
+
+
+def test_ml_kem_768_has_the_published_answers(root: Path) -> None:
+    """A key from its seed, and the secret of a ciphertext that was tampered with, which must be one that only the holder of the key can compute."""
+    known = json.loads((root / "tests/vectors/mlkem_768.json").read_text())
+    seed, text = bytes.fromhex(known["seed"]), bytes.fromhex(known["c"])
+    own = keys.SessionKeys.new(lambda size: seed if size == keys.KEM_SEED else bytes([1]) * size)
+    assert hashlib.sha256(own.public[1]).hexdigest() == known["ek_sha256"]
+    assert own.decapsulate(text, "nobody").hex() == known["K"]
+    rejected = hashlib.shake_256(seed[keys.KEM_SEED // 2 :] + text).digest(32)
+    assert rejected.hex() == known["K"], "FIPS 203, algorithm 18, line 7"

@@ -13,9 +13,10 @@ from fedscale.errors import FedscaleError, PolicyRefusal, ProtocolError, UpdateR
 from fedscale.ring import WORD
 from fedscale.secagg import messages as m
 from fedscale.secagg import node as states
-from fedscale.secagg.node import Node
+from fedscale.secagg import prg
+from fedscale.secagg.node import Aborted, MaskedInput, Node
 from fedscale.secagg.simulate import Step
-from tests.fedscale.secagg.samples import KINDS, World, session_of
+from tests.fedscale.secagg.samples import KINDS, World, session_of, total
 
 VICTIM = "site-0001"
 ORDER = [
@@ -236,3 +237,40 @@ def test_secrets_do_not_show_in_texts() -> None:
     shown = repr(node.state)
     assert not any(repr(share) in shown for shares in node.state.shares.values() for share in shares)
     assert not any(repr(mask.key) in shown for mask in node.state.masks)
+
+
+# ---------------------------------------------------------------------------------------------------------- in pieces
+
+
+@pytest.mark.parametrize("bits", [24, 32])
+@pytest.mark.parametrize("length", [1, prg.TILE, 2 * prg.TILE + 5])
+def test_a_vector_in_pieces_has_the_bytes_of_the_whole(bits: int, length: int) -> None:
+    world = World(3, bits=bits, length=length)
+    for name, data in world.until(Step.VECTOR).items():
+        node, pieces = world.nodes[name], list[bytes]()
+        node.handle(data)
+        assert isinstance(node.state, MaskedInput)
+        body = node.state.mask(world.vectors[name])[1].body
+        reply = node.submit(world.vectors[name], lambda piece, pieces=pieces: pieces.append(bytes(piece)))  # type: ignore[misc]
+        assert reply.body is None
+        assert reply.mark == node.state.place.mark
+        assert len(pieces) == -(-length // prg.TILE)
+        assert b"".join(pieces) == (body if isinstance(body, bytes) else body.tobytes())  # type: ignore[union-attr]
+        world.server.receive(name, reply.message, b"".join(pieces))
+    world.outbox = world.server.close()
+    world.remaining.pop(0)
+    np.testing.assert_array_equal(world.finish(), total(world.vectors, world.names))
+
+
+@pytest.mark.parametrize("place", [0, prg.TILE + 7])
+def test_a_word_beyond_the_range_is_refused_wherever_it_stands(place: int) -> None:
+    world = World(3, length=prg.TILE + 8, limit=1000)
+    name, data = next(iter(world.until(Step.VECTOR).items()))
+    node, words = world.nodes[name], world.vectors[name].copy()
+    words[place] = 1001
+    node.handle(data)
+    with pytest.raises(UpdateRejected, match="beyond the agreed range"):
+        node.submit(words, lambda _: None)
+    assert isinstance(node.state, Aborted)
+    with pytest.raises(ProtocolError, match="not due"):
+        node.submit(world.vectors[name])

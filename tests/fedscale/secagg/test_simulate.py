@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from fedscale.aggregate import Mean
-from fedscale.errors import PlanError, RunFailed, UpdateRejected
+from fedscale.errors import FedscaleError, PlanError, RunFailed, UpdateRejected
 from fedscale.ring import WORD
+from fedscale.secagg import messages as m
 from fedscale.secagg.graph import Profile
 from fedscale.secagg.node import Node, Reply
 from fedscale.secagg.simulate import Step, plain, population, run, steps
@@ -35,10 +36,9 @@ def test_every_cohort_of_the_complete_graph(nodes: int) -> None:
     assert set(outcome.dropped) == {name for name, step in drops.items() if step is Step.VECTOR}
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("nodes", [100, 1000])
-def test_many_nodes_on_the_random_graph(nodes: int) -> None:
-    rng = random.Random(7)
+def test_many_nodes_on_the_random_graph() -> None:
+    """A thousand of them: tests/simulations/test_masks.py."""
+    nodes, rng = 100, random.Random(7)
     sites = population(names(nodes), Policy(curious=True))
     terms = make_terms(sites, suite=Suite.GRAPH, profile=Profile.CURIOUS, adversarial=0.05, dropout=0.1, length=10)
     vectors = vectors_for(sites, terms)
@@ -85,6 +85,39 @@ def test_too_few_nodes_open_nothing() -> None:
     world = World(4)
     with pytest.raises(RunFailed, match="the sum cannot be opened .*2 neighbours left, the threshold is 3"):
         run(world.terms, world.sites, world.vectors, {"site-0000": Step.VECTOR, "site-0001": Step.VECTOR})
+
+
+# Out of twelve nodes, how many must be left at each stage; at the first one that is what the terms let drop out.
+LEAST = {Profile.MALICIOUS: (0.34, 8), Profile.CURIOUS: (0.4, 7)}
+STAGES = [(profile, step) for profile in Profile for step in Step if profile is Profile.MALICIOUS or step is not Step.CONSENT]
+
+
+def until(profile: Profile, step: Step) -> tuple[World, int]:
+    """A round of twelve that has come to a stage, and how many it needs from there on."""
+    dropout, least = LEAST[profile]
+    world = World(12, profile=profile, dropout=dropout)
+    world.until(step)
+    return world, max(least, 8) if step is Step.KEYS else least
+
+
+@pytest.mark.parametrize(("profile", "step"), STAGES)
+def test_any_stage_may_lose_all_but_the_threshold(profile: Profile, step: Step) -> None:
+    world, least = until(profile, step)
+    lost, there = world.names[:-least], world.names[-least:]
+    heard = world.names if step in {Step.CONSENT, Step.OPENING} else there
+    np.testing.assert_array_equal(world.finish(lost), total(world.vectors, heard))
+    assert world.server.outcome.survivors == tuple(heard)
+
+
+@pytest.mark.parametrize(("profile", "step"), STAGES)
+def test_one_less_than_the_threshold_opens_nothing(profile: Profile, step: Step) -> None:
+    world, least = until(profile, step)
+    with pytest.raises(FedscaleError):
+        world.finish(world.names[: 1 - least])
+    opened = [reply for _, reply in world.replies if isinstance(m.decode(reply.message), m.Opened)]
+    assert len(opened) == (least - 1 if step is Step.OPENING else 0), "fewer than a threshold, or nobody was asked at all"
+    with pytest.raises(RunFailed, match="the sum is not open"):
+        _ = world.server.outcome
 
 
 def test_a_node_with_nothing_to_say_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
