@@ -32,7 +32,8 @@ NOUNS = {
     "secagg": Entry("fedscale.cli.secagg:secagg", "Plan secure aggregation."),
     "privacy": Entry("fedscale.cli.privacy:privacy", "Plan and account for differential privacy."),
     "chaos": Entry("fedscale_simulations.chaos.nouns:chaos", "Break a federation of your own on this machine and see what is lost."),
-    "audit": Entry("fedscale_simulations.audit.nouns:audit", "Check on this machine that what is promised is kept."),
+    "audit": Entry("fedscale.cli.audit:audit", "Check that what is promised is kept, and see who did what."),
+    "explain": Entry("fedscale.cli.explain:explain", "Explain a cause of failure or an error: what it means, what is behind it, what to do."),
     "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
 }
 EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower", "optuna": "sweep", "ray": "ray"}

@@ -26,6 +26,7 @@ from fedscale.errors import ConfigError
 
 ROOM_BYTES = 1 << 30
 MEMBER_PORT, TICKET_PORT = 8470, 8471
+FOREVER = 9999  # the year in which the lease of a coordinator alone ends
 FINE, WARNING, FAULT = "ok", "warning", "fault"
 
 
@@ -46,7 +47,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check what fedscale needs on this machine."""
-    findings = [_python(), *packages(), disk(Path.cwd()), *_ports(), _database(server_home)]
+    findings = [_python(), *packages(), disk(Path.cwd()), *_ports(), *database(server_home)]
     findings += [finding for home in (server_home, node_home) for finding in certificates(home, datetime.now(UTC))]
     tell(findings, as_json=json)
 
@@ -117,22 +118,24 @@ def _taken(port: int) -> bool:
     return False
 
 
-def _database(home: Path) -> Finding:
+def database(home: Path) -> Iterator[Finding]:
     """The coordinator's database where there is a coordinator, else whether SQLite can do what one needs."""
     url = _database_url(home)
     if url.startswith("postgresql"):
-        return _postgres(url)
-    stored = home / "fedscale.db"
+        yield from _postgres(url)
+        return
+    stored = home / "server.db"
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(url.removeprefix("sqlite:///")) if url else stored if stored.exists() else Path(scratch, "try.db")
         try:
-            with closing(sqlite3.connect(path, timeout=2.0)) as database:
-                mode = database.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-                sound = database.execute("PRAGMA quick_check").fetchone()[0]
+            with closing(sqlite3.connect(path, timeout=2.0)) as connection:
+                mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+                sound = connection.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.Error as error:
-            return Finding("database", FAULT, str(error), f"check {path}")
+            yield Finding("database", FAULT, str(error), f"check {path}")
+            return
     state = FINE if (mode, sound) == ("wal", "ok") else FAULT
-    return Finding("database", state, f"SQLite {sqlite3.sqlite_version}, {mode}, {sound}", "" if state == FINE else "use a local disk")
+    yield Finding("database", state, f"SQLite {sqlite3.sqlite_version}, {mode}, {sound}", "" if state == FINE else "use a local disk")
 
 
 def _database_url(home: Path) -> str:
@@ -143,14 +146,26 @@ def _database_url(home: Path) -> str:
         return ""
 
 
-def _postgres(url: str) -> Finding:
+def _postgres(url: str) -> Iterator[Finding]:
+    """Whether a database answers, and which of several coordinators leads."""
     import psycopg
 
     try:
         with psycopg.connect(url.replace("+psycopg", ""), connect_timeout=3) as connection:
-            return Finding("database", FINE, f"PostgreSQL {connection.info.server_version // 10_000}")
+            yield Finding("database", FINE, f"PostgreSQL {connection.info.server_version // 10_000}")
+            if connection.execute("SELECT to_regclass('lease')").fetchone() != (None,):
+                lease = "SELECT holder, extract(epoch FROM lease_until)::float8, lease_until > clock_timestamp() FROM lease WHERE epoch > 0"
+                yield from (_leader(*row) for row in connection.execute(lease))
     except psycopg.Error as error:
-        return Finding("database", FAULT, type(error).__name__, "is the database running, and its URL in server.toml right?")
+        yield Finding("database", FAULT, type(error).__name__, "is the database running, and its URL in server.toml right?")
+
+
+def _leader(holder: str, until: float, lasts: bool) -> Finding:  # noqa: FBT001 - the columns of a row
+    """Who leads and until when; a coordinator alone leads until a time that no calendar needs."""
+    if not lasts:
+        return Finding("leader", WARNING, f"nobody; {holder} was the last", "start a coordinator: fedscale server start")
+    end = datetime.fromtimestamp(until, UTC)
+    return Finding("leader", FINE, holder if end.year == FOREVER else f"{holder} until {end:%Y-%m-%d %H:%M:%S} UTC, unless it renews its lease")
 
 
 def certificates(home: Path, now: datetime) -> Iterator[Finding]:

@@ -15,10 +15,11 @@ import pytest
 from argon2 import PasswordHasher
 
 from fedscale.identity import Role
+from fedscale.web.gate import PROOF
+from fedscale.web.links import link
 from fedscale_server.store.store import Store
 from fedscale_server.web import accounts
-from fedscale_server.web.gate import COOKIE, PROOF
-from fedscale_server.web.links import link
+from fedscale_server.web.gate import COOKIE
 from tests.server.running import Running
 
 PASSWORD = "correct horse battery staple"

@@ -14,8 +14,8 @@ from fedscale import bundle
 from fedscale.identity import Role, Ticket
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.record import RunRecord
+from fedscale.web.gate import PROOF
 from fedscale_server.web import api
-from fedscale_server.web.gate import PROOF
 from fedscale_server.web.pages import STATIC
 from tests.server.running import Counting, Running, plan_text, until
 from tests.web.conftest import Front, Guest

@@ -4,79 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright, expect
+from playwright.async_api import Browser, expect
 
 from fedscale.identity import Role, Ticket
 from fedscale.learner import Phase, Result, Work
-from fedscale_server.web.links import link
+from fedscale.web.links import link
 from tests.server.running import Node, plan_text, until
 from tests.web.conftest import PASSWORD, Front
+from tests.web.windows import AUDIT, PATIENCE, PHONE, Look, browser, window
 
 pytestmark = pytest.mark.requires("chromium")
-PATIENCE = 60_000
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-PHONE = {"width": 390, "height": 800}
-PAGES = ("/", "/runs", "/sites", "/models", "/privacy")
+__all__ = ["browser"]
+PAGES = ("/", "/runs", "/sites", "/models", "/privacy", "/audit")
 SECRET = "Jane Roe 1944-02-29"
 
-AUDIT = Path(__file__).with_name("audit.js").read_text()
 FIRST_PAINT = """() => new Promise((told) => {
   new PerformanceObserver((list) => told(list.getEntries()[0].startTime)).observe({ type: "paint", buffered: true });
 })"""
 
 
-@dataclass
-class Look:
-    """A browser window and everything it should not have done."""
-
-    page: Page
-    front: Front
-    faults: list[str] = field(default_factory=list)
-
-    async def open(self, path: str) -> Page:
-        await self.page.goto(self.front.address + path)
-        return self.page
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    playwright: Playwright
-    async with async_playwright() as playwright:
-        chromium = await playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS, timeout=PATIENCE)
-        yield chromium
-        await chromium.close()
-
-
-async def window(browser: Browser, front: Front, **options: Any) -> Look:
-    """A window that notes requests to elsewhere, errors of scripts and what the policy refused."""
-    context: BrowserContext = await browser.new_context(**options)
-    context.set_default_timeout(PATIENCE)
-    page = await context.new_page()
-    look = Look(page, front)
-    page.on("request", lambda request: None if request.url.startswith(front.address) else look.faults.append(f"request to {request.url}"))
-    page.on("pageerror", lambda error: look.faults.append(f"error {error}"))
-    page.on("console", lambda message: look.faults.append(message.text) if message.type in ("error", "warning") else None)
-    return look
-
-
 async def operator(browser: Browser, front: Front, **options: Any) -> Look:
     """A window in which the operator has come in by a link."""
-    look = await window(browser, front, **options)
+    look = await window(browser, front.address, **options)
     await look.page.goto(link(front.running.path, time.time()))
     await expect(look.page.get_by_role("heading", name="Overview")).to_be_visible(timeout=PATIENCE)
     return look
@@ -209,7 +163,7 @@ async def test_one_logs_in_and_steers_by_keyboard(browser: Browser, front: Front
     front.account("grace", Role.RESEARCHER)
     ada = await front.running.node("ada")
     run, _ = await front.running.begun(ada, rounds=2)
-    look = await window(browser, front)
+    look = await window(browser, front.address)
     page = await look.open(f"/runs/{run}")
     await expect(page.get_by_label("Name", exact=True)).to_be_focused()
     for word in ("grace", PASSWORD):

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from fedscale.identity import Role, secret_hash
+from fedscale.web.gate import JSON_BYTES, PROOF
 from fedscale_server.store.tables import Login
 from fedscale_server.web import gate
-from fedscale_server.web.gate import PROOF
 from tests.web.conftest import Front, Guest
 
 # What an empty request comes to for (coordinator, researcher, auditor). What is asked for does not exist: 404 and 400 show that the gate let it by.
@@ -23,6 +23,9 @@ LOGGED_IN: dict[str, tuple[int, int, int]] = {
     "GET /models": (200, 200, 200),
     "GET /privacy": (200, 200, 200),
     "GET /compare": (400, 400, 400),
+    "GET /audit": (200, 200, 200),
+    "GET /api/audit": (200, 200, 200),
+    "GET /api/audit/head": (200, 200, 200),
     "GET /metrics": (200, 200, 200),
     "GET /api/openapi.json": (200, 200, 200),
     "GET /api/session": (200, 200, 200),
@@ -127,7 +130,7 @@ async def test_nothing_changes_without_the_proof_of_the_page(front: Front) -> No
 
 async def test_what_is_in_no_table_is_refused(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     person = await front.person(Role.COORDINATOR)
-    monkeypatch.delitem(gate.PATTERNS, "GET /sites")
+    monkeypatch.delitem(gate.TABLE._patterns, "GET /sites")
     assert await code(person, "GET /sites") == 404
     for path in ("/docs", "/redoc", "/openapi.json", "/api", "/static/../pages.py", "/static/%2e%2e/pages.py", "//etc/passwd", "/runs/a/b"):
         assert (await person.http.get(path)).status_code == 404
@@ -169,7 +172,7 @@ async def test_every_answer_keeps_the_browser_from_helping_others(front: Front) 
 
 async def test_a_body_that_is_too_large_is_not_heard_out(front: Front) -> None:
     person = await front.person(Role.COORDINATOR)
-    answer = await person.ask("POST", "/api/projects", content=b'{"name": "' + b"x" * gate.JSON_BYTES + b'"}')
+    answer = await person.ask("POST", "/api/projects", content=b'{"name": "' + b"x" * JSON_BYTES + b'"}')
     assert answer.status_code == 400
     assert len(answer.content) < 1000
 

@@ -13,10 +13,12 @@ from argon2 import PasswordHasher
 from fedscale.clock import ManualClock
 from fedscale.errors import AccessDenied, ConfigError, Conflict, TicketError
 from fedscale.identity import Role, secret_hash
+from fedscale.web.links import LINK_SECONDS, Links, link, mint, withdraw
+from fedscale.web.visitors import Visitor
+from fedscale_server import files
 from fedscale_server.web import accounts
-from fedscale_server.web.accounts import Doorkeeper, Visitor, new_account
+from fedscale_server.web.accounts import Doorkeeper, new_account
 from fedscale_server.web.gate import COOKIE
-from fedscale_server.web.links import LINK_SECONDS, Links, link, mint, withdraw
 from fedscale_server.web.throttle import FORGET_SECONDS, FREE_MISSES, LONGEST_SECONDS, MOST_KEYS, Throttle
 from tests.web.conftest import PASSWORD, Front, Guest
 
@@ -182,8 +184,9 @@ def test_used_links_are_remembered_only_as_long_as_they_could_be_used() -> None:
 
 
 def test_what_a_server_leaves_is_private_and_gone_when_it_stops(tmp_path: Any) -> None:
-    token = Links("key").leave(tmp_path, "http://127.0.0.1:1")
-    assert Links("another").leave(tmp_path, "http://127.0.0.1:2") == token, "Prometheus keeps its token"
+    folder = files.private_folder(tmp_path / "web")
+    token = Links("key").leave(folder, "http://127.0.0.1:1", files.write)
+    assert Links("another").leave(folder, "http://127.0.0.1:2", files.write) == token, "Prometheus keeps its token"
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (tmp_path / "web", *(tmp_path / "web").iterdir())}
     assert modes == {"web": "0o700", "key": "0o600", "address": "0o600", "scrape": "0o600"}
     assert link(tmp_path, 0.0).startswith("http://127.0.0.1:2/login#120.")

@@ -8,9 +8,7 @@ is derived from the same token.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,9 +17,10 @@ from argon2.exceptions import Argon2Error, InvalidHash
 
 from fedscale.errors import AccessDenied, Conflict
 from fedscale.identity import Role, secret_hash, valid_name
+from fedscale.web.links import Links
+from fedscale.web.visitors import Visitor, new_token
 from fedscale_server.home import OPERATOR
 from fedscale_server.store.tables import Account, Login
-from fedscale_server.web.links import Links
 from fedscale_server.web.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -34,20 +33,6 @@ HASHES_AT_ONCE = 2
 HASHER = PasswordHasher()
 # Checked where there is no such account, so that a name cannot be told from a wrong password by the time it takes.
 NOBODY = "$argon2id$v=19$m=65536,t=3,p=4$iNpUCCVD0ex10WR0Ru7Tbg$oyG0DkOAckCGsMpvkPbcnudvktqmSR3IzvXCKvnAuOM"
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Whoever makes a request; without a name, nobody is logged in."""
-
-    token: str
-    name: str = ""
-    role: Role | None = None
-
-    @property
-    def proof(self) -> str:
-        """What a page of ours sends along with every request that changes something; no other site can know it."""
-        return secret_hash(f"proof of {self.token}")
 
 
 def new_account(name: str, role: str, password: str, now: datetime) -> Account:
@@ -63,11 +48,6 @@ def new_account(name: str, role: str, password: str, now: datetime) -> Account:
     if len(password) < SHORTEST_PASSWORD:
         raise AccessDenied(f"the password is shorter than {SHORTEST_PASSWORD} characters")
     return Account(name=name, role=Role(role), password=HASHER.hash(password), created=now)
-
-
-def new_token() -> str:
-    """A token for a cookie, of 256 random bits."""
-    return secrets.token_urlsafe(32)
 
 
 class Doorkeeper:
@@ -119,6 +99,10 @@ class Doorkeeper:
         """
         self._links.redeem(token, self._clock.now().timestamp())
         return await self._open(OPERATOR, Role.COORDINATOR)
+
+    async def known(self, name: str) -> str:
+        """The name of an account; of another name nothing is said, for it may be a password."""
+        return name if await asyncio.to_thread(self._store.account, name) else "unknown"
 
     async def logout(self, visitor: Visitor) -> None:
         """End a login."""

@@ -12,18 +12,21 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedscale import report
-from fedscale.errors import AccessDenied
+from fedscale.errors import AccessDenied, ConfigError, RunFailed
 from fedscale.record import RunRecord
 from fedscale.report.page import POLICY
+from fedscale.web.faults import body
+from fedscale.web.visitors import Visitor
 from fedscale_server.answers import Invitation, Project, RunInfo, Site, Status
 from fedscale_server.coordinator import Coordinator
+from fedscale_server.trail import Deed
 from fedscale_server.web import stream
-from fedscale_server.web.accounts import Doorkeeper, Visitor
-from fedscale_server.web.faults import body
+from fedscale_server.web.accounts import Doorkeeper
 from fedscale_server.web.parcel import bundle_of, plan_of
 from fedscale_server.web.views import Progress, progress
 
 RECENT_PHASES = 60
+DOOR = "dashboard"
 EVENTS = {"x-accel-buffering": "no"}
 router = APIRouter(prefix="/api")
 
@@ -97,19 +100,27 @@ class Steer(_Body):
 
 
 @router.post("/session", response_model=Session)
-async def log_in(given: Credentials, request: Request, response: Response, door: Door) -> Session | Response:
+async def log_in(given: Credentials, request: Request, response: Response, door: Door, desk: Desk) -> Session | Response:
     """Log in by password; whoever guesses wrong too often has to wait."""
     address = request.client.host if request.client else ""
     if (seconds := math.ceil(door.wait(given.name, address))) > 0:
         slow = AccessDenied("too many wrong passwords", why=f"wait {seconds} s")
         return JSONResponse(body(slow), 429, {"retry-after": str(seconds)})
-    return _welcomed(request, response, await door.login(given.name, given.password, address))
+    try:
+        visitor = await door.login(given.name, given.password, address)
+    except AccessDenied:
+        await desk.noted(await door.known(given.name), DOOR, "login refused", address)
+        raise
+    await desk.noted(visitor.name, DOOR, "logged in", address, role=str(visitor.role))
+    return _welcomed(request, response, visitor)
 
 
 @router.post("/session/link")
-async def enter(given: Link, request: Request, response: Response, door: Door) -> Session:
+async def enter(given: Link, request: Request, response: Response, door: Door, desk: Desk) -> Session:
     """Log in by a one-time link."""
-    return _welcomed(request, response, await door.enter(given.token))
+    visitor = await door.enter(given.token)
+    await desk.noted(visitor.name, DOOR, "logged in", request.client.host if request.client else "", role=str(visitor.role), by="link")
+    return _welcomed(request, response, visitor)
 
 
 def _welcomed(request: Request, response: Response, visitor: Visitor) -> Session:
@@ -125,9 +136,10 @@ async def who(visitor: Who) -> Session:
 
 
 @router.delete("/session", status_code=204)
-async def log_out(visitor: Who, door: Door) -> None:
+async def log_out(visitor: Who, door: Door, desk: Desk) -> None:
     """End the login."""
     await door.logout(visitor)
+    await desk.noted(visitor.name, DOOR, "logged out")
 
 
 @router.get("/status")
@@ -153,6 +165,7 @@ async def sites(desk: Desk, project: str = "") -> list[Site]:
 async def revoke(name: str, desk: Desk, visitor: Who) -> None:
     """Shut a site out at once."""
     await desk.revoke(name, visitor.name)
+    await desk.noted(visitor.name, DOOR, "shut out", name)
 
 
 @router.get("/projects")
@@ -162,15 +175,19 @@ async def projects(desk: Desk) -> list[Project]:
 
 
 @router.post("/projects", status_code=201)
-async def create_project(given: NewProject, desk: Desk) -> Project:
+async def create_project(given: NewProject, desk: Desk, visitor: Who) -> Project:
     """A new, empty project."""
-    return await desk.create_project(given.name)
+    made = await desk.create_project(given.name)
+    await desk.noted(visitor.name, DOOR, "project made", made.name)
+    return made
 
 
 @router.post("/projects/{project}/invitations", status_code=201)
-async def invite(project: str, given: Invite, desk: Desk) -> Invitation:
+async def invite(project: str, given: Invite, desk: Desk, visitor: Who) -> Invitation:
     """A one-time ticket, which is shown this once."""
-    return await desk.invite(project, given.name, given.role, given.days * 86_400)
+    made = await desk.invite(project, given.name, given.role, given.days * 86_400)
+    await desk.noted(visitor.name, DOOR, "invited", given.name, project=project, role=given.role)
+    return made
 
 
 @router.get("/runs")
@@ -182,6 +199,7 @@ async def runs(desk: Desk, project: str = "") -> list[RunInfo]:
 @router.post("/runs", status_code=201)
 async def submit(
     desk: Desk,
+    visitor: Who,
     project: Annotated[str, Form(max_length=200)],
     files: Annotated[list[UploadFile], File(description="job.toml and the app's files, or one zip archive of the job's folder")],
     key: Annotated[str, Form(max_length=200)] = "",
@@ -189,7 +207,10 @@ async def submit(
     """Start a run from a job's files; the same key never starts a second one."""
     sent = {file.filename or "": await file.read() for file in files}
     plan, packed = await asyncio.to_thread(_packed, sent)
-    return await desk.submit(project, plan, await desk.keep_bundle(packed), key or secrets.token_hex(16))
+    digest = await desk.keep_bundle(packed)
+    info = await desk.submit(project, plan, digest, key or secrets.token_hex(16))
+    await desk.noted(visitor.name, DOOR, "run submitted", info.run, project=project, app=digest)
+    return info
 
 
 def _packed(sent: dict[str, bytes]) -> tuple[str, bytes]:
@@ -241,16 +262,45 @@ def _report(record: RunRecord) -> str:
 
 
 @router.get("/runs/{run}/model", response_class=Response)
-async def run_model(run: str, desk: Desk) -> Response:
+async def run_model(run: str, desk: Desk, visitor: Who) -> Response:
     """The newest model of a run as safetensors."""
     info, content = await desk.model(run)
+    await desk.noted(visitor.name, DOOR, "model taken", info.run)
     return Response(content, media_type="application/octet-stream", headers=_attached(f"{info.run}.safetensors"))
 
 
 @router.post("/runs/{run}/state")
 async def steer(run: str, given: Steer, desk: Desk, visitor: Who) -> RunInfo:
     """Stop, pause or resume a run."""
-    return await desk.steer(run, given.action, given.reason, visitor.name)
+    info = await desk.steer(run, given.action, given.reason, visitor.name)
+    await desk.noted(visitor.name, DOOR, f"run {given.action}", info.run, reason=given.reason)
+    return info
+
+
+@router.get("/audit")
+async def audit(desk: Desk, who: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=10_000)] = 500) -> list[Deed]:
+    """Who did what, the newest first, of one person or of all."""
+    return await asyncio.to_thread(deeds, desk, who, limit)
+
+
+def deeds(desk: Coordinator, who: str, limit: int) -> list[Deed]:
+    """The newest lines of the audit trail, the newest first."""
+    return [deed for deed in reversed(desk.trail.read()) if who in ("", deed.who)][:limit]
+
+
+@router.get("/audit/head")
+async def audit_head(desk: Desk) -> dict[str, str | int]:
+    """Whether the audit trail verifies, and where it ends."""
+    return await asyncio.to_thread(verified, desk)
+
+
+def verified(desk: Coordinator) -> dict[str, str | int]:
+    """``lines`` and ``head`` of the audit trail, or the ``problem`` with it."""
+    try:
+        lines, digest = desk.trail.verify()
+    except (RunFailed, ConfigError) as error:
+        return {"lines": 0, "head": "", "problem": error.why or str(error)}
+    return {"lines": lines, "head": f"{lines}:{digest}", "problem": ""}
 
 
 async def _still(door: Doorkeeper, visitor: Visitor) -> bool:

@@ -5,50 +5,32 @@ from __future__ import annotations
 import asyncio
 import tomllib
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from markupsafe import Markup
 
-import fedscale
-from fedscale import report as report_package
-from fedscale.errors import ConfigError, NotFound
+from fedscale.errors import ConfigError
 from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.record import RunRecord, finals
-from fedscale.report.figures import FULL_NAMES, metric_title
-from fedscale.report.units import data_size, duration, number
 from fedscale.report.versus import comparison_parts
-from fedscale_server.web.api import RECENT_PHASES, Desk
+from fedscale.web.metrics import EXPOSITION
+from fedscale.web.pages import environment, inside, static_file, static_files
+from fedscale_server.web.api import RECENT_PHASES, Desk, deeds, verified
 from fedscale_server.web.gate import COORDINATOR, OPERATORS
 from fedscale_server.web.prometheus import exposition
 from fedscale_server.web.views import OVER, attention, differences, progress, shares, troubles
 
 HERE = Path(__file__).parent
-STATIC = {path.name: path for path in (*(HERE / "static").iterdir(), Path(report_package.__file__).with_name("style.css"))}
-MEDIA = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-MOST_COMPARED, RUNS_SHOWN = 12, 200
-EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
-PAGES = (("/", "Overview"), ("/runs", "Runs"), ("/sites", "Sites"), ("/models", "Models"), ("/privacy", "Privacy"))
+STATIC = static_files(HERE / "static")
+MOST_COMPARED, RUNS_SHOWN, DEEDS_SHOWN = 12, 200, 300
+PAGES = (("/", "Overview"), ("/runs", "Runs"), ("/sites", "Sites"), ("/models", "Models"), ("/privacy", "Privacy"), ("/audit", "Audit"))
 router = APIRouter(include_in_schema=False)
 
 
-def moment(seconds: float) -> str:
-    """A time of day in UTC; ``never`` for 0."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC" if seconds else "never"
-
-
-def _environment() -> Environment:
-    made = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= {"number": number, "data_size": data_size, "duration": duration, "moment": moment, "metric_title": metric_title}
-    made.globals |= {"pages": PAGES, "version": fedscale.__version__, "phase_names": FULL_NAMES, "over": OVER}
-    return made
-
-
-TEMPLATES = _environment()
+TEMPLATES = environment(HERE / "templates", PAGES, over=OVER)
 
 
 def page(template: str, request: Request, code: int = 200, **facts: Any) -> HTMLResponse:
@@ -62,8 +44,7 @@ def page(template: str, request: Request, code: int = 200, **facts: Any) -> HTML
 @router.get("/login")
 async def login(request: Request, following: Annotated[str, Query(alias="next", max_length=500)] = "/") -> HTMLResponse:
     """Where somebody who is not logged in ends up."""
-    inside = following if following.startswith("/") and not following.startswith(("//", "/\\")) else "/"
-    return page("login.html", request, following=inside)
+    return page("login.html", request, following=inside(following))
 
 
 @router.get("/")
@@ -137,13 +118,17 @@ async def compare(request: Request, desk: Desk, run: Annotated[Sequence[str], Qu
     return page("compare.html", request, parts=parts, names=list(records), settings=settings)
 
 
+@router.get("/audit")
+async def audit(request: Request, desk: Desk, who: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
+    """Who did what."""
+    shown, state = await asyncio.to_thread(lambda: (deeds(desk, who, DEEDS_SHOWN), verified(desk)))
+    return page("audit.html", request, deeds=shown, state=state, who=who)
+
+
 @router.get("/static/{name}")
 async def static(name: str) -> Response:
     """Style sheets and scripts, all of them our own."""
-    path = STATIC.get(name)
-    if path is None:
-        raise NotFound("there is no such file")
-    return FileResponse(path, media_type=MEDIA[path.suffix], headers={"cache-control": "no-cache"})
+    return static_file(STATIC, name)
 
 
 @router.get("/healthz")

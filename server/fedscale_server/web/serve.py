@@ -11,7 +11,7 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +20,17 @@ import structlog
 
 from fedscale.cli.lazy import later
 from fedscale.errors import ConfigError
+from fedscale.web import serving
+from fedscale.web.links import FOLDER, Links, withdraw
+from fedscale_server import files
 from fedscale_server.home import CERTIFICATE, KEY
-from fedscale_server.web.links import Links, withdraw
 
 if TYPE_CHECKING:
     from fedscale_server.coordinator import Coordinator
     from fedscale_server.settings import Settings
 
 log = structlog.get_logger()
-BACKLOG = 128
-GRACE_SECONDS, RENEW_SECONDS = 2, 3600.0
+RENEW_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,15 @@ def open_door(settings: Settings) -> Door | None:
     if not settings.web:
         return None
     try:
-        listener = _listen(settings.web_host, settings.web_port)
+        listener = serving.listen(settings.web_host, settings.web_port)
     except OSError:
         try:
-            listener = _listen(settings.web_host, 0)
+            listener = serving.listen(settings.web_host, 0)
         except OSError as error:
             hint = "set web_host to an address of this machine"
             raise ConfigError(f"the dashboard cannot listen at {settings.web_host}", why=error.strerror or "", hint=hint) from None
         log.warning("the dashboard's port is taken, another is used", wanted=settings.web_port)
-    tls = not _is_loopback(settings.web_host)
+    tls = not serving.is_loopback(settings.web_host)
     host = settings.hosts[0] if _is_any(settings.web_host) else settings.web_host
     shown = f"[{host}]" if ":" in host else host
     return Door(listener, f"{'https' if tls else 'http'}://{shown}:{listener.getsockname()[1]}", tls)
@@ -80,7 +81,7 @@ async def dashboard(door: Door | None, coordinator: Coordinator, home: Path, set
         yield
         return
     gone, links = asyncio.Event(), Links()
-    scrape = await asyncio.to_thread(links.leave, home, door.address)
+    scrape = await asyncio.to_thread(lambda: links.leave(files.private_folder(home / FOLDER), door.address, files.write))
 
     def built(build: Any, terms: Any) -> Any:
         return build(coordinator, links, terms(_names(settings), scrape, door.tls), gone)
@@ -117,24 +118,14 @@ def _complain(task: asyncio.Task[None]) -> None:
 
 
 def _server(app: Any, door: Door, home: Path) -> Any:
-    """A uvicorn that leaves signals, logs and the loop to us."""
-    import uvicorn
-
-    class Quiet(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Whoever runs the loop has handlers of their own."""
-            yield
-
-    quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "proxy_headers": False, "lifespan": "off", "ws": "none"}
-    config = uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, **quiet)
-    config.load()
+    """A server for the pages, over TLS where the door wants it."""
+    made = serving.server(app)
     if door.tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         _load_certificate(context, home)
-        config.ssl = context
-    return Quiet(config)
+        made.config.ssl = context
+    return made
 
 
 def _load_certificate(context: ssl.SSLContext, home: Path) -> None:
@@ -142,30 +133,9 @@ def _load_certificate(context: ssl.SSLContext, home: Path) -> None:
     context.load_cert_chain(home / "server" / CERTIFICATE, home / "server" / KEY)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """An open port."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def _names(settings: Settings) -> tuple[str, ...]:
     """Host names that browsers may ask for."""
     return ("localhost", "127.0.0.1", "::1", settings.web_host, *settings.hosts)
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _is_any(host: str) -> bool:

@@ -15,11 +15,12 @@ from starlette.exceptions import HTTPException
 
 import fedscale
 from fedscale.errors import FedscaleError, NotFound, ProtocolError, Unreachable
+from fedscale.web.faults import STATUS, body, malformed
+from fedscale.web.gate import Gate, House
+from fedscale.web.links import Links
 from fedscale_server.web import api, pages
 from fedscale_server.web.accounts import Doorkeeper
-from fedscale_server.web.faults import STATUS, body, malformed
-from fedscale_server.web.gate import Gate
-from fedscale_server.web.links import Links
+from fedscale_server.web.gate import COOKIE, TABLE, UPLOAD_BYTES
 
 if TYPE_CHECKING:
     from fedscale_server.coordinator import Coordinator
@@ -50,9 +51,10 @@ def build(coordinator: Coordinator, links: Links, terms: Terms, gone: asyncio.Ev
     app.state.coordinator, app.state.doorkeeper, app.state.gone = coordinator, doorkeeper, gone
     app.include_router(api.router)
     app.include_router(pages.router)
-    for kind in (FedscaleError, RequestValidationError, HTTPException, SQLAlchemyError):
+    for kind in (FedscaleError, RequestValidationError, HTTPException, SQLAlchemyError, PermissionError):
         app.add_exception_handler(kind, _answered)
-    return Gate(app, doorkeeper, terms.hosts, terms.scrape, tls=terms.tls)
+    hosts, uploads = House.names(terms.hosts), {"/api/runs": UPLOAD_BYTES}
+    return Gate(app, doorkeeper, House(TABLE, COOKIE, "dashboard", links.opener, hosts, terms.scrape, terms.tls, uploads))
 
 
 async def _answered(request: Request, error: Exception) -> Response:
@@ -70,6 +72,8 @@ def _ours(error: Any) -> FedscaleError:
         return error
     if isinstance(error, RequestValidationError):
         return malformed(error.errors())
+    if isinstance(error, PermissionError):  # the store's, where another coordinator leads
+        return Unreachable("nothing can be changed here", why=error.strerror or "", hint="open the dashboard of the coordinator that leads")
     if isinstance(error, SQLAlchemyError):
         log.error("the database does not answer the dashboard", error=type(error).__name__)
         return Unreachable("the database does not answer", hint="see the coordinator's log")

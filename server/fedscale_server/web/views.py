@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fedscale.advice import next_step
 from fedscale.cli.rounds import fraction
 from fedscale.errors import Failure
 from fedscale.record import RunRecord, finals, participants
@@ -120,8 +121,13 @@ def troubles(record: RunRecord) -> list[Trouble]:
     for row in record.rounds:
         for site, failure in row.failures.items():
             met[site, row.phase, failure].append(row.number)
-    found = [Trouble(site, phase, ranges(rounds), max(rounds), failure) for (site, phase, failure), rounds in met.items()]
+    found = [Trouble(site, phase, ranges(rounds), max(rounds), advised(failure)) for (site, phase, failure), rounds in met.items()]
     return sorted(found, key=lambda trouble: -trouble.last)
+
+
+def advised(failure: Failure) -> Failure:
+    """A failure with a next step, whoever has forgotten to name one."""
+    return failure if failure.hint else replace(failure, hint=next_step(failure.cause))
 
 
 def shares(record: RunRecord) -> list[Share]:

@@ -1,7 +1,7 @@
 // The page of a run: its record first, then every event as it happens; what both tell is taken once.
 
 import { Chart, Series } from "/static/chart.js";
-import { ask, follow, refreshSoon } from "/static/dashboard.js";
+import { ask, follow, refreshSoon } from "/static/pages.js";
 import { Timeline } from "/static/timeline.js";
 
 const FULL = { evaluate: "evaluation", train: "training" };

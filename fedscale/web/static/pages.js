@@ -16,7 +16,7 @@ export async function ask(path, method = "GET", body = undefined) {
   if (answer.status === 204) return null;
   const value = await answer.json().catch(() => null);
   if (answer.ok) return value;
-  const fault = value?.error ?? { what: `the coordinator answered with ${answer.status}` };
+  const fault = value?.error ?? { what: `the server answered with ${answer.status}` };
   throw new Error([fault.what, fault.why, fault.hint].filter(Boolean).join("; "));
 }
 

@@ -1,0 +1,195 @@
+"""The audit trail of a coordinator: who did what when, one line of JSON after the other, each with the hash of the one before.
+
+A line that is edited, taken out, put elsewhere or added in between breaks the chain, and ``verify`` says where. An end that
+was cut off does not; for that there is the head, number and hash of the last line: it stands in a file of its own, in the
+server's log, and wherever somebody notes it. Each line is on the disk before the action is answered.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fedscale.errors import ConfigError, RunFailed
+from fedscale_server import files
+
+NAME = "audit.jsonl"
+CONTEXT = b"fedscale/audit/v1\0"
+ORIGIN = hashlib.sha256(CONTEXT).hexdigest()
+TAIL_BYTES = 64 << 10
+LONGEST = 200
+Head: TypeAlias = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One line.
+
+    Args:
+        seq: its number, from 1.
+        at: when, in ISO 8601.
+        who: the account, the certificate's name, or ``system user NAME`` at the command line.
+        door: by which it came in: ``dashboard``, ``certificate`` or ``command line``.
+        action: what was done, such as ``run submitted``.
+        target: to what.
+        facts: what belongs to it; never a secret.
+        previous: SHA-256 of the line before.
+        digest: of this one.
+    """
+
+    seq: int
+    at: str
+    who: str
+    door: str
+    action: str
+    target: str
+    facts: Mapping[str, Any]
+    previous: str
+    digest: str
+
+    def hashed(self) -> str:
+        """The digest that everything it says comes to."""
+        said = {name: value for name, value in asdict(self).items() if name != "digest"}
+        return hashlib.sha256(CONTEXT + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class Trail:
+    """The file; several processes may write to it.
+
+    Args:
+        home: the coordinator's folder.
+        now: the time, for the lines.
+    """
+
+    def __init__(self, home: Path, now: Callable[[], datetime]) -> None:
+        self.path, self._now, self._lock = home / NAME, now, threading.Lock()
+
+    def note(self, who: str, door: str, action: str, target: str = "", **facts: Any) -> Deed:
+        """Add a line; durable when it returns.
+
+        Raises:
+            ConfigError: the file does not end with a line of a trail: going on would hide it.
+            OSError: the disk refuses.
+        """
+        with self._lock, self._opened() as descriptor:
+            seq, digest = _last(descriptor, self.path)
+            at = self._now().isoformat(timespec="milliseconds")
+            deed = Deed(seq + 1, at, who[:LONGEST], door, action, target[:LONGEST], facts, digest, "")
+            deed = Deed(**{**asdict(deed), "digest": deed.hashed()})
+            os.write(descriptor, json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
+            os.fsync(descriptor)
+            files.write(self.path.with_suffix(".head"), f"{deed.seq}:{deed.digest}\n".encode())
+        return deed
+
+    def read(self) -> list[Deed]:
+        """All lines, the oldest first.
+
+        Raises:
+            ConfigError: a line is none of a trail.
+        """
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+        return [_deed(line, at, self.path) for at, line in enumerate(lines, 1)]
+
+    def verify(self, known: Head | None = None) -> Head:
+        """Check every line, the chain and its end; returns the head.
+
+        Args:
+            known: a head that was noted earlier and that the trail must still contain.
+
+        Raises:
+            RunFailed: with the first thing that is wrong.
+            ConfigError: a line is none of a trail.
+        """
+        deeds = self.read()
+        if problem := next(_flaws(deeds), "") or _missing(deeds, known) or _missing(deeds, self._noted()):
+            raise RunFailed("the audit trail does not verify", where=str(self.path), why=problem, hint="compare it with the server's log, or a copy")
+        return (deeds[-1].seq, deeds[-1].digest) if deeds else (0, ORIGIN)
+
+    def _noted(self) -> Head | None:
+        """What the file beside the trail says of its end."""
+        try:
+            return head_of(self.path.with_suffix(".head").read_text(encoding="ascii").strip())
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The file, to be added to, by nobody else at the same time."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def head_of(text: str) -> Head:
+    """Read ``NUMBER:HASH``.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    number, _, digest = text.partition(":")
+    if not (number.isascii() and number.isdigit() and len(digest) == 64):
+        raise ConfigError("the end of an audit trail is written NUMBER:HASH", where="--head", hint="as 'fedscale audit verify' prints it")
+    return int(number), digest
+
+
+def _last(descriptor: int, path: Path) -> Head:
+    """Number and hash of the last line; a line that was cut off by a crash was never answered for, and goes."""
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, TAIL_BYTES, max(size - TAIL_BYTES, 0))
+    whole = tail[: tail.rfind(b"\n") + 1]
+    if len(whole) < len(tail):
+        os.ftruncate(descriptor, size - len(tail) + len(whole))
+    if not whole:
+        return 0, ORIGIN
+    deed = _deed(whole.splitlines()[-1], 0, path)
+    return deed.seq, deed.digest
+
+
+def _deed(line: bytes, number: int, path: Path) -> Deed:
+    """Read one line.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return Deed(**json.loads(line))
+    except (ValueError, TypeError):
+        where = f"{path}:{number}" if number else str(path)
+        raise ConfigError("this is no line of an audit trail", where=where, hint="look at it: fedscale audit verify") from None
+
+
+def _flaws(deeds: list[Deed]) -> Iterator[str]:
+    """What is wrong with a chain."""
+    seq, digest = 0, ORIGIN
+    for deed in deeds:
+        if deed.seq != seq + 1:
+            yield f"line {seq + 1} is missing or stands elsewhere"
+        if deed.digest != deed.hashed():
+            yield f"line {deed.seq} was edited"
+        if deed.previous != digest:
+            yield f"line {deed.seq} does not follow the one before it"
+        seq, digest = deed.seq, deed.digest
+
+
+def _missing(deeds: list[Deed], known: Head | None) -> str:
+    """Why a trail does not contain a head; empty when it does."""
+    if known is None or known == (0, ORIGIN):
+        return ""
+    if known[0] > len(deeds):
+        return f"it ends with line {len(deeds)}, and had {known[0]}"
+    return "" if deeds[known[0] - 1].digest == known[1] else f"line {known[0]} is another than the one that was noted"

@@ -1,0 +1,75 @@
+"""The audit page: whatever somebody did by any door stands there, with who it was; no password and no token ever does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedscale.identity import Role
+from tests.server.running import plan_text
+from tests.web.conftest import PASSWORD, Front
+
+
+async def told(front: Front, **query: str) -> list[dict[str, Any]]:
+    """What the API shows to an auditor, the oldest first."""
+    guest = await front.person(Role.AUDITOR)
+    answer = await guest.http.get("/api/audit", params=query)
+    return list(reversed(answer.json()))
+
+
+async def test_every_action_by_either_door_stands_in_the_trail(front: Front) -> None:
+    await front.running.node("ada")
+    run = await front.running.submit(plan_text())
+    person = await front.person(Role.COORDINATOR)
+    assert (await person.ask("POST", "/api/projects", json={"name": "lungs"})).status_code == 201
+    ticket = (await person.ask("POST", "/api/projects/lungs/invitations", json={"name": "north"})).json()["ticket"]
+    assert (await person.ask("POST", f"/api/runs/{run}/state", json={"action": "stop", "reason": "enough"})).status_code == 200
+    assert (await person.ask("DELETE", "/api/sites/ada")).status_code == 204
+    assert (await person.ask("DELETE", "/api/session")).status_code == 204
+    found = await told(front)
+    deeds = [(deed["who"], deed["door"], deed["action"], deed["target"]) for deed in found]
+    assert ("ada", "ticket", "joined", "ward") in deeds
+    submitted = next(deed for deed in found if deed["action"] == "run submitted")
+    assert (submitted["door"], submitted["target"], len(submitted["facts"]["app"])) == ("certificate", run, 64)
+    assert deeds[deeds.index(("admin", "dashboard", "logged in", "127.0.0.1")) :] == [
+        ("admin", "dashboard", "logged in", "127.0.0.1"),
+        ("admin", "dashboard", "project made", "lungs"),
+        ("admin", "dashboard", "invited", "north"),
+        ("admin", "dashboard", "run stop", run),
+        ("admin", "dashboard", "shut out", "ada"),
+        ("admin", "dashboard", "logged out", ""),
+        ("a-auditor", "dashboard", "logged in", "127.0.0.1"),
+    ]
+    whole = (front.running.path / "audit.jsonl").read_text()
+    assert ticket not in whole
+    assert PASSWORD not in whole
+
+
+async def test_wrong_passwords_are_noted_without_what_was_typed(front: Front) -> None:
+    front.account("grace")
+    guest = front.guest()
+    await guest.login("grace", "a wrong one")
+    await guest.login(PASSWORD, "grace")
+    found = [(deed["who"], deed["action"]) for deed in await told(front)]
+    assert found[1:3] == [("grace", "login refused"), ("unknown", "login refused")]
+    assert PASSWORD not in (front.running.path / "audit.jsonl").read_text()
+
+
+async def test_the_page_shows_who_did_what_and_whether_it_verifies(front: Front) -> None:
+    person = await front.person(Role.COORDINATOR)
+    await person.ask("POST", "/api/projects", json={"name": "lungs"})
+    page = (await person.http.get("/audit")).text
+    assert "All 3 lines verify." in page
+    assert "project made" in page
+    assert "Nothing was done yet." in (await person.http.get("/audit", params={"who": "<b>nobody"})).text
+    trail = front.running.path / "audit.jsonl"
+    trail.write_text(trail.read_text().replace("lungs", "heart"))
+    page = (await person.http.get("/audit")).text
+    assert "The audit trail does not verify: line 3 was edited." in page
+    assert (await person.http.get("/api/audit/head")).json() == {"lines": 0, "head": "", "problem": "line 3 was edited"}
+
+
+async def test_what_cannot_be_noted_is_not_answered_as_done(front: Front) -> None:
+    person = await front.person(Role.COORDINATOR)
+    (front.running.path / "audit.jsonl").write_text("no trail\n")
+    answer = await person.ask("POST", "/api/projects", json={"name": "lungs"})
+    assert (answer.status_code, answer.json()["error"]["what"]) == (503, "the audit trail cannot be written")
