@@ -16,7 +16,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -I protos \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
-.PHONY: help setup demo test release-tests check fix bench proto clean
+.PHONY: help setup demo test release-tests check fix docs bench proto clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-13s %s\n' "$$name" "$$what"; done
@@ -57,6 +57,10 @@ check: setup ## formatting, lint, types, the law of the layers, freshness of gen
 fix: setup ## format and mend what can be mended without thought
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+docs: setup ## the documentation as pages, in build/docs
+	$(BIN)/python -m sphinx -q -W -b html docs build/docs
+	@echo build/docs/index.html
 
 bench: setup ## measure: throughput, memory, accuracy (benchmarks/)
 	$(BIN)/python -m benchmarks

@@ -25,13 +25,13 @@ from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
 from fedscale.task import Task
 from fedscale.update import Layout, Update
 from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, sealed, unsealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed, unsealed
 from fedscale.wire.convert import Key, assignment_from_proto, key_from_proto, key_text, key_to_proto
-from fedscale.wire.limits import HEARTBEAT_SECONDS
+from fedscale.wire.limits import FRAME, HEARTBEAT_SECONDS
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
 from fedscale_client.home import NodeHome
-from fedscale_client.masking import Masking, Seat
+from fedscale_client.masking import Masking
 from fedscale_client.rpc import open_channel
 from tests.e2e.federation import Event, Federation, Process
 
@@ -158,21 +158,17 @@ async def _answer(bulk: grpc.aio.Channel, home: NodeHome, masking: Masking, assi
         await masking.open(asked, seat)
     await _fetch(bulk, task)
     body, digest, schema = _first(size) if task.phase is Phase.INIT else (*await asyncio.to_thread(_words, task.layout), "")
-    if seat is not None:
-        body, digest = await _masked(home, masking, seat, body)
-    metadata = [(TASK_KEY, key_text((run, task.phase, task.number))), (DIGEST_KEY, digest), (SIZE_KEY, str(len(body)))]
-    submit: Any = bulk.stream_unary(SUBMIT, sealed, bulk_pb2.Receipt.FromString)
-    receipt = await submit(_frames(body), metadata=[*metadata, *([(SCHEMA_KEY, schema.encode())] if schema else [])])
-    assert receipt.verdict == bulk_pb2.Receipt.ACCEPTED, receipt
-
-
-async def _masked(home: NodeHome, masking: Masking, seat: Seat, body: bytes) -> tuple[bytes, str]:
-    """An answer under its masks, by way of the disk as at any node."""
+    # By way of the disk, as at any node.
     path = home.path / "answer"
     await asyncio.to_thread(path.write_bytes, body)
-    masked = await masking.mask(seat, Answer(path, "", len(body)), asyncio.get_running_loop().time() + 600.0)
-    assert isinstance(masked, Answer), masked
-    return await asyncio.to_thread(masked.path.read_bytes), masked.digest
+    answer: Answer | Failure = Answer(path, digest, len(body), schema)
+    if seat is not None and isinstance(answer, Answer):
+        answer = await masking.mask(seat, answer, asyncio.get_running_loop().time() + 600.0)
+    assert isinstance(answer, Answer), answer
+    metadata = [(TASK_KEY, key_text((run, task.phase, task.number))), (DIGEST_KEY, answer.digest), (SIZE_KEY, str(answer.size))]
+    submit: Any = bulk.stream_unary(SUBMIT, sealed, bulk_pb2.Receipt.FromString)
+    receipt = await submit(_frames(answer.path), metadata=[*metadata, *([(SCHEMA_KEY, schema.encode())] if schema else [])])
+    assert receipt.verdict == bulk_pb2.Receipt.ACCEPTED, receipt
 
 
 async def _fetch(bulk: grpc.aio.Channel, task: Task) -> None:
@@ -183,5 +179,7 @@ async def _fetch(bulk: grpc.aio.Channel, task: Task) -> None:
         assert sum(received) == 4 * task.schema.size
 
 
-def _frames(body: bytes) -> Iterator[bytes]:
-    yield from frames(body)
+def _frames(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while frame := file.read(FRAME):
+            yield frame

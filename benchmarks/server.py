@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -37,6 +39,7 @@ from fedscale_server.store.store import Store
 from tests.e2e.federation import PROJECT, Federation, until
 
 INGEST_NODES, INGEST_SIZE, INGEST_ROUNDS = 2, 32 << 20, 3
+PATIENCE = 600.0
 IDLE = int(os.environ.get("FEDSCALE_BENCH_IDLE", "200"))
 IDLE_KIB = 120.0
 JOURNALED, RESTARTS = 1_000, 12
@@ -58,12 +61,57 @@ def memory(federation: Federation) -> float:
 
 
 def ingest(federation: Federation) -> Iterator[Figure]:
-    """Bytes of answers that are made durable and acknowledged, over the time from a round's first task to its last acknowledgement."""
-    events = _raw.play(federation, INGEST_NODES, INGEST_SIZE, INGEST_ROUNDS)
-    opened = {event["number"]: event["at"] for event in events if event["kind"] == "opened"}
-    answered = {event["number"]: event["at"] for event in events if event["kind"] == "answered"}
-    times = [answered[number] - at for number, at in opened.items()]
-    yield Figure("durable ingest, 128 MiB answers, 2 nodes", INGEST_NODES * 4 * INGEST_SIZE / median(times) / 1e6, "MB/s")
+    """Bytes of answers a second that are acknowledged, kept on disk and not, beside what gRPC alone takes in that minute on that machine."""
+    homes = _raw.join(federation, INGEST_NODES)
+    settings = federation.home / "server.toml"
+    for durability, name in (("spool", "durable ingest"), ("resend", "ingest without the disk's promise")):
+        ceiling = _ceiling(federation, homes)
+        federation.server.stop()
+        settings.write_text(re.sub('durability = "[a-z]+"', f'durability = "{durability}"', settings.read_text()))
+        federation.start_server()
+        rate = _taken_in(federation, homes, durability)
+        yield Figure(f"{name}, {INGEST_NODES} nodes, 128 MiB each", rate / 1e6, "MB/s")
+        yield Figure("gRPC alone, the same bytes, a frame thrown away", ceiling / 1e6, "MB/s")
+        yield Figure(f"{name}, of what gRPC alone takes", 100 * rate / ceiling, "%")
+
+
+def _ceiling(federation: Federation, homes: list[NodeHome]) -> float:
+    """Bytes a second that a server takes which does nothing with them."""
+    with _process("sink", federation.home, INGEST_NODES) as sink:
+        address = f"localhost:{_line(sink)}"
+        with ExitStack() as stack:
+            for home in homes:
+                stack.enter_context(_process("pour", home.path, address, INGEST_SIZE))
+            return float(_line(sink))
+
+
+def _taken_in(federation: Federation, homes: list[NodeHome], name: str) -> float:
+    """Bytes a second, of the median round from its opening to its last acknowledgement; in the first the answers are made."""
+    with ExitStack() as stack:
+        for home in homes:
+            stack.enter_context(_process("node", home.path, INGEST_SIZE))
+        watching = federation.watch(federation.submit(_raw.write_job(federation.folder / name, INGEST_SIZE, INGEST_ROUNDS + 1, len(homes))))
+        assert watching.wait(PATIENCE).code == 0
+    opened, answered = ({e["number"]: e["at"] for e in watching.events() if e["kind"] == kind} for kind in ("opened", "answered"))
+    times: list[float] = [answered[number] - opened[number] for number in range(2, INGEST_ROUNDS + 2)]
+    return len(homes) * 4 * INGEST_SIZE / median(times)
+
+
+@contextmanager
+def _process(role: str, home: Path, *rest: object) -> Iterator[subprocess.Popen[str]]:
+    """A process of this benchmark, ended when it is not needed any more."""
+    words = [sys.executable, "-m", "benchmarks._ingest", role, str(home), *map(str, rest)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    """What it says next."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
 
 
 # -------------------------------------------------------------------------------------------------------------- nodes

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedscale import data
+    from fedscale import data, flower
     from fedscale.data import Dataset, Population
     from fedscale.errors import FedscaleError
     from fedscale.learner import App, Learner, LocalOptimizer, Phase, Result, Training, Work
@@ -52,6 +52,7 @@ __all__ = [
     "fed_buff",
     "fed_prox",
     "fed_yogi",
+    "flower",
     "simulate",
 ]
 
@@ -72,8 +73,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 def _load(name: str) -> object:
     """Import a public name when it is first used (PEP 562)."""
-    if name == "data":
-        return import_module("fedscale.data")
+    if name in ("data", "flower"):
+        return import_module(f"fedscale.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'fedscale' has no attribute '{name}'", name=name, obj=sys.modules[__name__])
     value: object = getattr(import_module(_HOME[name]), name)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedscale.errors import Cause, Failure, ProtocolError
-from fedscale.ring import Words
+from fedscale.ring import Pieces, Words
 from fedscale.task import Task
 from fedscale.vector import Schema, Vector
 
@@ -42,7 +42,7 @@ class Answered:
 
     node: str
     digest: str
-    words: Words | None = field(default=None, compare=False, repr=False)
+    words: Pieces | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import ipaddress
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias, TypeVar
@@ -387,7 +387,7 @@ class Ticket:
     ``str(ticket)`` is one token to copy and paste, ``fs1.`` and base64url of ``id.secret.ca_hash.address`` with a 4-byte checksum.
 
     Args:
-        address: ``host:port`` of the enrolment port; an IPv6 address stands in brackets.
+        address: ``host:port`` of the enrolment port; an IPv6 address stands in brackets. Of several coordinators, with commas between.
         id: which ticket this is; no secret.
         secret: proves at the enrolment port that the ticket was handed to the caller; never logged, stored only as its hash.
         ca_hash: ``spki_hash`` of the authority's key.
@@ -402,12 +402,17 @@ class Ticket:
         """Refuse fields that could not be written in a token, or not be used once read."""
         if not _WORD.fullmatch(self.id) or not _WORD.fullmatch(self.secret) or not _HASH.fullmatch(self.ca_hash):
             raise TicketError("the ticket is malformed", why="its id, secret or authority's hash has characters or a length it cannot have")
-        _endpoint(self.address)
+        for address in self.address.split(","):
+            _endpoint(address)
+
+    def places(self) -> tuple[Ticket, ...]:
+        """The same ticket for each of its addresses."""
+        return tuple(replace(self, address=address) for address in self.address.split(","))
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Host, without brackets, and port of the address: what opens a socket."""
-        return _endpoint(self.address)
+        """Host, without brackets, and port of the first address: what opens a socket."""
+        return _endpoint(self.address.partition(",")[0])
 
     def __str__(self) -> str:
         """The token; it holds the secret."""

@@ -65,7 +65,7 @@ class Private:
     """
 
     unit: Literal["record", "patient", "node"]
-    way: Literal["dpsgd", "union", "fedavg"]
+    way: Literal["dpsgd", "union", "fedavg", "ftrl"]
     clip: float
     noise_multiplier: float
     sampling_rate: float

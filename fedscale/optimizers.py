@@ -1,6 +1,8 @@
 """The server's step as pure pairs: ``init`` makes the state, ``update`` turns a mean change into a new model.
 
-All state is in the returned slots, so what ``update`` returns is exactly what a checkpoint must hold.
+All state is in the returned slots, so what ``update`` returns is exactly what a checkpoint must hold. A rule that takes
+each coordinate by itself is carried out piece by piece, so that a large model need not be in memory as often as the rule
+has terms; the bits are the same.
 Sources: Hsu et al. 2019 (FedAvgM); Reddi et al. 2021 (FedAdagrad, FedAdam, FedYogi).
 """
 
@@ -12,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fedscale.vector import Vector
+from fedscale.vector import PIECE, Vector, release
 
 Slots: TypeAlias = dict[str, Vector]
 Step: TypeAlias = Callable[[Vector, Vector, Slots, int], tuple[Vector, Slots]]
@@ -27,14 +29,30 @@ class Optimizer:
         slots: names of the state vectors, each of the model's shape and zero at the start.
         update: ``(delta, model, slots, round) -> (model, slots)``; ``delta`` is the mean change of the nodes, rounds
             count from 1.
+        elementwise: whether each coordinate of what it returns depends on that coordinate of its arguments alone.
     """
 
     slots: tuple[str, ...]
     update: Step
+    elementwise: bool = False
 
     def init(self, model: Vector) -> Slots:
         """State before the first step."""
-        return {name: np.zeros_like(model) for name in self.slots}
+        return {name: np.zeros(model.shape, np.float32) for name in self.slots}
+
+    def step(self, delta: Vector, model: Vector, slots: Slots, number: int) -> tuple[Vector, Slots]:
+        """``update``; an elementwise rule puts the new model in the place of ``delta``, which is used up."""
+        if not (self.elementwise and delta.flags.writeable):
+            return self.update(delta, model, slots, number)
+        made = {name: np.empty_like(delta) for name in self.slots}
+        for start in range(0, len(delta), PIECE):
+            part = slice(start, start + PIECE)
+            delta[part], state = self.update(delta[part], model[part], {name: slot[part] for name, slot in slots.items()}, number)
+            for name, slot in made.items():
+                slot[part] = state[name]
+            for vector in (model, *slots.values()):
+                release(vector, part)
+        return delta, made
 
 
 def sgd(lr: float = 1.0, momentum: float = 0.0) -> Optimizer:
@@ -47,7 +65,7 @@ def sgd(lr: float = 1.0, momentum: float = 0.0) -> Optimizer:
         step = np.float32(lr) * delta
         return np.add(model, step, out=step), slots
 
-    return Optimizer(("velocity",) if momentum else (), update)
+    return Optimizer(("velocity",) if momentum else (), update, elementwise=True)
 
 
 def _adaptive(lr: float, beta1: float, tau: float, second: Second, scale: Callable[[int], float]) -> Optimizer:
@@ -62,7 +80,7 @@ def _adaptive(lr: float, beta1: float, tau: float, second: Second, scale: Callab
         step /= root
         return np.add(model, step, out=step), {"first": first, "second": moment}
 
-    return Optimizer(("first", "second"), update)
+    return Optimizer(("first", "second"), update, elementwise=True)
 
 
 def adam(lr: float, beta1: float, beta2: float, tau: float) -> Optimizer:

@@ -7,6 +7,8 @@
     ``federated`` or ``pooled``, every further key is a column.
 ``privacy``
     ``{"epsilon": 3.9, "delta": 1e-5, "unit": "record", "sites": {"hospital-a": 3.9}}``.
+``ledgers``
+    where the privacy ledger of each site ended when its last answer left: ``{"hospital-a": "NUMBER:HASH"}``.
 ``seeds``, ``versions``, ``hashes``
     what somebody else needs to repeat the run.
 """

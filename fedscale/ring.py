@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,26 @@ from fedscale.errors import PlanError, UpdateRejected
 from fedscale.vector import Vector
 
 Words: TypeAlias = npt.NDArray[np.uint32]
+
+
+class Pieces(Protocol):
+    """Words of shape ``(n,)`` that need not be in memory at once: an array, or whatever reads slices of one from where it lies."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """``WORD``, unless somebody made a mistake."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(n,)``."""
+
+    @property
+    def size(self) -> int:
+        """``n``."""
+
+    def __getitem__(self, part: slice, /) -> Words:
+        """Some of them, in order."""
+
 
 WORD = np.dtype("<u4")
 HEADROOM_BITS = 30
@@ -122,11 +142,11 @@ class FixedPoint:
         """The largest integer that a value within ``bound`` may become; float32 rounding is forgiven."""
         return math.ceil(bound * 2.0**self.exponent * (1 + 2.0**-22))
 
-    def beyond(self, words: Words, bound: float) -> int | None:
-        """The first coordinate whose value is larger than ``bound`` in magnitude, or ``None``; float32 rounding is forgiven."""
+    def beyond(self, words: Pieces, bound: float, size: int) -> int | None:
+        """The first of ``size`` coordinates whose value is larger than ``bound`` in magnitude, or ``None``; float32 rounding is forgiven."""
         limit = self.limit(bound)
-        for start in range(0, len(words), BLOCK):
-            block = words[start : start + BLOCK].view(np.int32)
+        for start in range(0, size, BLOCK):
+            block = words[start : min(start + BLOCK, size)].view(np.int32)
             if block.max() > limit or block.min() < -limit:
                 return start + int(np.flatnonzero((block > limit) | (block < -limit))[0])
         return None
@@ -155,6 +175,8 @@ def from_limbs(words: Words) -> npt.NDArray[np.float64]:
     return signed.astype(np.float64) / 2.0**FRACTION_BITS
 
 
-def add(total: Words, words: Words) -> None:
-    """``total += words`` modulo 2^32, in place: associative, commutative, with zeros as identity."""
-    np.add(total, words, out=total)
+def add(total: Words, words: Pieces) -> None:
+    """``total += words`` modulo 2^32, in place and block by block: associative, commutative, with zeros as identity."""
+    for start in range(0, len(total), BLOCK):
+        block = total[start : start + BLOCK]
+        np.add(block, words[start : start + BLOCK], out=block)

@@ -7,7 +7,7 @@ seed and learner give the same bits in both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ from fedscale.learner import Learner, Phase, Private, Result, Work
 from fedscale.metrics import Metric
 from fedscale.plan import Plan
 from fedscale.privacy import noise, rounds
+from fedscale.privacy.clip import contribution
 from fedscale.privacy.lots import derived
-from fedscale.privacy.rounds import way_of
 from fedscale.ring import WORD, Words, add
 from fedscale.sampling import derived_seed
 from fedscale.strategy import Strategy
@@ -57,15 +57,27 @@ class FirstModel:
     model: Vector
 
 
-def layout_for(plan: Plan, phase: Phase, size: int, terms: int) -> Layout:
-    """The layout of a round's answers, computed alike by server, node and simulator."""
+def layout_for(plan: Plan, phase: Phase, size: int, terms: int, clip: float = 0.0) -> Layout:
+    """The layout of a round's answers, computed alike by server, node and simulator.
+
+    Args:
+        plan: the configuration.
+        phase: of the round.
+        size: coordinates of the model.
+        terms: most answers that may be summed.
+        clip: the round's, where the plan's moves; 0 for the plan's own.
+
+    Raises:
+        PlanError: the plan allows no such clip.
+    """
     bits = plan.secagg.word_bits
     if phase is Phase.EVALUATE:
         return Layout(0, tuple(Metric.named(m) for m in plan.evaluate.pooled), terms, bits=bits)
     if plan.privacy is not None:
         # The loss of the rows trained on and their number stay at the site; all nodes count the same.
-        shared = way_of(plan.privacy, masked=plan.secagg.enabled) != "dpsgd"
-        return Layout(size, (), terms, plan.noisy_bound(plan.privacy) if shared else plan.aggregate.bound, 1.0, bits)
+        dp = rounds.in_round(plan.privacy, clip)
+        extra, own = (1, dp.clip) if dp.clip_quantile is not None and phase is Phase.TRAIN else (0, 0.0)
+        return Layout(size + extra, (), terms, plan.private_bound(dp), 1.0, bits, own)
     # Where all count the same, a cap of one lets each use the whole width of the ring.
     cap = 1.0 if plan.strategy.weighting == "equal" else plan.aggregate.weight_cap
     return Layout(size, (Metric("loss"),), terms, plan.aggregate.bound, cap, bits)
@@ -123,9 +135,10 @@ def perform(
     if isinstance(done, FirstModel):
         return done
     words = task.layout.encode(done)
-    if plan.privacy is not None and private is not None and private.way != "dpsgd":
+    if plan.privacy is not None and private is not None and private.way in rounds.SHARED:
         size, exponent = task.layout.size, task.layout.format.exponent
-        sigma = rounds.in_shares(private, rounds.reach(plan.privacy, plan.train), size, exponent, plan.shares)
+        reached = rounds.reach(rounds.in_round(plan.privacy, task.layout.clip), plan.train)
+        sigma = rounds.in_shares(private, reached, size, exponent, plan.shares)
         key = None if private.key is None else derived(private.key, "share", task.number)
         add(words[:size], noise.skellam(size, sigma, key).astype(WORD))
     return words
@@ -174,7 +187,7 @@ def compute(
         return _first(result)
     if result.private != hidden:
         raise AppError("the learner did not keep to the privacy asked for", why="its Result does not carry Work.private")
-    return _update(task, strategy, result, model, private)
+    return _update(task, plan, strategy, result, model, private)
 
 
 def _required(plan: Plan, phase: Phase, learner: Learner, private: Private | None) -> Private | None:
@@ -213,7 +226,7 @@ def _first(result: Result) -> FirstModel:
     return FirstModel(schema, model)
 
 
-def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None, private: Private | None) -> Update:
+def _update(task: Task, plan: Plan, strategy: Strategy, result: Result, model: Vector | None, private: Private | None) -> Update:
     """A learner's result as a weighted, transformed update; the metric sums scale with the weight."""
     if not result.examples > 0:
         raise AppError("the learner saw no examples", hint="check the dataset with: fedscale node data check")
@@ -228,11 +241,18 @@ def _update(task: Task, strategy: Strategy, result: Result, model: Vector | None
         weight = 1.0 if private is not None or strategy.weighting == "equal" else min(weight, task.layout.weight_cap)
     metrics = {name: np.asarray(sums, np.float64).reshape(-1) * (weight / result.examples) for name, sums in result.metrics.items()}
     update = Update(delta, weight, metrics)
-    clips = (transform.ClipNorm(private.clip),) if private is not None and private.way == "fedavg" else ()
     try:
-        return transform.encode((*strategy.transforms, *clips), update)
+        update = transform.encode(strategy.transforms, update)
+        return update if private is None or private.unit != "node" else replace(update, delta=_bounded(plan, task, update.delta))
     except FloatingPointError as error:
         raise UpdateRejected("an update cannot be transformed", why=str(error)) from None
+
+
+def _bounded(plan: Plan, task: Task, change: Vector) -> Vector:
+    """The change of a whole node, clipped, with its bit where the clip moves."""
+    dp = None if plan.privacy is None else rounds.in_round(plan.privacy, task.layout.clip)
+    moving = rounds.adaptive(dp)
+    return change if dp is None else moving.coded(change) if moving else contribution(change, dp.clip)
 
 
 def _sums(private: Private | None) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedscale.errors import UpdateRejected
 from fedscale.metrics import Metric, Sums
-from fedscale.ring import BEYOND, LIMBS, LIMIT, SPARE_BITS, WORD, FixedPoint, Words, add, from_limbs, to_limbs
+from fedscale.ring import BEYOND, LIMBS, LIMIT, SPARE_BITS, WORD, FixedPoint, Pieces, Words, add, from_limbs, to_limbs
 from fedscale.vector import Vector
 
 
@@ -46,6 +46,7 @@ class Layout:
         bound: largest magnitude of one coordinate of a model change.
         weight_cap: largest weight of one node.
         bits: of one word on the wire; 24 under secure aggregation that asks for it.
+        clip: largest norm of a change, where that moves from round to round and the last coordinate says whether it was kept; else 0.
     """
 
     size: int
@@ -54,6 +55,7 @@ class Layout:
     bound: float = 8.0
     weight_cap: float = LIMIT
     bits: int = 32
+    clip: float = 0.0
 
     @cached_property
     def format(self) -> FixedPoint:
@@ -128,13 +130,13 @@ class Layout:
             numbers.append(sums)
         return np.concatenate(numbers)
 
-    def _bounded(self, words: Words, weight: float) -> None:
+    def _bounded(self, words: Pieces, weight: float) -> None:
         """Refuse an answer of that weight with a coordinate beyond the bound: the cap leaves room that a small weight must not use."""
-        at = self.format.beyond(words[: self.size], self.bound * weight / self.weight_cap)
+        at = self.format.beyond(words, self.bound * weight / self.weight_cap, self.size)
         if at is not None:
             raise UpdateRejected("a value is beyond the agreed range", where=f"coordinate {at}", hint=BEYOND)
 
-    def tail(self, words: Words) -> tuple[float, dict[str, Sums]]:
+    def tail(self, words: Pieces) -> tuple[float, dict[str, Sums]]:
         """Weight and metric sums of an answer or of a sum of answers."""
         numbers = from_limbs(words[self.size :])
         sums: dict[str, Sums] = {}
@@ -148,8 +150,8 @@ class Layout:
         """Weighted mean of the model changes behind a sum whose weights add up to ``weight``; with ``consume`` it takes the sum's place."""
         return self.format.decode(words[: self.size], weight / self.weight_cap, consume=consume)
 
-    def check(self, words: Words) -> None:
-        """Refuse an answer, seen in the clear, that no honest node could have sent.
+    def check(self, words: Pieces) -> None:
+        """Refuse an answer, seen in the clear, that no honest node could have sent; it is read once, in pieces.
 
         Raises:
             UpdateRejected: wrong length or dtype, weight or counts out of bounds, a coordinate beyond its bound.

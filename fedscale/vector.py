@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 MAX_TENSORS = 65_536
 MAX_COORDINATES = 1 << 40
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,23 +88,20 @@ class Schema:
         Raises:
             UpdateRejected: a tensor is missing, unknown or of another shape; nothing is ever broadcast.
         """
-        names = [t.name for t in self.tensors]
-        if missing := [n for n in names if n not in arrays]:
+        if missing := [name for name in self.places if name not in arrays]:
             raise UpdateRejected(f"tensor '{missing[0]}' is missing from the answer", hint="return every tensor of the model")
-        if unknown := [n for n in arrays if n not in set(names)]:
+        if unknown := [name for name in arrays if name not in self.places]:
             raise UpdateRejected(f"tensor '{unknown[0]}' is not part of the model", hint="return only the model's tensors")
         flat = np.empty(self.size, np.float32)
-        at = 0
-        for tensor in self.tensors:
-            array = arrays[tensor.name]
-            if tuple(array.shape) != tensor.shape:
-                raise UpdateRejected(f"tensor '{tensor.name}' has shape {tuple(array.shape)}, the model has {tensor.shape}")
-            if str(array.dtype) not in FLOATS:
-                raise UpdateRejected(f"tensor '{tensor.name}' is of dtype {array.dtype}, the model has {tensor.dtype}")
-            # What is too large for float32 becomes infinite, which the ring refuses by name and place.
-            with np.errstate(over="ignore"):
+        # What is too large for float32 becomes infinite, which the ring refuses by name and place.
+        with np.errstate(over="ignore"):
+            for tensor, at in self.places.values():
+                array = arrays[tensor.name]
+                if tuple(array.shape) != tensor.shape:
+                    raise UpdateRejected(f"tensor '{tensor.name}' has shape {tuple(array.shape)}, the model has {tensor.shape}")
+                if array.dtype != np.float32 and str(array.dtype) not in FLOATS:
+                    raise UpdateRejected(f"tensor '{tensor.name}' is of dtype {array.dtype}, the model has {tensor.dtype}")
                 flat[at : at + tensor.size] = np.ravel(array)
-            at += tensor.size
         return flat
 
     def flat(self, arrays: Arrays) -> Vector:
@@ -159,6 +158,29 @@ class Schema:
         if schema.size > MAX_COORDINATES:
             raise ProtocolError(f"a model schema asks for {schema.size} coordinates", why=f"the limit is {MAX_COORDINATES}")
         return schema
+
+
+def finite(vector: Vector) -> bool:
+    """Whether every coordinate is a number; looked at in pieces."""
+    for start in range(0, len(vector), PIECE):
+        if not np.isfinite(vector[start : start + PIECE]).all():
+            return False
+        release(vector, slice(start, start + PIECE))
+    return True
+
+
+def release(vector: Vector, part: slice) -> None:
+    """Let go of the memory of a part that was read, where the vector is a whole file that is mapped; all others stay as they are.
+
+    Args:
+        vector: any.
+        part: coordinates from a multiple of ``PIECE`` on; they are read again from the file when somebody asks for them.
+    """
+    base: object = vector.base
+    mapping = base.obj if isinstance(base, memoryview) else None
+    if isinstance(mapping, mmap.mmap):
+        first, last, _ = part.indices(len(vector))
+        mapping.madvise(mmap.MADV_DONTNEED, first * vector.itemsize, (last - first) * vector.itemsize)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -51,8 +51,12 @@ COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "pandas": (module("pandas"), "pip install 'fedscale-fl[dev]'"),
     "prv-accountant": (module("prv_accountant"), "pip install 'fedscale-fl[dev]'"),
     "optuna": (module("optuna"), "pip install 'fedscale-fl[sweep]'"),
+    "tensorboard": (module("tensorboard"), "pip install 'fedscale-fl[tensorboard]'"),
+    "mlflow": (module("mlflow"), "pip install 'fedscale-fl[mlflow]'"),
+    "sphinx": (module("sphinx"), "pip install 'fedscale-fl[docs]'"),
     "ray": (module("ray"), "pip install 'fedscale-fl[ray]'"),
     "chromium": (lambda: Path("/usr/bin/chromium").exists(), "install the packages chromium and fonts-dejavu-core"),
+    "object-store": (lambda: module("moto")() and module("obstore")(), "pip install 'fedscale-fl[dev]'"),
     "shared-data": (shared_data, OPTIONAL_DATA),
 }
 

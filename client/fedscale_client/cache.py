@@ -42,7 +42,7 @@ class Part:
             self._hash.update(block)
             self.size += len(block)
 
-    def take(self, frame: bytes) -> None:
+    def take(self, frame: bytes | memoryview) -> None:
         """Write one frame.
 
         Raises:

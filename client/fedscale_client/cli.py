@@ -10,9 +10,8 @@ import typer
 from fedscale import console
 from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json
-from fedscale.errors import Conflict
 from fedscale.identity import Ticket
-from fedscale_client.declarations import listed
+from fedscale_client import facts
 from fedscale_client.home import NodeHome
 from fedscale_client.options import HOME, HomeFolder, opened
 
@@ -40,18 +39,28 @@ def join(
 
 def status(*, home: HomeFolder = HOME, json: Json = False) -> None:
     """Show who this node is and what it offers."""
-    node = opened(home)
-    settings, until = node.settings(), node.credentials().expires()
-    data = settings.model_dump(include={"name", "project", "federation", "address"})
-    data |= {"home": str(home), "running": is_running(node), "valid_until": until.isoformat(), "datasets": sorted(listed(node))}
-    shown = data | {"running": "yes" if data["running"] else "no", "datasets": ", ".join(data["datasets"]) or "none"}
+    data = facts.status(opened(home))
+    shown = data | {"running": _yes(data["running"]), "paused": _yes(data["paused"]), "datasets": ", ".join(data["datasets"]) or "none"}
     console.emit(data, console.facts({name.replace("_", " "): value for name, value in shown.items()}), as_json=json)
 
 
-def is_running(node: NodeHome) -> bool:
-    """Whether a process holds this home."""
-    try:
-        with node.locked():
-            return False
-    except Conflict:
-        return True
+def pause(*, home: HomeFolder = HOME, dry_run: DryRun = False, json: Json = False) -> None:
+    """Let no task begin and no answer leave until the site goes on."""
+    _pause(opened(home), paused=True, dry_run=dry_run, as_json=json)
+
+
+def resume(*, home: HomeFolder = HOME, dry_run: DryRun = False, json: Json = False) -> None:
+    """Take part again after a pause."""
+    _pause(opened(home), paused=False, dry_run=dry_run, as_json=json)
+
+
+def _pause(node: NodeHome, *, paused: bool, dry_run: bool, as_json: bool) -> None:
+    if not dry_run:
+        facts.pause(node, paused=paused)
+    text = "this site is paused: nothing leaves" if paused else "this site takes part again"
+    text = f"would tell the node: {text}" if dry_run else text
+    console.emit({"paused": paused, "dry_run": dry_run}, text, as_json=as_json)
+
+
+def _yes(value: bool) -> str:  # noqa: FBT001 - its name is the question
+    return "yes" if value else "no"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_text
-import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -11,13 +10,11 @@ import typer
 
 from fedscale import console
 from fedscale.cli.options import Json
-from fedscale.errors import ConfigError, RunFailed
-from fedscale_client import policy
+from fedscale.errors import RunFailed
+from fedscale_client import spending
 from fedscale_client.home import NodeHome
-from fedscale_client.ledger import accounts
-from fedscale_client.ledger.book import Ledger
+from fedscale_client.ledger import accounts, reading
 from fedscale_client.ledger.head import Head
-from fedscale_client.ledger.state import Item
 from fedscale_client.options import HOME, HomeFolder, opened
 
 NOTHING = "nothing has left this site yet"
@@ -27,9 +24,7 @@ Delta = Annotated[float | None, typer.Option(min=1e-11, max=0.5, help="At which 
 def spent(*, home: HomeFolder = HOME, delta: Delta = None, json: Json = False) -> None:
     """Show what this site has spent, by population and unit of privacy."""
     node = opened(home)
-    items, rules = _items(node), policy.load(node)
-    caps = {rules.population(name): own.cap for name, own in rules.datasets.items() if own.cap}
-    found = accounts.accounts(items, caps, delta)
+    found, items = spending.spent(node, delta), spending.items(node)
     left_out = len(accounts.uncovered(items))
     data = {"accounts": [account.to_json() for account in found], "not_covered": left_out}
     rows = [(a.population, a.unit, f"{a.epsilon:.4g}", f"{a.delta:g}", f"{a.cap.epsilon:g}" if a.cap else "none", len(a.items)) for a in found]
@@ -50,12 +45,12 @@ def ledger(
 ) -> None:
     """Show or verify the privacy ledger of this site."""
     node = opened(home)
-    known = _head(head)
+    known = Head.parsed(head, "--head") if head else None
     if verify:
         _verify(node, known, as_json=json)
         return
-    entries = Ledger.open(node).entries() if node.ledger.exists() else ()
-    data = [entry.model_dump() | {"facts": json_text.loads(entry.facts)} for entry in entries]
+    entries = reading.lines(node)
+    data = [asdict(entry) | {"facts": json_text.loads(entry.facts)} for entry in entries]
     rows = [(entry.seq, entry.at[:19], entry.kind, entry.reservation, entry.digest[:12]) for entry in entries]
     console.emit(data, console.table((">entry", "at", "what", ">of", "hash"), rows) if rows else NOTHING, as_json=json)
 
@@ -65,14 +60,13 @@ def statement(
 ) -> None:
     """State what this site guarantees about its part in a run."""
     node = opened(home)
-    data = accounts.statement(_items(node), run, node.settings().name)
+    data = accounts.statement(spending.items(node), run, node.settings().name)
     console.emit(data, console.facts({name: value for name, value in data.items() if name != "spends"}), as_json=json)
 
 
 def receipts(*, home: HomeFolder = HOME, run: Annotated[str, typer.Option(help="Only of this run.")] = "", json: Json = False) -> None:
     """List what left this site, answer by answer."""
-    items = [item for item in _items(opened(home)) if item.release and run in ("", item.claim.run)]
-    data = [accounts.receipt(item) for item in items]
+    data = spending.receipts(opened(home), run)
     rows = [
         (r["at"][:19], r["run"], f"{r['phase']} {r['round']}", r["bytes"], r["sha256"][:12], "yes" if r["masked"] else "no", _cost(r["epsilon"]))
         for r in data
@@ -81,37 +75,17 @@ def receipts(*, home: HomeFolder = HOME, run: Annotated[str, typer.Option(help="
     console.emit(data, console.table(columns, rows) if rows else NOTHING, as_json=json)
 
 
-def _items(node: NodeHome) -> tuple[Item, ...]:
-    """All reservations; none before there is a ledger."""
-    return Ledger.open(node).items() if node.ledger.exists() else ()
-
-
 def _verify(node: NodeHome, known: Head | None, *, as_json: bool) -> None:
     """Print what is wrong with the ledger, or where it ends.
 
     Raises:
         RunFailed: something is wrong.
     """
-    book = Ledger.open(node)
-    if problem := book.verify(known):
+    problem, head = reading.verify(node, known)
+    if problem:
         raise RunFailed("the privacy ledger does not verify", where=str(node.ledger), why=problem, hint="this node answers no task until it does")
-    head = book.head()
-    text = f"the ledger verifies; it ends with {head.seq}:{head.digest}"
+    text = f"the ledger verifies; it ends with {head}"
     console.emit({"entries": head.seq, "head": asdict(head)}, text, as_json=as_json)
-
-
-def _head(text: str) -> Head | None:
-    """Read ``SEQ:HASH``.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    if not text:
-        return None
-    match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text)
-    if not match:
-        raise ConfigError("the end of a ledger is written NUMBER:HASH", where="--head", hint="as 'fedscale privacy ledger --verify' prints it")
-    return Head(int(match[1]), match[2])
 
 
 def _cost(value: Any) -> str:

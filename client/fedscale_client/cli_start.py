@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from fedscale.cli.lazy import later
 from fedscale.cli.logs import LogFormat, configure
+from fedscale_client.chronicle import Chronicle
 from fedscale_client.options import HOME, HomeFolder, opened
 
-WORRYING = frozenset({"disconnected", "failed", "not renewed", "datasets not read"})
+WORRYING = frozenset({"disconnected", "failed", "not renewed", "datasets not read", "ledger rolled back"})
 
 
 def start(*, home: HomeFolder = HOME, log: LogFormat = "text") -> None:
     """Take part until told to stop."""
     configure(log)
     joined = opened(home)
-    asyncio.run(later("fedscale_client.node:run")(joined, on_event=_log))
+    chronicle = Chronicle(joined, lambda: datetime.now(UTC))
+
+    def happened(facts: Mapping[str, Any]) -> None:
+        _log(facts)
+        chronicle.take(facts)
+
+    asyncio.run(later("fedscale_client.node:run")(joined, on_event=happened))
 
 
 def _log(facts: Mapping[str, Any]) -> None:
     """One line of the log for something that happened; signs of progress are for the coordinator."""
-    told = dict(facts)
+    told = {name: value for name, value in facts.items() if name != "plan_toml"}
     event = str(told.pop("event"))
     told |= {name: str(value) for name, value in told.pop("failure", {}).items() if value}
     logger = structlog.get_logger()

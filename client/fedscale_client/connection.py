@@ -1,7 +1,7 @@
 """The control stream: opened from inside the site, held for ever, opened again whenever it breaks.
 
-Heartbeats go both ways; a server that is silent for too long is taken for gone. Only one answer ends it: that this node
-is not accepted any more.
+Heartbeats go both ways; a server that is silent for too long is taken for gone. Where there are several, of which one leads,
+they are asked in turn. Only one answer ends it: that this node is not accepted any more.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fedscale.plan import Plan
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.task import Task
-from fedscale.wire.convert import Key, assignment_from_proto, failure_to_proto, key_from_proto, key_to_proto
+from fedscale.wire.convert import Key, Parts, assignment_from_proto, failure_to_proto, key_from_proto, key_to_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
-from fedscale_client.home import Credentials, NodeHome
+from fedscale_client.home import Credentials, NodeHome, NodeSettings
 from fedscale_client.rpc import error_of, open_channel, pause
 
 OPENING_SECONDS = 20.0
@@ -62,6 +62,9 @@ class Receiver(Protocol):
     def offer(self) -> tuple[str, ...]:
         """The datasets of this site."""
 
+    async def anchored(self, head: str) -> None:
+        """The server tells the end of this site's ledger as it last came with an answer."""
+
     async def opened(self, credentials: Credentials) -> None:
         """The server is there."""
 
@@ -92,8 +95,13 @@ class Connection:
 
     def __init__(self, home: NodeHome, receiver: Receiver, clock: Clock) -> None:
         self._home, self._receiver, self._clock = home, receiver, clock
-        self._settings = home.settings()
+        self._servers, self._turn = home.servers(), 0
         self._outbox: asyncio.Queue[pb.NodeMessage] | None = None
+
+    @property
+    def settings(self) -> NodeSettings:
+        """The node's settings for the server that is connected, or tried next."""
+        return self._servers[self._turn % len(self._servers)]
 
     async def run(self) -> None:
         """Hold the stream until cancelled.
@@ -110,9 +118,11 @@ class Connection:
             error = await self._life(credentials)
             if isinstance(error, AccessDenied):
                 hint = "ask the coordinator; a revoked node joins again with a new ticket: fedscale node join TICKET"
-                raise AccessDenied("the server does not accept this node", where=self._settings.address, why=error.what, hint=hint)
+                raise AccessDenied("the server does not accept this node", where=self.settings.address, why=error.what, hint=hint)
             attempt = 0 if asyncio.get_running_loop().time() - began > SETTLED_SECONDS else attempt + 1
-            seconds = pause(attempt)
+            # Only when all have been asked is there a reason to wait for longer.
+            seconds = pause(attempt // len(self._servers))
+            self._servers, self._turn = self._home.servers(), self._turn + 1
             self._receiver.closed(error, seconds)
             await asyncio.sleep(seconds)
 
@@ -140,10 +150,10 @@ class Connection:
     async def _life(self, credentials: Credentials) -> FedscaleError:
         """One stream from its opening to its end, and why it ended."""
         try:
-            async with open_channel(self._settings, credentials, name="control") as channel:
+            async with open_channel(self.settings, credentials, name="control") as channel:
                 return await self._stream(channel, credentials)
         except (grpc.aio.AioRpcError, TimeoutError) as error:
-            return error_of(error, self._settings.address)
+            return error_of(error, self.settings.address)
         except FedscaleError as error:
             return error
         finally:
@@ -157,8 +167,11 @@ class Connection:
         await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=hello)))
         welcome = await _within(OPENING_SECONDS, stream.read())
         if not isinstance(welcome, pb.ServerMessage) or welcome.WhichOneof("message") != "welcome":
-            raise ProtocolError("the server did not greet", where=self._settings.address)
+            raise ProtocolError("the server did not greet", where=self.settings.address)
+        self._home.remember(welcome.welcome.addresses)
         self._outbox = asyncio.Queue(OUTBOX)
+        if welcome.welcome.ledger:
+            await self._receiver.anchored(welcome.welcome.ledger)
         await self._receiver.opened(credentials)
         reading, writing = asyncio.create_task(self._read(stream)), asyncio.create_task(self._write(stream, self._outbox, offered))
         try:
@@ -175,15 +188,17 @@ class Connection:
 
     async def _read(self, stream: Any) -> FedscaleError:
         """Hand on what the server says."""
+        parts = Parts()
         while isinstance(message := await _within(SILENCE_SECONDS, stream.read()), pb.ServerMessage):
             kind = message.WhichOneof("message")
             if kind == "assignment":
                 self._assigned(message.assignment)
             elif kind == "told":
-                self._receiver.told(key_from_proto(message.told.key), message.told.step, message.told.data)
+                if (data := parts.whole(message.told)) is not None:
+                    self._receiver.told(key_from_proto(message.told.key), message.told.step, data)
             elif kind == "release":
                 self._receiver.released(key_from_proto(message.release.key))
-        return Unreachable("the server ended the connection", where=self._settings.address)
+        return Unreachable("the server ended the connection", where=self.settings.address)
 
     async def _write(self, stream: Any, outbox: asyncio.Queue[pb.NodeMessage], offered: tuple[str, ...]) -> FedscaleError:
         """Send what is queued, and a heartbeat when nothing is; begin anew when the site offers other datasets."""
@@ -199,7 +214,7 @@ class Connection:
         """Read an assignment; one that makes no sense is answered with a failure."""
         key = key_from_proto(message.key)
         try:
-            _, plan, task = assignment_from_proto(message, self._settings.name)
+            _, plan, task = assignment_from_proto(message, self.settings.name)
         except (ProtocolError, PlanError) as error:
             self.fail(key, Failure(Cause.REJECTED, str(error), hint="the coordinator and this node may run different releases"))
             return

@@ -27,9 +27,11 @@ from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
 from fedscale_client.ledger.claims import Claim, Parcel
+from fedscale_client.ledger.head import Head
 from fedscale_client.policy import Policy
 
 OWN = "the site's owner looks with: fedscale node policy show, fedscale privacy ledger --verify"
+BROKEN = "the privacy ledger of this site cannot be used"
 
 T = TypeVar("T")
 
@@ -63,6 +65,7 @@ class Gate:
         self._opening = Lock()
         self._permits: dict[Key, Permit] = {}
         self._counted: tuple[tuple[str, str], Census] | None = None
+        self._lost = ""
 
     async def admit(self, assignment: Assignment, declaration: Declaration) -> Permit:
         """Let a task in, or not.
@@ -73,6 +76,8 @@ class Gate:
             PlanError: the plan's privacy cannot be made.
             OSError: the disk refuses.
         """
+        if self._lost:
+            raise PolicyRefusal(BROKEN, hint=OWN)
         rules = _rules(self._home)
         rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
         claim = await self._claim(assignment, declaration, rules)
@@ -80,16 +85,31 @@ class Gate:
         permit = self._permits[assignment.key] = Permit(reservation, assignment)
         return permit
 
-    async def release(self, key: Key, answer: Answer, *, masked: bool = False) -> None:
-        """Note that an answer leaves; durable when it returns.
+    async def anchored(self, text: str) -> str:
+        """Compare this site's ledger with the end of it that the coordinator has noted; what is wrong, empty when nothing is.
+
+        A ledger that was put back to an older copy, head and all, does not have that entry any more. Nothing leaves until the site is
+        started again with the one that has it.
+        """
+        try:
+            known = Head.parsed(text)
+            self._lost = await asyncio.to_thread(lambda: self._open().lacks(known))
+        except ConfigError as error:
+            self._lost = error.why or error.what
+        return self._lost
+
+    async def release(self, key: Key, answer: Answer, *, masked: bool = False) -> Head:
+        """Note that an answer leaves; durable when it returns, with the end of the ledger, which has it.
 
         Raises:
-            PolicyRefusal: the ledger cannot be trusted.
+            PolicyRefusal: the site was paused meanwhile, or the ledger cannot be trusted.
         """
         permit = self._permits[key]
+        _rules(self._home).going()
         permit.spent = True
         parcel = Parcel(answer.digest, answer.size, _parts(permit.assignment, answer), masked)
         permit.reservation = await asyncio.to_thread(_trusted, lambda: self._open().release(permit.reservation, parcel))
+        return self._open().end
 
     async def commit(self, key: Key, verdict: str, reason: str) -> None:
         """Note what became of an answer; that it left is on record already, so a ledger that fails now is told of before the next task."""
@@ -163,7 +183,7 @@ def _trusted(step: Callable[[], T]) -> T:
     try:
         return step()
     except ConfigError:
-        raise PolicyRefusal("the privacy ledger of this site cannot be used", hint=OWN) from None
+        raise PolicyRefusal(BROKEN, hint=OWN) from None
 
 
 def _parts(assignment: Assignment, answer: Answer) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -1,17 +1,19 @@
 """The folder of a node: its key, its certificate, what it is called, what it offers and what it keeps.
 
-``key.pem`` ``cert.pem`` ``ca.pem`` prove who the node is, ``node.toml`` says where it belongs, ``datasets.toml`` what it
-offers and ``policy.toml`` what it allows; ``ledger/`` and ``ledger.head`` say what has left it, ``cache/`` holds what can be
-fetched again and ``log/`` what must not leave the site. Everything is readable by its owner only.
+``key.pem`` ``cert.pem`` ``ca.pem`` prove who the node is, ``node.toml`` says where it belongs and ``servers`` where else to
+ask, ``datasets.toml`` what it offers and ``policy.toml`` what it allows; ``ledger/`` and ``ledger.head`` say what has left
+it, ``cache/`` holds what can be fetched again and ``log/`` what must not leave the site. Everything is readable by its
+owner only.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fedscale.errors import AccessDenied, ConfigError, Conflict
 from fedscale.identity import load_certificate, load_key
 
+ADDRESS, MOST_SERVERS = r"[^\s]+:[0-9]{1,5}", 16
 JOIN = "join with a ticket from the coordinator: fedscale node join TICKET"
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -50,7 +53,7 @@ class NodeSettings(BaseModel):
     name: str
     federation: str
     project: str
-    address: str = Field(pattern=r"^.+:[0-9]{1,5}$")
+    address: str = Field(pattern=f"^{ADDRESS}$")
     server_name: str = ""
     cache_bytes: int = Field(8 << 30, ge=1 << 20)
     workers: int = Field(2, ge=1, le=64)
@@ -117,6 +120,11 @@ class NodeHome:
         return self.path / "node.toml"
 
     @property
+    def servers_file(self) -> Path:
+        """The addresses of all coordinators of the federation, one a line; absent where there is one."""
+        return self.path / "servers"
+
+    @property
     def datasets_file(self) -> Path:
         """``datasets.toml``; absent until the first dataset is declared."""
         return self.path / "datasets.toml"
@@ -165,6 +173,24 @@ class NodeHome:
         if not self.settings_file.exists():
             raise ConfigError("this node has not joined a federation", where=str(self.path), hint=JOIN)
         return parse(NodeSettings, read_toml(self.settings_file), str(self.settings_file))
+
+    def servers(self) -> tuple[NodeSettings, ...]:
+        """The settings for each coordinator, any of which may lead; that of ``node.toml`` first.
+
+        Raises:
+            ConfigError: the node has not joined, or a file is not valid.
+        """
+        own, file = self.settings(), self.servers_file
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        others = (parse(NodeSettings, {**own.model_dump(), "address": line, "server_name": ""}, str(file)) for line in lines if line != own.address)
+        return own, *others
+
+    def remember(self, addresses: Iterable[str]) -> None:
+        """Keep what a coordinator says of where the others are; what cannot be an address is left out."""
+        told = [address for address in addresses if re.fullmatch(ADDRESS, address)][:MOST_SERVERS]
+        text = "".join(f"{address}\n" for address in told)
+        if told and not (self.servers_file.exists() and self.servers_file.read_text(encoding="utf-8") == text):
+            write_private(self.servers_file, text.encode())
 
     def credentials(self) -> Credentials:
         """Read key and certificates.

@@ -69,6 +69,16 @@ def join(ticket_text: str, home: Path, name: str | None = None, timeout: float =
     wish = valid_name(name) if name else ""
     kept = _former(folder)
     _prepare(folder)
+    places = ticket.places()
+    for place in places[:-1]:
+        # Any of several coordinators may lead; one that does not says so, and the ticket is as good as before.
+        with contextlib.suppress(Unreachable):
+            return _join(place, folder, wish, kept, timeout / len(places))
+    return _join(places[-1], folder, wish, kept, timeout / len(places))
+
+
+def _join(ticket: Ticket, folder: NodeHome, wish: str, kept: dict[str, object], timeout: float) -> NodeHome:
+    """Trade a ticket at the one address it has."""
     ends = time.monotonic() + timeout
     leaf = _leaf(ticket, timeout)
     override = _other_name(leaf, ticket.endpoint[0])
@@ -86,6 +96,7 @@ def join(ticket_text: str, home: Path, name: str | None = None, timeout: float =
     credentials = Credentials(key_pem(key), reply.certificate, authority)
     federation = _checked(credentials, key)
     _write(folder, credentials, _settings(kept, reply, federation, leaf))
+    folder.remember(reply.addresses)
     return folder
 
 

@@ -117,7 +117,7 @@ class Node:
             credentials = self._home.credentials()
             if renewal.is_due(credentials, self._clock.now()):
                 try:
-                    credentials = await renewal.renew(self._home, self._clock.now())
+                    credentials = await renewal.renew(self._home, self._clock.now(), self._connection.settings)
                     self._tell("renewed", until=credentials.expires().isoformat())
                 except FedscaleError as error:
                     # The control stream hears the same and knows whether that is the end.
@@ -149,7 +149,12 @@ class Node:
     async def opened(self, credentials: Credentials) -> None:
         """The server is there: what waits to be delivered goes at once."""
         self._tell("connected", datasets=list(self._offered[1]))
-        await self._transfer.use(credentials)
+        await self._transfer.use(credentials, self._connection.settings)
+
+    async def anchored(self, head: str) -> None:
+        """The server has noted the end of this site's ledger; a ledger without it allows nothing any more."""
+        if problem := await self._gate.anchored(head):
+            self._tell("ledger rolled back", problem=problem, hint="bring the newer ledger back; see: fedscale privacy ledger --verify")
 
     def closed(self, error: FedscaleError, seconds: float) -> None:
         """The server is gone; work goes on."""
@@ -168,7 +173,7 @@ class Node:
             self._connection.fail(key, Failure(Cause.WORKER, f"the node has {MOST_JOBS} tasks already", hint="start fewer runs at a time"))
         else:
             self._connection.accept(key)
-            self._tell("task", key=key_text(key), run=key[0], phase=str(key[1]), number=key[2])
+            self._tell("task", key=key_text(key), run=key[0], phase=str(key[1]), number=key[2], **_asked(assignment))
             seat = self._masking.asked(assignment)
             if seat is not None:
                 self._group.create_task(self._masking.open(assignment, seat))
@@ -241,8 +246,8 @@ class Node:
         """Hand an answer over and hear what became of it."""
         self._delivering.add(key)
         try:
-            await self._gate.release(key, answer, masked=masked)
-            verdict, reason, keep = await self._transfer.submit(key, answer)
+            head = await self._gate.release(key, answer, masked=masked)
+            verdict, reason, keep = await self._transfer.submit(key, answer, str(head))
             if keep:
                 self._answers.keep(answer)
             await self._gate.commit(key, verdict, reason)
@@ -258,6 +263,12 @@ class Node:
 
     def _tell(self, event: str, **facts: Any) -> None:
         self._on_event({"event": event, "node": self._name, **facts})
+
+
+def _asked(assignment: Assignment) -> dict[str, str]:
+    """What a task wants, for the site's own people."""
+    job, plan = assignment.plan.job, assignment.plan
+    return {"name": job.name, "dataset": job.data, "app": assignment.bundle, "plan": plan.digest, "plan_toml": assignment.plan_toml}
 
 
 def _silent(_: float) -> None:

@@ -115,5 +115,6 @@ def _request(assignment: Assignment) -> Message:
         "phase": str(task.phase),
         "number": task.number,
         "terms": assignment.terms,
+        "clip": task.layout.clip,
         "schema": schema,
     }

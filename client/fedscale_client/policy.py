@@ -7,17 +7,19 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedscale.errors import ConfigError, PlanError, PolicyRefusal
 from fedscale.learner import Phase
-from fedscale.plan import Plan
-from fedscale.privacy.dp import DP
 from fedscale.tables import NAME, Document
 from fedscale_client.home import NodeHome, parse, write_toml
 from fedscale_client.ledger.claims import Cap
+
+if TYPE_CHECKING:
+    from fedscale.plan import Plan
+    from fedscale.privacy.dp import DP
 
 Unit: TypeAlias = Literal["record", "patient", "node"]
 Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -62,11 +64,14 @@ class DatasetPolicy(BaseModel):
         """Refuse a private task that is not allowed whatever it costs.
 
         Raises:
-            PolicyRefusal: another unit than the site's, or metrics that may not leave.
+            PolicyRefusal: another unit than the site's, noise that is somebody else's where there is a cap, or metrics that may not leave.
         """
         if self.units and dp.unit not in self.units:
             hint = f'set privacy.unit = "{self.units[0]}"'
             raise PolicyRefusal(f"this site does not count its privacy by the {dp.unit}", where="units", hint=hint)
+        if self.epsilon is not None and dp.mechanism == "ftrl":
+            hint = 'set privacy.mechanism = "fedavg" and secagg.enabled = true'
+            raise PolicyRefusal("this site cannot see that the coordinator adds the noise", where="epsilon", hint=hint)
         metrics = self.metrics or ("exact" if self.epsilon is None else "pooled")
         if phase is Phase.EVALUATE and (metrics == "none" or (metrics == "pooled" and not masked)):
             hint = "set evaluate.every = 0" if metrics == "none" else "set secagg.enabled = true, or evaluate.every = 0"
@@ -77,6 +82,7 @@ class Policy(BaseModel):
     """The file ``policy.toml``.
 
     Args:
+        paused: whether nothing is done and nothing leaves, until the owner lets it go on.
         require_secagg: whether answers leave only masked, by secure aggregation.
         require_dp: whether answers leave only with differential privacy.
         min_cohort: fewest sites in a sum of secure aggregation.
@@ -88,6 +94,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    paused: bool = False
     require_secagg: bool = False
     require_dp: bool = False
     min_cohort: int = Field(3, ge=2)
@@ -104,6 +111,15 @@ class Policy(BaseModel):
         """Whose data a dataset is."""
         return self.of(dataset).population or dataset
 
+    def going(self) -> None:
+        """Refuse everything while the owner has paused the site.
+
+        Raises:
+            PolicyRefusal: it is paused.
+        """
+        if self.paused:
+            raise PolicyRefusal("this site is paused by its owner", where="paused", hint="ask the site when it will go on, or leave it out")
+
     def check(self, plan: Plan, phase: Phase, project: str, app: str) -> None:
         """Refuse what is not allowed whatever it costs.
 
@@ -117,6 +133,7 @@ class Policy(BaseModel):
             PolicyRefusal: with the first rule that is broken.
         """
         own, dp = self.of(plan.job.data), plan.privacy
+        self.going()
         if self.projects and project not in self.projects:
             raise PolicyRefusal("this site does not take part in this project", where="projects", hint=OWNER)
         if self.apps and app not in self.apps:

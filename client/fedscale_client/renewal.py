@@ -11,7 +11,7 @@ from fedscale.errors import FedscaleError, ProtocolError
 from fedscale.identity import CLIENT_AUTH, identity_of, load_certificate, load_key, new_request, verify_issued
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
-from fedscale_client.home import Credentials, NodeHome, write_private
+from fedscale_client.home import Credentials, NodeHome, NodeSettings, write_private
 from fedscale_client.rpc import error_of, open_channel
 
 CALL_SECONDS = 20.0
@@ -19,15 +19,20 @@ LEAST_PAUSE = 60.0
 MOST_PAUSE = 3600.0
 
 
-async def renew(home: NodeHome, now: datetime) -> Credentials:
+async def renew(home: NodeHome, now: datetime, server: NodeSettings | None = None) -> Credentials:
     """Ask for a new certificate for the same key and name, and keep it.
+
+    Args:
+        home: of the node.
+        now: the time.
+        server: the settings for the server to ask; by default those of ``node.toml``.
 
     Raises:
         Unreachable: the server does not answer.
         AccessDenied: the node was revoked.
         ProtocolError: the server sent something else than a certificate for this node.
     """
-    settings, old = home.settings(), home.credentials()
+    settings, old = server or home.settings(), home.credentials()
     request = pb.RenewRequest(request=new_request(load_key(old.key), settings.name))
     async with open_channel(settings, old, name="renewal") as channel:
         try:

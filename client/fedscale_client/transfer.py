@@ -21,7 +21,7 @@ import grpc.aio
 from fedscale.clock import SystemClock
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.proto.v1 import bulk_pb2 as pb
-from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, OFFSET_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, intact, sealed, unsealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, LEDGER_KEY, OFFSET, OFFSET_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, opened, sealed
 from fedscale.wire.convert import Key, key_text
 from fedscale.wire.limits import BUNDLE, FRAME
 from fedscale_client.answers import Answer
@@ -84,8 +84,9 @@ class Transfer:
         self._opened = asyncio.Event()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def use(self, credentials: Credentials) -> None:
-        """The server is there: whoever waits tries again at once, from now on with these credentials."""
+    async def use(self, credentials: Credentials, server: NodeSettings | None = None) -> None:
+        """A server is there: whoever waits tries again at once, from now on with these credentials, at that server if it is another one."""
+        self._settings = server or self._settings
         former, self._line = self._line, _Line(open_channel(self._settings, credentials, name="bulk"))
         if former and not former.users:
             await former.channel.close()
@@ -121,14 +122,19 @@ class Transfer:
                 await self._fetch(digest, BUNDLE)
             return await asyncio.to_thread(self._cache.unpack, digest)
 
-    async def submit(self, key: Key, answer: Answer) -> Verdict:
+    async def submit(self, key: Key, answer: Answer, head: str = "") -> Verdict:
         """Deliver an answer, however often the connection breaks.
+
+        Args:
+            key: whose answer.
+            answer: what is delivered.
+            head: the end of this site's ledger, which the coordinator notes; empty for none.
 
         Raises:
             FedscaleError: the server refuses to hear it.
             OSError: the answer cannot be read any more.
         """
-        receipt = await self._patiently(partial(self._deliver, key, answer))
+        receipt = await self._patiently(partial(self._deliver, key, answer, head))
         if receipt.verdict not in VERDICTS:
             raise ProtocolError("the server did not say what became of an answer", where=key_text(key))
         return Verdict(VERDICTS[receipt.verdict], receipt.reason, receipt.keep)
@@ -152,13 +158,11 @@ class Transfer:
         """One attempt: everything from where the part ends."""
         await self._throttle.open()
         async with self._channel() as channel:
-            fetch: grpc.aio.UnaryStreamMultiCallable[pb.FetchRequest, bytes] = channel.unary_stream(
-                FETCH, pb.FetchRequest.SerializeToString, unsealed
-            )
+            fetch: grpc.aio.UnaryStreamMultiCallable[pb.FetchRequest, bytes] = channel.unary_stream(FETCH, pb.FetchRequest.SerializeToString)
             call = fetch(pb.FetchRequest(digest=digest, offset=part.size, frame=max(FRAME >> min(tries.failures, 8), LEAST_FRAME)))
             try:
                 while isinstance(frame := await _soon(call.read()), bytes):
-                    await asyncio.to_thread(part.take, intact(frame))
+                    await asyncio.to_thread(_kept, part, frame)
                     tries.reach(part.size)
                     await self._throttle.take(len(frame))
             finally:
@@ -172,11 +176,13 @@ class Transfer:
         reply = await _soon(ask(pb.OffsetRequest(task=key_text(key), digest=answer.digest)))
         return min(reply.offset, answer.size)
 
-    async def _deliver(self, key: Key, answer: Answer, tries: _Tries) -> pb.Receipt:
+    async def _deliver(self, key: Key, answer: Answer, head: str, tries: _Tries) -> pb.Receipt:
         """One attempt: what the server does not have yet, and its receipt."""
         metadata: list[tuple[str, str | bytes]] = [(TASK_KEY, key_text(key)), (DIGEST_KEY, answer.digest), (SIZE_KEY, str(answer.size))]
         if answer.schema:
             metadata.append((SCHEMA_KEY, answer.schema.encode()))
+        if head:
+            metadata.append((LEDGER_KEY, head))
         await self._throttle.open()
         async with self._channel() as channel:
             # What fits into a frame is sent as quickly as it could be asked for.
@@ -239,6 +245,11 @@ class Transfer:
             line.users -= 1
             if line is not self._line and not line.users:
                 await line.channel.close()
+
+
+def _kept(part: Part, frame: bytes) -> None:
+    """Keep a frame as it travelled."""
+    part.take(opened(frame))
 
 
 async def _first(call: grpc.aio.StreamStreamCall[bytes, pb.Receipt]) -> pb.Receipt:

@@ -63,7 +63,7 @@ class Bench:
         learner = self._learner(plan.job.app)
         phase, schema = Phase(request["phase"]), Schema.from_json(request["schema"]) if request["schema"] else None
         self.context = replace(self.context, schema=schema)
-        layout = layout_for(plan, phase, schema.size if schema else 0, request["terms"])
+        layout = layout_for(plan, phase, schema.size if schema else 0, request["terms"], request["clip"])
         task = Task(request["node"], phase, request["number"], layout, schema, "")
         if phase not in self._portions:
             self._portions[phase] = portion(plan, phase, data)

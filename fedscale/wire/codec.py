@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -22,13 +22,14 @@ SUBMIT = "/fedscale.v1.Bulk/Submit"
 PUT = "/fedscale.v1.Bulk/Put"
 OFFSET = "/fedscale.v1.Bulk/Offset"
 TASK_KEY, DIGEST_KEY, SIZE_KEY, SCHEMA_KEY = "fedscale-task", "fedscale-digest", "fedscale-size", "fedscale-schema-bin"
-OFFSET_KEY = "fedscale-offset"
+OFFSET_KEY, LEDGER_KEY = "fedscale-offset", "fedscale-ledger"
 SEAL = 4
+Frame = TypeVar("Frame", bytes, memoryview)
 
 
-def sealed(frame: bytes) -> bytes:
+def sealed(frame: bytes | memoryview) -> bytes:
     """A frame as it travels: four bytes of CRC-32, little-endian, and what they vouch for."""
-    return zlib.crc32(frame).to_bytes(SEAL, "little") + frame
+    return b"".join((zlib.crc32(frame).to_bytes(SEAL, "little"), frame))
 
 
 def unsealed(sent: bytes) -> bytes:
@@ -37,7 +38,7 @@ def unsealed(sent: bytes) -> bytes:
     return bytes(view) if zlib.crc32(view).to_bytes(SEAL, "little") == sent[:SEAL] else b""
 
 
-def intact(frame: bytes) -> bytes:
+def intact(frame: Frame) -> Frame:
     """A frame as ``unsealed`` gave it.
 
     Raises:
@@ -46,6 +47,16 @@ def intact(frame: bytes) -> bytes:
     if not frame:
         raise Unreachable("a frame was damaged on its way", why="its CRC-32 differs", hint="send it again")
     return frame
+
+
+def opened(sent: bytes) -> memoryview:
+    """What a frame carries, not copied: for those who take frames as they travelled, and check them in a thread.
+
+    Raises:
+        Unreachable: it was damaged.
+    """
+    view = memoryview(sent)[SEAL:]
+    return intact(view if zlib.crc32(view).to_bytes(SEAL, "little") == sent[:SEAL] else view[:0])
 
 
 def frames(data: bytes | memoryview, offset: int = 0) -> Iterator[bytes]:
@@ -63,7 +74,7 @@ def digest_of(data: bytes | bytearray | memoryview) -> str:
 class Sink(Protocol):
     """Where bytes go."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: bytes | memoryview, /) -> object:
         """Append all of them."""
 
 
@@ -90,7 +101,7 @@ class Intake:
             raise ProtocolError("a stream is longer than it announced")
         self._hash.update(part)
 
-    def take(self, frame: bytes) -> None:
+    def take(self, frame: bytes | memoryview) -> None:
         """Write one frame.
 
         Raises:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from fedscale.errors import Cause, Failure, ProtocolError
 from fedscale.learner import Phase
@@ -10,6 +12,7 @@ from fedscale.plan import Plan
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.task import Task, layout_for
 from fedscale.vector import Schema
+from fedscale.wire.limits import TOLD, TOLD_PART
 
 Key = tuple[str, Phase, int]
 LONGEST = 4000
@@ -62,6 +65,7 @@ def assignment_to_proto(
         schema=task.schema.to_json() if task.schema else "",
         model=task.model,
         terms=task.layout.terms,
+        clip=task.layout.clip,
         deadline_seconds=deadline,
         roster=signed[0],
         authority=signed[1],
@@ -80,7 +84,7 @@ def assignment_from_proto(message: pb.Assignment, node: str) -> tuple[str, Plan,
     if (phase is Phase.INIT) != (not message.schema) or (phase is Phase.INIT) != (not message.model):
         raise ProtocolError("an assignment lacks the model, or carries one where the first is asked for", where=f"run {run}")
     schema = Schema.from_json(message.schema) if message.schema else None
-    layout = layout_for(plan, phase, schema.size if schema else 0, message.terms)
+    layout = layout_for(plan, phase, schema.size if schema else 0, message.terms, message.clip)
     return run, plan, Task(node, phase, number, layout, schema, message.model)
 
 
@@ -97,3 +101,30 @@ def failure_from_proto(message: pb.Failed) -> Failure:
     texts = (message.what, message.where, message.hint, message.traceback)
     what, where, hint, traceback = (t[:LONGEST] for t in texts)
     return Failure(cause, what, where, hint, traceback)
+
+
+def told_to_proto(key: Key, step: str, data: bytes) -> Iterator[pb.Told]:
+    """A message of secure aggregation, in as many parts as it takes."""
+    for start in range(0, max(len(data), 1), TOLD_PART):
+        yield pb.Told(key=key_to_proto(key), step=step, data=data[start : start + TOLD_PART], more=start + TOLD_PART < len(data))
+
+
+@dataclass(slots=True)
+class Parts:
+    """Puts messages of secure aggregation together."""
+
+    so_far: bytearray = field(default_factory=bytearray)
+
+    def whole(self, part: pb.Told) -> bytes | None:
+        """The message that ends with this part; nothing while there is more of it to come.
+
+        Raises:
+            ProtocolError: it is longer than any.
+        """
+        if len(self.so_far) + len(part.data) > TOLD:
+            raise ProtocolError("a message of secure aggregation is too long", why=f"it has more than {TOLD} bytes")
+        self.so_far += part.data
+        if part.more:
+            return None
+        whole, self.so_far = bytes(self.so_far), bytearray()
+        return whole

@@ -5,6 +5,8 @@ from __future__ import annotations
 FRAME = 1 << 18
 MESSAGE = 4 << 20
 BUNDLE = 64 << 20
+# A longer message of secure aggregation comes in parts; with all its parts it is the keys of 200,000 nodes at most.
+TOLD_PART, TOLD = 1 << 20, 256 << 20
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
 

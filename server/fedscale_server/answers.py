@@ -56,7 +56,11 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A coordinator, the sites it knows and the runs it drives."""
+    """A coordinator, the sites it knows and the runs it drives.
+
+    It leads in ``epoch`` until ``leads_until``, in seconds since the epoch, unless it renews its lease; 0 for ever. ``replicas``
+    are the addresses of all coordinators of the federation, none where there is one.
+    """
 
     version: str
     federation: str
@@ -64,6 +68,9 @@ class Status:
     enrolment: str
     nodes: tuple[Site, ...]
     runs: tuple[RunInfo, ...]
+    epoch: int = 0
+    leads_until: float = 0.0
+    replicas: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

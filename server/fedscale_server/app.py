@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -22,6 +24,7 @@ from fedscale_server.certificates import Certificates
 from fedscale_server.coordinator import Coordinator
 from fedscale_server.engine import Engine
 from fedscale_server.home import Home
+from fedscale_server.leadership import Leadership, Place
 from fedscale_server.registry import Registry
 from fedscale_server.services.bulk import BulkService
 from fedscale_server.services.control import ControlService
@@ -31,7 +34,10 @@ from fedscale_server.services.node import NodeService
 from fedscale_server.sessions import Sessions
 from fedscale_server.settings import Settings
 from fedscale_server.store.blobs import Blobs
+from fedscale_server.store.depot import Shelf, depot_of
+from fedscale_server.store.leases import STANDBY
 from fedscale_server.store.store import Store
+from fedscale_server.trail import Trail
 from fedscale_server.web.serve import dashboard, open_door
 
 log = structlog.get_logger()
@@ -65,39 +71,71 @@ async def serve(path: Path, settings: Settings, on_ready: Callable[[Ready], None
     """
     clock = clock or SystemClock()
     home = Home.load(path)
-    home.refresh(settings, clock.now())
-    store = await asyncio.to_thread(Store.open, settings.url(path))
-    try:
-        engine = Engine(
-            store,
-            Blobs(path / "bundles"),
-            path / "runs",
-            Sessions(),
-            clock,
-            lasting=settings.durability == "spool",
-            rosters=RosterAuthority.of(home.authority.key),
-        )
-        registry = Registry(store, home.authority, clock)
-        main = grpc.aio.server(interceptors=[Guard(registry)], options=SERVER_OPTIONS)
-        doors = grpc.aio.server(interceptors=[Guard(None)], options=DOOR_OPTIONS)
-        certificates = Certificates(home)
-        settings = _open_ports(main, doors, certificates, settings)
-        # A port of 0 was the system's choice; from here on it is a fact that the operator's profile must know.
+    with home.locked() as token:
         home.refresh(settings, clock.now())
-        coordinator = _add_services(main, doors, engine, registry, settings)
-        door = open_door(settings)
-        await engine.start()
-        renewing = asyncio.create_task(certificates.keep(settings, clock))
-        async with dashboard(door, coordinator, path, settings):
-            try:
-                await asyncio.gather(main.start(), doors.start())
-                _announce(on_ready, Ready(settings.address, settings.enrolment_address, door.address if door else ""))
-                await _told_to_stop()
-            finally:
-                renewing.cancel()
-                await _wind_down(main, doors, engine)
+        store = await asyncio.to_thread(Store.open, settings.url(path))
+        try:
+            leadership = Leadership(store, clock, token, settings.lease_seconds if settings.replicas else float("inf"), home.tell)
+            await _serve(home, settings, on_ready, clock, leadership, store)
+        finally:
+            store.close()
+
+
+async def _serve(home: Home, settings: Settings, on_ready: Callable[[Ready], None], clock: Clock, leadership: Leadership, store: Store) -> None:
+    """The life of a coordinator whose home and database are open."""
+    engine, registry = _engine(store, home, settings, clock), Registry(store, home.authority, clock)
+    main = grpc.aio.server(interceptors=[Guard(registry, leadership.check)], options=SERVER_OPTIONS)
+    doors = grpc.aio.server(interceptors=[Guard(None, leadership.check)], options=DOOR_OPTIONS)
+    certificates = Certificates(home)
+    settings = _open_ports(main, doors, certificates, settings)
+    # A port of 0 was the system's choice; from here on it is a fact that the operator's profile must know.
+    home.refresh(settings, clock.now())
+    coordinator = _add_services(main, doors, engine, registry, leadership, Trail(home.path, clock.now), settings)
+    door = open_door(settings)
+    await leadership.begin(Place(settings.address, settings.enrolment_address), partial(_rise, engine, registry), engine.rest)
+    renewing = asyncio.create_task(certificates.keep(settings, clock))
+    async with dashboard(door, coordinator, home.path, settings):
+        try:
+            await asyncio.gather(main.start(), doors.start())
+            _announce(on_ready, Ready(settings.address, settings.enrolment_address, door.address if door else ""))
+            await _first(_told_to_stop(), leadership.failed())
+        finally:
+            renewing.cancel()
+            await _wind_down(main, doors, engine)
+            await leadership.end()
+
+
+async def _rise(engine: Engine, registry: Registry) -> None:
+    """Begin to lead: with what is stored now, whoever stored it."""
+    await asyncio.to_thread(registry.open)
+    await engine.start()
+
+
+def _engine(store: Store, home: Home, settings: Settings, clock: Clock) -> Engine:
+    """The runs; of several replicas none keeps answers, for the next one to lead could not read them and they would outlive their round."""
+    depot = depot_of(settings.blobs, settings.blobs_endpoint)
+    return Engine(
+        store,
+        Blobs(home.path / "bundles", Shelf(depot, "bundles", STANDBY) if depot else None),
+        home.path / "runs",
+        Sessions(),
+        clock,
+        lasting=settings.durability == "spool" and not settings.replicas,
+        rosters=RosterAuthority.of(home.authority.key),
+        depot=depot,
+    )
+
+
+async def _first(*ends: Coroutine[Any, Any, None]) -> None:
+    """Wait for the first of several ends, and raise what it raised."""
+    tasks = [asyncio.create_task(end) for end in ends]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        store.close()
+        for task in tasks:
+            task.cancel()
 
 
 def _announce(on_ready: Callable[[Ready], None], ready: Ready) -> None:
@@ -120,13 +158,15 @@ def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, certificates: Cer
     return settings.model_copy(update={"port": port, "enrolment_port": enrolment_port})
 
 
-def _add_services(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine, registry: Registry, settings: Settings) -> Coordinator:
+def _add_services(
+    main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine, registry: Registry, leadership: Leadership, trail: Trail, settings: Settings
+) -> Coordinator:
     """Members' services on the mTLS port, enrolment on its own; returns what the dashboard asks too."""
-    coordinator = Coordinator(engine, registry, settings.federation, settings.address, settings.enrolment_address)
-    node_pb2_grpc.add_NodeServicer_to_server(NodeService(engine, registry), main)
+    coordinator = Coordinator(engine, registry, settings.federation, settings.address, settings.enrolment_address, leadership, trail)
+    node_pb2_grpc.add_NodeServicer_to_server(NodeService(engine, registry, leadership), main)
     control_pb2_grpc.add_ControlServicer_to_server(ControlService(coordinator), main)
     main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once, settings.upload_bytes).handler(),))
-    node_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentService(registry, settings.address), doors)
+    node_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentService(registry, settings.address, leadership, trail), doors)
     return coordinator
 
 

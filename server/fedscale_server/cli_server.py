@@ -9,7 +9,7 @@ from rich.console import Group
 from fedscale import console
 from fedscale.cli.options import Json
 from fedscale_server.cli_project import sites
-from fedscale_server.options import ProfileFolder, connect
+from fedscale_server.options import ProfileFolder, connect, moment
 
 
 def status(*, json: Json = False, profile: ProfileFolder = None) -> None:
@@ -17,6 +17,9 @@ def status(*, json: Json = False, profile: ProfileFolder = None) -> None:
     with connect(profile) as control:
         found = control.status()
     facts = {"coordinator": found.address, "enrolment": found.enrolment, "federation": found.federation, "version": found.version}
+    if found.replicas:
+        others = ", ".join(address for address in found.replicas if address != found.address)
+        facts |= {"leads until": f"{moment(found.leads_until)} unless renewed, epoch {found.epoch}", "stand by": others or "none"}
     runs = [(r.run, r.project, r.status, f"{r.phase} {r.number}/{r.rounds}") for r in found.runs]
     parts = [
         console.facts(facts),

@@ -17,7 +17,7 @@ from fedscale.cli.logs import LogFormat, configure
 from fedscale.cli.options import DryRun, Json
 from fedscale.errors import Conflict
 from fedscale_server.heap import share_one_heap
-from fedscale_server.home import Home
+from fedscale_server.home import Home, load_authority
 from fedscale_server.settings import load
 
 if TYPE_CHECKING:
@@ -38,17 +38,20 @@ def init(
     port: Annotated[int | None, typer.Option(help="Port for members.")] = None,
     enrolment_port: Annotated[int | None, typer.Option(help="Port for those who have only a ticket.")] = None,
     web_port: WebPort = None,
+    authority: Annotated[Path | None, typer.Option(help="Folder 'ca' of another coordinator, of which this becomes a replica.")] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Make a coordinator's home: authority, certificates, settings."""
+    shared = load_authority(authority) if authority else None
+    federation = federation or (shared.federation if shared else None)
     given = {"federation": federation, "hosts": hosts or None, "host": host, "port": port, "enrolment_port": enrolment_port}
     settings = load(home, given | {"web_port": web_port})
     profile = home / "admin"
     if dry_run and (home / "ca").exists():
         raise Conflict("there is a server here already", where=str(home))
     if not dry_run:
-        profile = Home.create(home, settings, datetime.now(UTC)).profile
+        profile = Home.create(home, settings, datetime.now(UTC), shared).profile
     data = {"home": str(home), "profile": str(profile), "federation": settings.federation, "address": settings.address}
     data |= {"enrolment": settings.enrolment_address}
     console.emit(data | {"dry_run": dry_run}, f"would make a coordinator in {home}" if dry_run else f"made a coordinator in {home}", as_json=json)

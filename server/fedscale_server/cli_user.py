@@ -13,6 +13,7 @@ import typer
 
 from fedscale import console
 from fedscale.cli.options import DryRun, Json
+from fedscale_server.cli_audit import noted
 from fedscale_server.cli_start import DEFAULT_HOME, Database, ServerHome
 from fedscale_server.home import Home
 from fedscale_server.options import moment
@@ -41,6 +42,7 @@ def add(
     with _store(home, database) as store:
         if not dry_run:
             store.put_account(account)
+            noted(home, "user added", name, role=role)
     shown = {} if password_stdin or dry_run else {"password": password}
     text = f"would add {name} as {role}" if dry_run else shown.get("password", f"added {name} as {role}")
     console.emit({"name": name, "role": role, **shown, "dry_run": dry_run}, text, as_json=json)
@@ -62,6 +64,7 @@ def remove(name: Name, *, home: ServerHome = DEFAULT_HOME, database: Database = 
     with _store(home, database) as store:
         if not dry_run:
             store.drop_account(name)
+            noted(home, "user removed", name)
     console.emit({"name": name, "dry_run": dry_run}, f"would remove {name}" if dry_run else f"{name} is shut out", as_json=json)
 
 

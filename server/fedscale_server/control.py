@@ -25,6 +25,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIMEOUT, PATIENCE = 15.0, 60.0
+ELECTION = 30.0  # within which one of several coordinators leads
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 OVER = ("completed", "failed", "stopped")
 KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
@@ -49,15 +50,13 @@ REASONS = {
 
 
 def _calls(method: Callable[P, T]) -> Callable[P, T]:
-    """Turn what gRPC raises in a method of ``Control`` into errors of ours."""
+    """Let a method of ``Control`` ask as ``Control.ask`` does."""
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except grpc.RpcError as error:
-            control: Any = args[0]
-            raise control.explain(error) from None
+        control: Any = args[0]
+        answer: T = control.ask(lambda: method(*args, **kwargs))
+        return answer
 
     return called
 
@@ -74,9 +73,32 @@ class Control:
 
     def __init__(self, profile: Profile, timeout: float = TIMEOUT) -> None:
         self.profile, self._timeout = profile, timeout
-        credentials = grpc.ssl_channel_credentials(profile.authority, profile.key, profile.certificate)
-        self.channel = grpc.secure_channel(profile.address, credentials, CHANNEL_OPTIONS)
+        self.addresses = (profile.address, *profile.others)
+        self._open()
+
+    def _open(self) -> None:
+        credentials = grpc.ssl_channel_credentials(self.profile.authority, self.profile.key, self.profile.certificate)
+        self.channel = grpc.secure_channel(self.addresses[0], credentials, CHANNEL_OPTIONS)
         self._stub = control_pb2_grpc.ControlStub(self.channel)
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """What a call returns, with errors of ours for what gRPC raises; where others may lead, all of them are asked until one does."""
+        ends = time.monotonic() + ELECTION
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                problem = self.explain(error)
+                if not isinstance(problem, Unreachable) or len(self.addresses) == 1 or time.monotonic() > ends:
+                    raise problem from None
+            self.turn()
+            time.sleep(FIRST_PAUSE)
+
+    def turn(self) -> None:
+        """Ask the next coordinator from now on."""
+        self.channel.close()
+        self.addresses = (*self.addresses[1:], self.addresses[0])
+        self._open()
 
     def __enter__(self) -> Self:
         """The connection itself; the first call opens it."""
@@ -90,7 +112,8 @@ class Control:
     def status(self) -> Status:
         """The coordinator as it is."""
         reply = self._stub.Status(pb.StatusRequest(), timeout=self._timeout)
-        return _read(Status, reply, nodes=tuple(map(_site, reply.nodes)), runs=tuple(_read(RunInfo, r) for r in reply.runs))
+        runs = tuple(_read(RunInfo, r) for r in reply.runs)
+        return _read(Status, reply, nodes=tuple(map(_site, reply.nodes)), runs=runs, replicas=tuple(reply.replicas))
 
     @_calls
     def create_project(self, name: str) -> Project:
@@ -158,13 +181,15 @@ class Control:
                 # A stream also ends when the coordinator goes down, or cuts off a watcher that does not keep up.
                 if self.run(run).info.status in OVER:
                     return
-                problem: FedscaleError = Unreachable("the coordinator ends the stream of events", where=self.profile.address)
+                problem: FedscaleError = Unreachable("the coordinator ends the stream of events", where=self.addresses[0])
             except grpc.RpcError as error:
                 problem = self.explain(error)
             except Unreachable as error:
                 problem = error
             if not isinstance(problem, Unreachable) or tried >= patience:
                 raise problem
+            if len(self.addresses) > 1:
+                self.turn()
             wait(pause)
             pause, tried = min(2 * pause, LONGEST_PAUSE), tried + pause
 
@@ -176,15 +201,15 @@ class Control:
         code, details = call.code(), call.details() or ""
         kind = KINDS.get(code, ProtocolError)
         if kind is not Unreachable:
-            return kind(f"the coordinator answered with {code.name}", where=self.profile.address, why=details)
+            return kind(f"the coordinator answered with {code.name}", where=self.addresses[0], why=details)
         until = _valid_until(self.profile.certificate)
         if until < datetime.now(UTC):
             why, hint = f"it was valid until {until:%Y-%m-%d}", "ask whoever runs the coordinator for a new profile"
             return AccessDenied("this profile's certificate has expired", where=str(self.profile.folder), why=why, hint=hint)
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unreachable("the coordinator does not answer in time", where=self.profile.address, hint="see its log, or try again")
+            return Unreachable("the coordinator does not answer in time", where=self.addresses[0], hint="see its log, or try again")
         why = next((reason for sign, reason in REASONS.items() if sign in details), details)
-        return Unreachable("the coordinator cannot be reached", where=self.profile.address, why=why, hint="is it running? fedscale server start")
+        return Unreachable("the coordinator cannot be reached", where=self.addresses[0], why=why, hint="is it running? fedscale server start")
 
 
 def _valid_until(certificate: bytes) -> datetime:

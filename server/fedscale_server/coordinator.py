@@ -9,14 +9,14 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 import fedscale
 from fedscale import bundle
-from fedscale.errors import Conflict, Unreachable
+from fedscale.errors import ConfigError, Conflict, Unreachable
 from fedscale.identity import Role, valid_name
 from fedscale.plan import Plan
 from fedscale.record import RunRecord
@@ -25,8 +25,10 @@ from fedscale.vector import Schema
 from fedscale_server.answers import Detail, Invitation, Project, RunInfo, Site, Status
 from fedscale_server.engine import Engine
 from fedscale_server.feed import End, run_event
+from fedscale_server.leadership import Leadership
 from fedscale_server.logbook import Entry, bare_record
 from fedscale_server.registry import Registry
+from fedscale_server.trail import Trail
 from fedscale_server.weights import safetensors_of
 
 if TYPE_CHECKING:
@@ -47,10 +49,14 @@ class Coordinator:
         federation: the federation's name.
         address: ``host:port`` of the mTLS port.
         enrolment: ``host:port`` of the enrolment port, which goes into tickets.
+        leadership: which of several coordinators leads, and where they are.
+        trail: remembers who did what.
     """
 
-    def __init__(self, engine: Engine, registry: Registry, federation: str, address: str, enrolment: str) -> None:
-        self.engine, self.federation = engine, federation
+    def __init__(
+        self, engine: Engine, registry: Registry, federation: str, address: str, enrolment: str, leadership: Leadership, trail: Trail
+    ) -> None:
+        self.engine, self.federation, self._leadership, self.trail = engine, federation, leadership, trail
         self._registry, self._store = registry, engine.store
         self._address, self._enrolment = address, enrolment
 
@@ -58,7 +64,25 @@ class Coordinator:
         """The server at a glance: all sites, and the runs that go on."""
         rows = [driver.book.row for driver in self.engine.drivers()]
         runs = tuple(self._info(row) for row in rows)
-        return Status(fedscale.__version__, self.federation, self._address, self._enrolment, tuple(await self.sites()), runs)
+        lease = await asyncio.to_thread(self._leadership.held)
+        epoch, until = (lease.epoch, lease.lease_until.timestamp()) if lease and not self._leadership.alone else (0, 0.0)
+        replicas = tuple(place.address for place in self._leadership.places)
+        sites = tuple(await self.sites())
+        return Status(
+            fedscale.__version__, self.federation, self._address, self._enrolment, sites, runs, replicas=replicas, epoch=epoch, leads_until=until
+        )
+
+    async def noted(self, who: str, door: str, action: str, target: str = "", **facts: Any) -> None:
+        """Write down who did what; durable when it returns.
+
+        Raises:
+            Unreachable: the disk refuses, or the trail is damaged.
+        """
+        try:
+            deed = await asyncio.to_thread(partial(self.trail.note, who, door, action, target, **facts))
+        except (OSError, ConfigError) as error:
+            raise Unreachable("the audit trail cannot be written", why=str(error), hint="see: fedscale audit verify") from None
+        log.info("audit", who=who, door=door, action=action, target=deed.target, head=f"{deed.seq}:{deed.digest}")
 
     async def create_project(self, name: str) -> Project:
         """A new, empty project.
@@ -82,7 +106,8 @@ class Coordinator:
             ConfigError: the name, role or time is not valid.
         """
         ttl = ttl_seconds or DAY
-        ticket = await asyncio.to_thread(self._registry.invite, project, name or None, role or Role.NODE, ttl, self._enrolment)
+        doors = ",".join(place.enrolment for place in self._leadership.places) or self._enrolment
+        ticket = await asyncio.to_thread(self._registry.invite, project, name or None, role or Role.NODE, ttl, doors)
         return Invitation(str(ticket), self.engine.now().timestamp() + ttl)
 
     async def sites(self, project: str = "") -> list[Site]:

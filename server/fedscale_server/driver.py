@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -46,10 +46,12 @@ from fedscale.round import Place, Round
 from fedscale.run import RUNNING
 from fedscale.secagg.authority import RosterAuthority
 from fedscale.task import Task
-from fedscale.vector import Schema
-from fedscale.wire.convert import Key, assignment_to_proto, key_to_proto
+from fedscale.vector import Schema, finite
+from fedscale.wire.convert import Key, assignment_to_proto, key_to_proto, told_to_proto
 from fedscale.wire.limits import SILENCE_SECONDS
 from fedscale_server.feed import End, Feed, run_event
+from fedscale_server.logbook import Line
+from fedscale_server.spool import mapped
 from fedscale_server.tally import Tally
 from fedscale_server.timers import Timers
 
@@ -88,6 +90,7 @@ class Driver:
         self._sessions, self._clock, self._finished = sessions, clock, finished
         self._lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
+        self._heard: list[Line] = []
         self._timers = Timers()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._needed = 0
@@ -134,7 +137,7 @@ class Driver:
 
     async def _handle(self, event: Event, unique: str | None = None, detail: dict[str, Any] | None = None) -> bool:
         async with self._lock:
-            taken = await self._step(event, unique, detail)
+            taken = await self._step(Line(event, unique, detail or {}))
             await self._drain()
             return taken
 
@@ -147,9 +150,9 @@ class Driver:
 
     async def _drain(self) -> None:
         while self._pending:
-            await self._step(self._pending.popleft(), None, None)
+            await self._step(Line(self._pending.popleft()))
 
-    async def _step(self, event: Event, unique: str | None, detail: dict[str, Any] | None) -> bool:
+    async def _step(self, *lines: Line) -> bool:
         """Journal, handle, publish, perform. Where nothing can be stored, the run waits; whatever else goes wrong ends it, loudly, and no other."""
         run = self.book.run
         if self._aside:
@@ -158,7 +161,7 @@ class Driver:
             return False
         step = (run.phase, run.number)
         try:
-            applied = await asyncio.to_thread(self.book.apply, event, self._clock.now(), unique, detail)
+            applied = await asyncio.to_thread(self.book.apply_all, lines, self._clock.now())
         except (OSError, SQLAlchemyError):
             log.exception("a run waits until the server can store it", run=self.id)
             self._set_aside()
@@ -167,10 +170,12 @@ class Driver:
             log.exception("a run cannot go on", run=self.id)
             await self._give_up(error)
             return False
-        if applied is None:
-            return False
-        self._carry_out(*applied, fresh=(run.phase, run.number) != step or isinstance(event, Roster))
-        return True
+        taken = [each for each in applied if each is not None]
+        if taken:
+            effects, entries = (list(chain.from_iterable(parts)) for parts in zip(*taken, strict=True))
+            fresh = (run.phase, run.number) != step or any(isinstance(line.event, Roster) for line in lines)
+            self._carry_out(effects, entries, fresh=fresh)
+        return bool(taken)
 
     async def _give_up(self, error: Exception) -> None:
         """End the run and say why; where not even that can be stored, it is taken up again when the server is restarted."""
@@ -229,8 +234,8 @@ class Driver:
             elif isinstance(effect, Assign):
                 self._assign(effect.task)
             elif isinstance(effect, Tell):
-                key = key_to_proto((self.id, Phase(effect.phase), effect.number))
-                self._send(effect.node, node_pb2.ServerMessage(told=node_pb2.Told(key=key, step=effect.step, data=effect.data)))
+                for part in told_to_proto((self.id, Phase(effect.phase), effect.number), effect.step, effect.data):
+                    self._send(effect.node, node_pb2.ServerMessage(told=part))
             elif isinstance(effect, Release):
                 key = key_to_proto((self.id, Phase(effect.phase), effect.number))
                 self._sessions.send(effect.node, node_pb2.ServerMessage(release=node_pb2.Release(key=key)))
@@ -308,7 +313,7 @@ class Driver:
             run = self.book.run
             owing = run.asked == node or (run.round is not None and run.round.owes(node) and not run.round.gone(node))
             if owing and self._sessions.get(node) is None:
-                await self._step(Lost(node), None, None)
+                await self._step(Line(Lost(node)))
             await self._drain()
 
     def owes(self, key: Key, node: str) -> bool:
@@ -352,16 +357,31 @@ class Driver:
             await self.handle(Failed(node, failure), detail=asdict(failure))
 
     async def spoken(self, key: Key, node: str, step: str, data: bytes) -> None:
-        """A node answered a message of secure aggregation; what is not due is not kept."""
+        """A node answered a message of secure aggregation; what is not due is not kept.
+
+        Raises:
+            Unreachable: it cannot be stored at the moment.
+        """
         current = self.book.run.round
         if self._at_work(key, node) and current is not None and current.hears(node, step):
-            await self.handle(Spoke(node, step, b64encode(data).decode()), "/".join(("spoke", *map(str, key[1:]), step, node)), {"step": step})
+            unique = "/".join(("spoke", *map(str, key[1:]), step, node))
+            self._heard.append(Line(Spoke(node, step, b64encode(data).decode()), unique, {"step": step}))
+            await asyncio.shield(self._soon(self._take_heard()))
+            self._still()
 
-    async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Receipt:
-        """Check, keep and count an answer that has arrived completely; the staged file is used up."""
-        return await asyncio.shield(self._soon(self._answered(key, node, staged, digest, schema)))
+    async def _take_heard(self) -> None:
+        """Take all messages that have come while the last ones were stored: one transaction for many nodes."""
+        async with self._lock:
+            lines, self._heard = self._heard, []
+            if lines:
+                await self._step(*lines)
+                await self._drain()
 
-    async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Receipt:
+    async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str = "") -> Receipt:
+        """Check, keep and count an answer that has arrived completely; the staged file is used up, the end of the node's ledger noted."""
+        return await asyncio.shield(self._soon(self._answered(key, node, staged, digest, schema, head)))
+
+    async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str) -> Receipt:
         async with self._lock:
             self._still()
             try:
@@ -370,8 +390,9 @@ class Driver:
                 event = Failed(node, Failure(Cause.REJECTED, error.what, error.where, error.hint))
             if event is None:
                 return self.receipt(key, node, digest)
-            detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, schema)}
-            taken = await self._step(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail)
+            noted = {"ledger": head} if head else {}
+            detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, schema)} | noted
+            taken = await self._step(Line(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail))
             await self._drain()
             self._still()
         if isinstance(event, Failed):
@@ -395,8 +416,8 @@ class Driver:
         """
         spool, run = self.book.spool, self.book.run
         if run.round is None:
-            model = np.fromfile(staged, "<f4")
-            if not np.isfinite(model).all():
+            model = mapped(staged)
+            if not finite(model):
                 raise UpdateRejected("the first model has values that are not finite")
             spool.blobs.adopt(staged, digest)
             return Initialized(node, schema, digest, model)

@@ -20,6 +20,7 @@ from fedscale_server.driver import Driver
 from fedscale_server.logbook import Logbook, bare_record
 from fedscale_server.spool import Spool
 from fedscale_server.store.blobs import Blobs
+from fedscale_server.store.depot import Depot, Shelf
 from fedscale_server.tally import Tally
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Engine:
         clock: where timestamps come from.
         lasting: whether runs keep the answers of an open round on disk.
         rosters: signs the rosters of secure aggregation; without it there is none.
+        depot: where other servers find the models of runs; ``None`` where there are no others.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Engine:
         *,
         lasting: bool = True,
         rosters: RosterAuthority | None = None,
+        depot: Depot | None = None,
     ) -> None:
         self.store, self.bundles, self.sessions, self.clock = store, bundles, sessions, clock
-        self._folder, self._lasting, self._rosters = folder, lasting, rosters
+        self._folder, self._lasting, self._rosters, self._depot = folder, lasting, rosters, depot
         self.tally = Tally()
         self._drivers: dict[str, Driver] = {}
         self._launching = asyncio.Lock()
@@ -69,7 +72,7 @@ class Engine:
         self._retries: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Bring back every run that was not finished when the server went away."""
+        """Bring back every run that was not finished when the server, or the one that led before it, went away."""
         await asyncio.to_thread(self.bundles.clean)
         unfinished = await asyncio.to_thread(self.store.unfinished)
         await asyncio.to_thread(self._sweep, {row.id for row in unfinished})
@@ -99,11 +102,13 @@ class Engine:
 
     async def _brought(self, run: str) -> Driver | None:
         """A new driver of a run, ``None`` when it needs none."""
-        row = await asyncio.to_thread(self.store.run, run)
+        store = self.store.of_term()
+        row = await asyncio.to_thread(store.run, run)
         if row.finished is not None or run in self._drivers:
             return None
+        await asyncio.to_thread(self.bundles.share, row.bundle)
         try:
-            book = await asyncio.to_thread(Logbook.open, self.store, self.spool(run), row)
+            book = await asyncio.to_thread(Logbook.open, store, self.spool(run), row)
         except DAMAGE as error:
             log.exception("a run cannot be brought back", run=run)
             await self._abandon(row, error)
@@ -145,9 +150,18 @@ class Engine:
         for driver in self.drivers():
             await driver.settled()
 
+    async def rest(self) -> None:
+        """Another server leads: leave the runs to it, and wait until none is in the middle of a step here."""
+        self.stop()
+        await self.settled()
+        self.stop()
+        self._drivers.clear()
+        self._waiting.clear()
+
     def spool(self, run: str) -> Spool:
         """The files of a run."""
-        return Spool(self._folder / run, lasting=self._lasting)
+        shelf = Shelf(self._depot, f"runs/{run}", self.store.epoch) if self._depot else None
+        return Spool(self._folder / run, lasting=self._lasting, shelf=shelf)
 
     def driver(self, run: str) -> Driver | None:
         """The driver of a run that is not finished."""
@@ -180,11 +194,16 @@ class Engine:
         plan = Plan.from_toml(plan_toml)
         if plan.strategy.name == "custom":
             raise PlanError("a strategy composed in Python cannot be submitted", hint="use one of the named strategies")
-        if plan.strategy.build().buffer:
+        strategy = plan.strategy.build()
+        await asyncio.to_thread(strategy.check)
+        if strategy.buffer:
             raise PlanError(f"'{plan.strategy.name}' is asynchronous, which only simulations are so far", where="strategy.name", hint="use fedavg")
         if plan.secagg.enabled and self._rosters is None:
             raise PlanError("this server has no authority to sign rosters with", where="secagg")
-        if not await asyncio.to_thread(self.bundles.has, bundle):
+        if plan.secagg.enabled and not self._lasting:
+            why = "a node gives its masked vector once, so after a crash nobody could send it again"
+            raise PlanError('no secure aggregation under durability "resend"', where="secagg", why=why, hint='start the server with "spool"')
+        if not await asyncio.to_thread(self.bundles.find, bundle):
             raise NotFound("the app bundle is not on the server", where=bundle[:12], hint="submit with: fedscale run submit job.toml")
         name = f"{plan.job.name.lower()}-{secrets.token_hex(3)}"
         row = await asyncio.to_thread(
@@ -239,12 +258,9 @@ class Engine:
         if driver is not None:
             return (self.bundles if driver.book.row.bundle == digest else driver.book.spool.blobs).path(digest), driver
         if project is None:
-            return next((b.path(digest) for b in self._all_blobs() if b.has(digest)), None) or self.bundles.path(digest), None
+            run = self.store.holder(digest)
+            return (self.spool(run).blobs if run else self.bundles).path(digest), None
         raise NotFound("no such blob", where=digest[:12])
-
-    def _all_blobs(self) -> list[Blobs]:
-        """Blob folders of all runs, finished ones too."""
-        return [Blobs(folder / "blobs") for folder in self._folders()]
 
     def _folders(self) -> list[Path]:
         """The folders of all runs."""

@@ -6,6 +6,7 @@
     ca/{key,cert}.pem                    the authority; whoever has this key can name anybody
     server/{key,cert}.pem                what the server proves itself with
     admin/{key,cert,ca}.pem, address     the operator's profile, which may be moved to another machine
+    token, lock                          what tells this home from others, and that one process uses it
     server.db, runs/, bundles/           what the server remembers
 
 Folders are 0700 and files 0600. The authority's key is written last: a home without it is no home yet.
@@ -13,7 +14,12 @@ Folders are 0700 and files 0600. The authority's key is written last: a home wit
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -40,7 +46,8 @@ from fedscale_server.settings import FILE, Settings, load
 OPERATOR = "admin"
 OPERATOR_DAYS = 365
 SERVER_DAYS = 90
-KEY, CERTIFICATE, AUTHORITY, ADDRESS = "key.pem", "cert.pem", "ca.pem", "address"
+KEY, CERTIFICATE, AUTHORITY, ADDRESS, TOKEN = "key.pem", "cert.pem", "ca.pem", "address", "token"
+TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +58,24 @@ class Home:
     authority: Authority = field(repr=False)
 
     @classmethod
-    def create(cls, path: Path, settings: Settings, now: datetime) -> Home:
-        """Make a home, with a new authority; a half-made one is made anew.
+    def create(cls, path: Path, settings: Settings, now: datetime, authority: Authority | None = None) -> Home:
+        """Make a home; a half-made one is made anew.
+
+        Args:
+            path: its folder.
+            settings: of the server.
+            now: the time.
+            authority: that of the other replicas; by default a new one.
 
         Raises:
             Conflict: there is one already.
-            ConfigError: the folder cannot be written, or a host name cannot stand in a certificate.
+            ConfigError: the folder cannot be written, a host name cannot stand in a certificate, or the authority is of another federation.
         """
+        if authority is not None and authority.federation != settings.federation:
+            raise ConfigError(f"the authority is of '{authority.federation}'", why=f"the settings name the federation '{settings.federation}'")
         if (path / "ca" / KEY).exists():
             raise Conflict("there is a server here already", where=str(path), hint="start it with: fedscale server start")
-        home = cls(path, new_authority(settings.federation, now))
+        home = cls(path, authority or new_authority(settings.federation, now))
         ca_key, ca_certificate = home.authority.to_pems()
         try:
             for folder in (path, path / "ca", path / "server", home.profile):
@@ -70,7 +85,7 @@ class Home:
             home._certify(settings, now)
             home._certify_operator(now)
             files.write(home.profile / AUTHORITY, ca_certificate)
-            files.write(home.profile / ADDRESS, _line(settings.address))
+            files.write(home.profile / ADDRESS, _line(settings.address).encode())
             files.write(path / "ca" / CERTIFICATE, ca_certificate)
             files.write(path / "ca" / KEY, ca_key)
         except OSError as error:
@@ -86,7 +101,30 @@ class Home:
         """
         if not (path / "ca" / KEY).exists():
             raise ConfigError("there is no server here", where=str(path), hint="make one with: fedscale server init")
-        return cls(path, Authority.load(_read(path / "ca" / KEY), _read(path / "ca" / CERTIFICATE)))
+        return cls(path, load_authority(path / "ca"))
+
+    @contextmanager
+    def locked(self) -> Iterator[str]:
+        """The home's token, while it is sure that no other process uses the home; a crash frees it.
+
+        Raises:
+            Conflict: another one does.
+            ConfigError: the home cannot be written.
+        """
+        path = self.path / TOKEN
+        try:
+            if not path.exists():
+                files.write(path, secrets.token_hex(TOKEN_BYTES).encode())
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError("the server's home cannot be written", where=str(self.path), why=error.strerror or type(error).__name__) from None
+        with os.fdopen(descriptor):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "stop it first, or use another --home"
+                raise Conflict("a server is running in this home already", where=str(self.path), hint=hint) from None
+            yield _read(path).decode()
 
     @property
     def profile(self) -> Path:
@@ -118,13 +156,22 @@ class Home:
         if (self.profile / CERTIFICATE).exists():
             if _due(load_certificate(_read(self.profile / CERTIFICATE)), now):
                 self._certify_operator(now)
-            if _read(self.profile / ADDRESS) != _line(settings.address):
-                files.write(self.profile / ADDRESS, _line(settings.address))
+            if _read(self.profile / ADDRESS).decode().split()[:1] != [settings.address]:
+                self.tell([settings.address])
         server = load_certificate(self.server_pems()[1])
         stale = _due(server, now) or _hosts_of(server) != {_canonical(host) for host in settings.hosts}
         if stale:
             self._certify(settings, now)
         return stale
+
+    def tell(self, addresses: Sequence[str]) -> None:
+        """Note in the operator's profile where the coordinators are, this one first; nothing in one that was moved away.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if (self.profile / CERTIFICATE).exists():
+            files.write(self.profile / ADDRESS, "".join(map(_line, addresses)).encode())
 
     def _certify(self, settings: Settings, now: datetime) -> None:
         """Give the server a new certificate for its key."""
@@ -137,6 +184,15 @@ class Home:
         request = new_request(_own_key(self.profile), OPERATOR)
         certificate = self.authority.issue(request, identity, now, OPERATOR_DAYS * 24)
         files.write(self.profile / CERTIFICATE, certificate_pem(certificate))
+
+
+def load_authority(folder: Path) -> Authority:
+    """The authority whose key and certificate lie in a folder.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    return Authority.load(_read(folder / KEY), _read(folder / CERTIFICATE))
 
 
 def _own_key(folder: Path) -> PrivateKey:
@@ -155,9 +211,9 @@ def _read(path: Path) -> bytes:
         raise ConfigError("a file of the server's home cannot be read", where=str(path), why=error.strerror or type(error).__name__) from None
 
 
-def _line(address: str) -> bytes:
-    """The content of the profile's address file."""
-    return f"{address}\n".encode()
+def _line(address: str) -> str:
+    """A line of the profile's address file."""
+    return f"{address}\n"
 
 
 def _due(certificate: x509.Certificate, now: datetime) -> bool:

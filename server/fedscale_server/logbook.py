@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import platform
+import secrets
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,15 @@ from fedscale.errors import FedscaleError
 from fedscale.events import Answered, Commit, Effect, Event, Finish, Initialized, Outcome, from_row, outcome_of, to_row
 from fedscale.masked import Ground
 from fedscale.plan import Plan
+from fedscale.privacy.statement import promised
 from fedscale.record import JSON, RoundRecord, RunRecord
 from fedscale.run import RUNNING, Run
 from fedscale.secagg import prg
 from fedscale.secagg.prg import Core
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedscale_server.spool import Spool
     from fedscale_server.store.store import Store
     from fedscale_server.store.tables import Checkpoint, Journal, RunRow
@@ -55,6 +59,15 @@ class Entry:
         return cls(row.seq, row.at, row.kind.removeprefix(NOTE), body["phase"], body["number"], body.get("node", ""), body.get("detail", {}))
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An event that is to be journaled, under a name that only one line of the run may have, with what people want to know of it."""
+
+    event: Event
+    unique: str | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class Traffic:
     """Bytes moved for a run since its last closed round."""
@@ -75,7 +88,7 @@ class Logbook:
     def __init__(self, store: Store, spool: Spool, row: RunRow) -> None:
         self.store, self.spool, self.row = store, spool, row
         self.plan = Plan.from_toml(row.plan, file=f"plan of run {row.id}")
-        self._ground = Ground(row.id, row.bundle, core())
+        self._ground = Ground(row.id, row.bundle, core(), secret=secrets.token_bytes(32))
         self.run = Run(self.plan, self.plan.strategy.build(), ground=self._ground)
         self.traffic = Traffic()
         self._opened = row.created
@@ -83,6 +96,7 @@ class Logbook:
         self._nodes: set[str] = set()
         self._rounds: list[RoundRecord] = []
         self._damaged: set[str] = set()
+        self._ledgers: dict[str, str] = {}
 
     @classmethod
     def open(cls, store: Store, spool: Spool, row: RunRow) -> Logbook:
@@ -111,6 +125,7 @@ class Logbook:
         facts = {**checkpoint.facts, "history": [{name: row[name] for name in FACTS} for row in closed]}
         self.run = Run.restore(self.plan, self.run.strategy, facts, vectors, self._ground)
         self.traffic = Traffic(**checkpoint.facts["traffic"])
+        self._ledgers = dict(checkpoint.facts.get("ledgers", {}))
         self._rounds = [_round(row) for row in closed]
         self._nodes = {node for row in closed for node in row["cohort"]}
         if checkpoint.outcome is not None:
@@ -146,20 +161,31 @@ class Logbook:
         Returns:
             The effects that are left to carry out and the entries written, or ``None`` when ``unique`` is in the journal already.
         """
-        kind, row = to_row(event)
-        phase, number = str(self.run.phase), self.run.number
-        payload = {"event": row, "phase": phase, "number": number, "node": row.get("node", ""), "detail": detail or {}}
-        # A line whose payload was lost holds the name, but not what it stands for.
-        seq = self.store.append(self.row.id, kind, payload, at, None if unique in self._damaged else unique)
-        if seq is None:
-            return None
-        effects, notes = self._take(event, seq, at, payload["detail"])
-        return effects, [Entry(seq, at, kind, phase, number, payload["node"], payload["detail"]), *notes]
+        return self.apply_all([Line(event, unique, detail or {})], at)[0]
+
+    def apply_all(self, lines: Sequence[Line], at: datetime) -> list[tuple[list[Effect], list[Entry]] | None]:
+        """Journal several events in one transaction, then handle them one after the other; for each what ``apply`` returns."""
+        phase, number, rows = str(self.run.phase), self.run.number, []
+        for line in lines:
+            kind, row = to_row(line.event)
+            payload = {"event": row, "phase": phase, "number": number, "node": row.get("node", ""), "detail": line.detail}
+            # A line whose payload was lost holds the name, but not what it stands for.
+            rows.append((kind, payload, None if line.unique in self._damaged else line.unique))
+        applied: list[tuple[list[Effect], list[Entry]] | None] = []
+        for seq, line, (kind, payload, _) in zip(self.store.append_all(self.row.id, rows, at), lines, rows, strict=True):
+            if seq is None:
+                applied.append(None)
+                continue
+            effects, notes = self._take(line.event, seq, at, line.detail)
+            applied.append((effects, [Entry(seq, at, kind, phase, number, payload["node"], line.detail), *notes]))
+        return applied
 
     def _take(self, event: Event, seq: int, at: datetime, detail: dict[str, Any]) -> tuple[list[Effect], list[Entry]]:
         """Let the run handle a journaled event; carry out what must survive a crash and note what people want to know."""
         before = self.run.round
         self.traffic.up += detail.get("bytes", 0)
+        if isinstance(event, Answered | Initialized) and "ledger" in detail:
+            self._ledgers[event.node] = detail["ledger"]
         effects = self.run.handle(event)
         entries: list[Entry] = []
         if self.run.round is not None and self.run.round is not before:
@@ -188,12 +214,16 @@ class Logbook:
         # Each checkpoint brings its own outcome; repeating all earlier ones would grow with the square of the rounds.
         del facts["history"]
         facts["traffic"] = asdict(Traffic() if outcome else self.traffic)
-        digests = {name: self.spool.store(vector) for name, vector in vectors.items()}
+        facts["ledgers"] = self._ledgers
+        digests = {name: self.spool.store(vector, self.run.digest if name == "model" else "") for name, vector in vectors.items()}
+        self.run.hold({name: self.spool.kept(digest) for name, digest in digests.items()})
         model = digests.pop("model")
         slots = {name.removeprefix("slot/"): digest for name, digest in digests.items()}
         row = self._closed(outcome, at) if outcome else None
         where = (outcome.number, outcome.phase) if outcome else (0, "init")
         self.store.checkpoint(self.row.id, seq, *where, facts, model, slots, row, at)
+        if self._ledgers:
+            self.store.anchor(self._ledgers)
         self.spool.clear()
         self.spool.retire(model, frozenset(slots.values()))
         if row is None:
@@ -203,8 +233,8 @@ class Logbook:
         return self._tell_closed(row, at)
 
     def _closed(self, outcome: Outcome, at: datetime) -> dict[str, Any]:
-        """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time and bytes."""
-        moved = {"seconds": (at - self._opened).total_seconds(), "bytes_up": self.traffic.up, "bytes_down": self.traffic.down}
+        """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time and bytes; a clock may have been set back."""
+        moved = {"seconds": max((at - self._opened).total_seconds(), 0.0), "bytes_up": self.traffic.up, "bytes_down": self.traffic.down}
         return {**asdict(outcome), "cohort": list(self._cohort), **moved}
 
     def _tell_closed(self, row: dict[str, Any], at: datetime) -> list[Entry]:
@@ -222,10 +252,15 @@ class Logbook:
         return entries
 
     def _extra(self) -> dict[str, JSON]:
-        """What the record says besides: seeds, versions, and how secure aggregation was done."""
+        """What the record says besides: seeds, versions, what privacy was promised, and how secure aggregation was done."""
         secagg: dict[str, JSON] = {"mode": "protocol", "profile": self.plan.secagg.profile}
         versions: dict[str, JSON] = {"fedscale": fedscale.__version__, "python": platform.python_version()}
         extra: dict[str, JSON] = {"seeds": {"job": self.plan.job.seed}, "versions": versions}
+        if self._ledgers:
+            extra["ledgers"] = dict(sorted(self._ledgers.items()))
+        if self.plan.privacy is not None:
+            spent = "by each site's own ledger: fedscale privacy statement RUN"
+            extra["privacy"] = {**promised(self.plan.privacy, masked=self.plan.secagg.enabled), "spent": spent}
         return extra | ({"secagg": secagg} if self.plan.secagg.enabled else {})
 
     def record(self, now: datetime) -> RunRecord:
@@ -240,7 +275,7 @@ class Logbook:
             plan_hash=self.plan.digest,
             nodes=tuple(sorted(self._nodes)),
             rounds=rounds,
-            seconds=((self.row.finished or now) - self.row.created).total_seconds(),
+            seconds=max(((self.row.finished or now) - self.row.created).total_seconds(), 0.0),
             bytes_up=sum(r.bytes_up for r in rounds) + self.traffic.up,
             bytes_down=sum(r.bytes_down for r in rounds) + self.traffic.down,
             model_digest=self.run.digest,

@@ -11,6 +11,7 @@ server = group(
         "start": Entry("fedscale_server.cli_start:start", "Serve until told to stop."),
         "status": Entry("fedscale_server.cli_server:status", "Show the sites and the runs of a coordinator."),
         "open": Entry("fedscale_server.cli_open:open_", "Print a link that opens the dashboard once, for the operator."),
+        "doctor": Entry("fedscale_server.cli_doctor:doctor", "Check this coordinator: certificates, database, audit trail, what is open to whom."),
         "user": Entry("fedscale_server.nouns:user", "Decide who may log in to the dashboard."),
     },
 )
@@ -47,6 +48,7 @@ run = group(
         "resume": Entry("fedscale_server.cli_run:resume", "Go on with a paused run."),
         "report": Entry("fedscale_server.cli_run:report", "Write a run's report, metrics and summary into a folder."),
         "compare": Entry("fedscale.cli.compare:compare", "Compare runs by the folders they left: one table, and one page with their curves."),
+        "track": Entry("fedscale_server.cli_track:track", "Send a run's curves to TensorBoard, MLflow or a table, as it goes on."),
         "export": Entry("fedscale_server.cli_export:export", "Write a run's newest model as safetensors."),
     },
 )

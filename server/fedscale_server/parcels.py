@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import grpc
-
 from fedscale.errors import BundleError, ProtocolError
 from fedscale.proto.v1 import bulk_pb2 as pb
 from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SIZE_KEY, digest_of, frames, intact, sealed, unsealed
@@ -28,11 +26,12 @@ def put(control: Control, bundle: bytes, progress: Callable[[float], None] = lam
     """
     digest = digest_of(bundle)
     metadata = ((DIGEST_KEY, digest), (SIZE_KEY, str(len(bundle))))
-    call: Any = control.channel.stream_unary(PUT, request_serializer=sealed, response_deserializer=pb.Receipt.FromString)
-    try:
-        receipt = call(_told(frames(bundle), len(bundle), progress), timeout=_limit(len(bundle)), metadata=metadata)
-    except grpc.RpcError as error:
-        raise control.explain(error) from None
+
+    def send() -> Any:
+        call: Any = control.channel.stream_unary(PUT, request_serializer=sealed, response_deserializer=pb.Receipt.FromString)
+        return call(_told(frames(bundle), len(bundle), progress), timeout=_limit(len(bundle)), metadata=metadata)
+
+    receipt = control.ask(send)
     if receipt.verdict not in (pb.Receipt.ACCEPTED, pb.Receipt.DUPLICATE):
         raise BundleError("the coordinator does not accept the bundle", why=receipt.reason)
     return digest
@@ -49,15 +48,17 @@ def fetch(control: Control, digest: str, size: int) -> bytes:
     Raises:
         ProtocolError: another size or content.
     """
-    call: Any = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=unsealed)
-    try:
+
+    def receive() -> bytearray:
+        call: Any = control.channel.unary_stream(FETCH, request_serializer=pb.FetchRequest.SerializeToString, response_deserializer=unsealed)
         received = bytearray()
         for frame in call(pb.FetchRequest(digest=digest), timeout=_limit(size)):
             received += intact(frame)
             if len(received) > size:
                 break
-    except grpc.RpcError as error:
-        raise control.explain(error) from None
+        return received
+
+    received = control.ask(receive)
     if len(received) != size or digest_of(received) != digest:
         raise ProtocolError("the coordinator sent another content than asked for", where=f"blob {digest[:12]}")
     return bytes(received)

@@ -19,6 +19,7 @@ class Profile:
         key: private key, PEM.
         certificate: the caller's certificate, PEM.
         authority: the certificate of the authority that the coordinator must prove, PEM.
+        others: addresses of other coordinators of the federation, any of which may lead.
     """
 
     folder: Path
@@ -26,6 +27,7 @@ class Profile:
     key: bytes = field(repr=False)
     certificate: bytes
     authority: bytes
+    others: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:
@@ -41,4 +43,5 @@ class Profile:
         except OSError as error:
             why, hint = error.strerror or "", "name it with --profile, or make a coordinator with: fedscale server init"
             raise ConfigError("there is no profile to call a coordinator with", where=str(error.filename), why=why, hint=hint) from None
-        return cls(folder, address.decode(errors="replace").strip(), key, certificate, authority)
+        first, *others = address.decode(errors="replace").split() or [""]
+        return cls(folder, first, key, certificate, authority, tuple(others))

@@ -48,10 +48,17 @@ class Registry:
         self._store, self._clock = store, clock
         self._federation = authority.federation
         self._turn = threading.Lock()
-        if store.member(OPERATOR) is None:
-            born = authority.certificate.not_valid_before_utc
-            store.enrol(OPERATOR, "", Role.COORDINATOR, "", born + timedelta(days=OPERATOR_DAYS), born)
-        self._members = {member.name: member for member in store.members()}
+        self._members: dict[str, tables.Member] = {}
+        if not store.stands_by:
+            self.open()
+
+    def open(self) -> None:
+        """Learn who is in, from now on the only one who changes it; the operator is from the beginning."""
+        if self._store.member(OPERATOR) is None:
+            born = self.authority.certificate.not_valid_before_utc
+            self._store.enrol(OPERATOR, "", Role.COORDINATOR, "", born + timedelta(days=OPERATOR_DAYS), born)
+        with self._turn:
+            self._members = {member.name: member for member in self._store.members()}
 
     # -------------------------------------------------------------------------------------------------------- enrolment
 

@@ -41,6 +41,10 @@ class Settings(BaseModel):
     durability: Literal["spool", "resend"] = Field(
         "spool", description="spool keeps a round's answers on disk, encrypted, until it is closed; resend asks for them again after a crash"
     )
+    replicas: bool = Field(False, description="one of several servers on the same database and blobs, which take over from each other")
+    lease_seconds: float = Field(10.0, ge=1, le=3600, description="how long a server that leads is waited for before another one takes over")
+    blobs: str = Field("", description="where all replicas find models and bundles: s3://bucket/prefix or a shared folder; empty for this home alone")
+    blobs_endpoint: str = Field("", description="URL of the object store where it is not Amazon's; credentials come from the environment")
     federation: str = Field("fedscale", description="part of everybody's identity; cannot change once the server is made")
 
     @property
@@ -91,6 +95,9 @@ def load(home: Path, overrides: Mapping[str, object] | None = None) -> Settings:
     if settings.web and settings.web_port in {settings.port, settings.enrolment_port} - {0}:
         raise ConfigError("'web_port' is another port too", where=str(path), hint="each listens on its own")
     valid_name(settings.federation)
+    if settings.replicas and not (settings.database.startswith("postgresql") and settings.blobs):
+        hint = "set 'database' to a PostgreSQL and 'blobs' to an object store or a shared folder"
+        raise ConfigError("replicas need a database and blobs that all of them can reach", where=str(path), hint=hint)
     return settings
 
 

@@ -1,28 +1,72 @@
 """The files of one run: model blobs that nodes fetch, and the answers of the round that is open.
 
 Answers lie under the round's key, those that are still arriving too; with the key they can be read again after a crash, and
-not once the round is closed.
+not once the round is closed. Neither answers nor models are held in memory: answers are read in pieces, models are mapped.
 """
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 import os
+import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedscale.errors import NotFound, ProtocolError
 from fedscale.learner import Phase
-from fedscale.ring import WORD, Words
-from fedscale.vector import Vector
-from fedscale.wire.codec import digest_of
+from fedscale.ring import WORD, Pieces, Words
+from fedscale.vector import PIECE, Vector, release
 from fedscale_server import files
 from fedscale_server.store.blobs import Blobs
+from fedscale_server.store.depot import Shelf
 from fedscale_server.vault import BLOCK, Vault
 
 KEPT_MODELS = 2
-PIECE = 1 << 20
+
+
+class Sealed:
+    """The words of an answer under the round's key, in pieces, for as long as there is the key; whatever becomes of the file's name.
+
+    Args:
+        path: the file.
+        vault: the key.
+        name: the name it was written under.
+
+    Raises:
+        OSError: there is none.
+    """
+
+    dtype = WORD
+
+    def __init__(self, path: Path, vault: Vault, name: str) -> None:
+        self._vault, self._name = vault, name
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        self.size = os.fstat(self._file).st_size // WORD.itemsize
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(size,)``."""
+        return (self.size,)
+
+    def __getitem__(self, part: slice, /) -> Words:
+        """Some words in the clear, not to be written to.
+
+        Raises:
+            NotFound: the key is gone, or the file shrank.
+        """
+        start, stop, _ = part.indices(self.size)
+        skipped, count = WORD.itemsize * start % BLOCK, WORD.itemsize * max(stop - start, 0)
+        hidden = os.pread(self._file, skipped + count, WORD.itemsize * start - skipped)
+        if len(hidden) < skipped + count:
+            raise NotFound("an answer in the spool is cut off", where=self._name)
+        # The cipher wants room for a block more than it writes.
+        plain = np.empty(len(hidden) + BLOCK, np.uint8)
+        self._vault.reading(self._name, WORD.itemsize * start // BLOCK).update_into(hidden, plain.data)
+        plain.flags.writeable = False
+        return plain[skipped : skipped + count].view(WORD)
 
 
 class Spool:
@@ -31,15 +75,16 @@ class Spool:
     Args:
         folder: the run's own folder, made when missing.
         lasting: whether answers are kept; otherwise nodes are asked again after a crash.
+        shelf: where other servers find the models.
     """
 
-    def __init__(self, folder: Path, *, lasting: bool = True) -> None:
+    def __init__(self, folder: Path, *, lasting: bool = True, shelf: Shelf | None = None) -> None:
         self.folder, self.lasting = folder, lasting
         self.answers, self.uploads = folder / "answers", folder / "uploads"
         for each in (self.answers, self.uploads):
             if not each.is_dir():
                 files.private_folder(each)
-        self.blobs = Blobs(folder / "blobs")
+        self.blobs = Blobs(folder / "blobs", shelf)
         self.vault = Vault(folder / "round.key", lasting=lasting)
         self._models: list[str] = []
 
@@ -65,8 +110,8 @@ class Spool:
         files.sync(staged)
         files.move(staged, target)
 
-    def words(self, path: Path, digest: str = "", *, name: str = "") -> Words:
-        """An answer, read through the round's key.
+    def words(self, path: Path, digest: str = "", *, name: str = "") -> Sealed:
+        """An answer, to be read through the round's key.
 
         Args:
             path: its file.
@@ -78,27 +123,15 @@ class Spool:
             ProtocolError: it is not the one whose digest is given.
         """
         try:
-            read = self._read(path, name or path.name)
+            sealed = Sealed(path, self.vault, name or path.name)
+            whole = not digest or _digest(sealed) == digest
         except (OSError, NotFound) as error:
             raise NotFound("an answer is missing from the spool", where=path.name, why=type(error).__name__) from None
-        if not read.size:
+        if not sealed.size:
             raise NotFound("an answer is missing from the spool", where=path.name)
-        if digest and digest_of(read.data) != digest:
+        if not whole:
             raise ProtocolError("an answer in the spool is damaged", where=path.name)
-        return read.view(WORD)
-
-    def _read(self, path: Path, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """A file's bytes in the clear, held once."""
-        cipher, piece = self.vault.reading(name), memoryview(bytearray(PIECE))
-        with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            # The cipher wants room for a block more than it writes.
-            plain = np.empty(size + BLOCK, np.uint8)
-            done = 0
-            while done < size and (count := file.readinto(piece)):
-                done += cipher.update_into(piece[:count], plain[done:].data)
-        plain.flags.writeable = False
-        return plain[:done]
+        return sealed
 
     def clear(self) -> None:
         """Drop all answers: the round is closed and only its sum remains. First of all goes the key."""
@@ -116,20 +149,36 @@ class Spool:
         for path in set(found) - set(ours):
             path.unlink(missing_ok=True)
 
-    def store(self, vector: Vector) -> str:
-        """Make a vector durable; returns its digest."""
-        return self.blobs.put(np.ascontiguousarray(vector, "<f4").view(np.uint8).data)
+    def store(self, vector: Vector, digest: str = "") -> str:
+        """Make a vector durable, unless it is stored already; returns its digest, which whoever knows it may give."""
+        digest = digest or _digest(vector)
+        if self.blobs.share(digest):
+            return digest
+        staged = self.blobs.staging()
+        try:
+            with staged.open("wb") as file:
+                for start in range(0, len(vector), PIECE):
+                    file.write(vector[start : start + PIECE].astype("<f4", copy=False).data)
+            self.blobs.adopt(staged, digest)
+        finally:
+            staged.unlink(missing_ok=True)
+        return digest
+
+    def kept(self, digest: str) -> Vector:
+        """A vector that this process has stored or checked before, mapped from its file."""
+        return mapped(self.blobs.path(digest))
 
     def vector(self, digest: str) -> Vector:
-        """A stored vector.
+        """A stored vector, mapped from its file and checked.
 
         Raises:
             NotFound: there is none.
             ProtocolError: its file was damaged.
         """
-        vector = np.fromfile(self.blobs.path(digest), "<f4")
-        if digest_of(vector.view(np.uint8).data) != digest:
+        vector = self.kept(digest)
+        if _digest(vector) != digest:
             raise ProtocolError("a vector in the spool is damaged", where=digest[:12])
+        self.blobs.share(digest)
         return vector
 
     def retire(self, model: str, keep: frozenset[str]) -> None:
@@ -139,3 +188,19 @@ class Spool:
         for digest in self.blobs.names():
             if digest not in needed:
                 self.blobs.delete(digest)
+
+
+def mapped(path: Path) -> Vector:
+    """A file of float32, little-endian, as a vector that takes no memory but while it is read; not to be written to."""
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), "<f4")
+
+
+def _digest(content: Pieces | Vector) -> str:
+    """SHA-256 of words or of a vector, piece by piece."""
+    digest = hashlib.sha256()
+    for start in range(0, content.size, PIECE):
+        digest.update(content[start : start + PIECE].data)
+        if isinstance(content, np.ndarray):
+            release(content, slice(start, start + PIECE))
+    return digest.hexdigest()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.wire.codec import Intake
+from fedscale_server import vault
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
@@ -30,6 +31,7 @@ class Upload:
         self._path, self._cipher, self._offset = path, cipher, offset
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
         self._intake = Intake(self, size, digest)
+        self._room = bytearray()
 
     def resume(self) -> None:
         """Take in what is here already, before anything else.
@@ -43,13 +45,13 @@ class Upload:
         while block := self._file.read(BLOCK):
             self._intake.known(self._passed(block))
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: bytes | memoryview) -> None:
         """Append what ``take`` has checked."""
-        view = memoryview(self._passed(frame))
+        view = self._passed(frame)
         while view:
             view = view[self._file.write(view) :]
 
-    def take(self, frame: bytes) -> None:
+    def take(self, frame: bytes | memoryview) -> None:
         """Keep one frame; a disk that refuses, or a stream that is too long, costs everything that has arrived.
 
         Raises:
@@ -89,9 +91,13 @@ class Upload:
         """End the attempt; what has arrived stays."""
         self._file.close()
 
-    def _passed(self, data: bytes) -> bytes:
-        """Through the cipher, which knows no direction."""
-        return self._cipher.update(data) if self._cipher else data
+    def _passed(self, data: bytes | memoryview) -> memoryview:
+        """Through the cipher, which knows no direction; good until the next time."""
+        if self._cipher is None:
+            return memoryview(data)
+        if len(self._room) < len(data) + vault.BLOCK:
+            self._room = bytearray(len(data) + vault.BLOCK)
+        return memoryview(self._room)[: self._cipher.update_into(data, self._room)]
 
 
 def arrived(path: Path) -> int:

@@ -50,8 +50,8 @@ class Vault:
                 self._secret = secret
         return self.reading(name)
 
-    def reading(self, name: str) -> CipherContext:
-        """The key stream of a file that was written before.
+    def reading(self, name: str, block: int = 0) -> CipherContext:
+        """The key stream of a file that was written before, from a block of 16 bytes on.
 
         Raises:
             NotFound: its key is gone.
@@ -60,7 +60,7 @@ class Vault:
             if not self._secret:
                 raise NotFound("the key of an answer is gone", where=name)
             secret = hmac.digest(self._secret, name.encode(), "sha256")
-        return Cipher(algorithms.AES256(secret), modes.CTR(bytes(BLOCK))).encryptor()
+        return Cipher(algorithms.AES256(secret), modes.CTR(block.to_bytes(BLOCK, "big"))).encryptor()
 
     def destroy(self) -> None:
         """Forget the key, on disk and in memory."""

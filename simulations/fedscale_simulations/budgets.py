@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from fedscale.events import Outcome
 from fedscale.learner import Phase
 from fedscale.plan import Plan
-from fedscale.privacy.accountant import RELATION, epsilon
-from fedscale.privacy.events import Spend
-from fedscale.privacy.rounds import spend_of, units_of, way_of
+from fedscale.privacy.accountant import epsilon
+from fedscale.privacy.events import Spend, repeated
+from fedscale.privacy.rounds import spend_of, units_of
+from fedscale.privacy.statement import promised
 from fedscale.record import JSON
 
 MOST_SITES = 1000
 
 
-def spends(plan: Plan, data: Mapping[str, Any], history: Iterable[Outcome]) -> dict[str, Spend]:
+def spends(plan: Plan, data: Mapping[str, Any], history: Iterable[Outcome]) -> dict[str, tuple[Spend, ...]]:
     """What each client has released in all rounds that it answered, by name; empty where the plan asks for no privacy."""
     dp = plan.privacy
     if dp is None:
         return {}
     answered = Counter(name for outcome in history if outcome.phase == Phase.TRAIN for name in outcome.answered)
-    released: dict[str, Spend] = {}
+    released: dict[str, tuple[Spend, ...]] = {}
     for name in sorted(answered):
         units = units_of(data[name], dp.unit)
         each = spend_of(dp, plan.train, plan.strategy.rounds, Phase.TRAIN, units, masked=plan.secagg.enabled)
         if each is not None:
-            released[name] = replace(each, steps=each.steps * answered[name])
+            released[name] = repeated(each, answered[name])
     return released
 
 
@@ -38,17 +38,10 @@ def statement(plan: Plan, data: Mapping[str, Any], history: Iterable[Outcome]) -
     dp = plan.privacy
     if dp is None:
         return {}
-    spent = {name: epsilon((spend,), dp.delta) for name, spend in spends(plan, data, history).items()}
-    way = way_of(dp, masked=plan.secagg.enabled)
-    sampling = "by each site in secret" if way != "fedavg" else "not counted, for the server picks the nodes"
+    spent = {name: epsilon(spent, dp.delta) for name, spent in spends(plan, data, history).items()}
     facts: dict[str, JSON] = {
+        **promised(dp, masked=plan.secagg.enabled),
         "epsilon": max(spent.values(), default=0.0),
-        "delta": dp.delta,
-        "planned": dp.epsilon,
-        "unit": dp.unit,
-        "mechanism": way,
-        "neighbours": RELATION if way != "fedavg" else "zero the answers of one node",
-        "sampling": sampling,
         "chance": "from the plan's seed, so that the simulation can be repeated; it hides nobody",
     }
     return {"privacy": facts | ({"sites": spent} if len(spent) <= MOST_SITES else {})}

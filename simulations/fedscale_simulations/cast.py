@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,16 +67,24 @@ class Cast:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def start(self, name: str, *words: object, log: Path) -> None:
-        """Start a command in the background; its stderr goes to ``log``, its stdout to the same name with ``.out``."""
+    def start(self, name: str, *words: object, log: Path, through: Sequence[str] = ()) -> None:
+        """Start a command in the background; its stderr goes to ``log``, its stdout to the same name with ``.out``.
+
+        Args:
+            name: what the process is called from now on.
+            words: what one types behind ``fedscale``.
+            log: the file.
+            through: what stands in the place of ``fedscale``, if something else does.
+        """
         self._show(words)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as err, log.with_suffix(".out").open("wb") as out, self._lock:
             if self._over:
                 raise RunFailed(f"{name} was not started, the demonstration is over")
             with self._uninterrupted():
+                command = [*(through or program()), *map(str, words)]
                 self._running[name] = subprocess.Popen(
-                    [*program(), *map(str, words)], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
+                    command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
                 )
 
     @contextmanager

@@ -17,6 +17,7 @@ from fedscale.cli.rounds import failure, fraction, round_line
 from fedscale.errors import ConfigError, RunFailed
 from fedscale.record import RoundRecord, summary
 from fedscale.report.units import number
+from fedscale.sinks import Tracker, read, track
 
 if TYPE_CHECKING:
     from fedscale_simulations.job import Table
@@ -49,9 +50,10 @@ def simulate(
     folder = out or Path("runs", later("fedscale.plan:Plan").load(job, settings or ()).job.name)
     given = {"table": _table(data, label, partition), "resume": folder if resume else None, "engine": engine, "workers": workers}
     with console.Bar("simulating") as bar:
-        show = Show(bar)
+        show = Show(bar, _tracker(job, settings or (), folder))
         try:
             ended: Simulation = later("fedscale_simulations.simulator:simulate_file")(job, clients, settings or (), folder, show, **given)
+            show.tracker.close(ended.record)
         except KeyboardInterrupt:
             command = f"fedscale simulate {job} --out {folder} --resume, with the same options"
             raise KeyboardInterrupt(f"go on where it stopped: {command}" if show.rounds else "") from None
@@ -67,6 +69,12 @@ def _flower(job: Path, clients: int | None, settings: Iterable[str], out: Path |
     return _conclude(ended.plain, folder, as_json=as_json)
 
 
+def _tracker(job: Path, settings: Iterable[str], folder: Path) -> Tracker:
+    """The sinks that a job file asks for."""
+    tracking = read(job, settings)
+    return track(tracking, folder, later("fedscale.plan:Plan").load(job, settings).job.name)
+
+
 def _refuse_for_flower(given: Mapping[str, object]) -> None:
     """Refuse options that a Flower app, which brings its own data and loop, cannot have."""
     if refused := [option for option, value in given.items() if value]:
@@ -78,10 +86,11 @@ class Show:
 
     Args:
         bar: where.
+        tracker: told of every round too.
     """
 
-    def __init__(self, bar: console.Bar) -> None:
-        self._bar, self.rounds = bar, 0
+    def __init__(self, bar: console.Bar, tracker: Tracker | None = None) -> None:
+        self._bar, self.tracker, self.rounds = bar, tracker or Tracker(()), 0
         self._step, self._before, self._loss = ("", 0, 0), 0, ""
         self._began = self._drawn = time.monotonic()
 
@@ -96,6 +105,7 @@ class Show:
             self.rounds += 1
             self._loss = f", loss {number(progress.closed.metrics['loss'])}" if "loss" in progress.closed.metrics else self._loss
             self._tell(progress.closed, progress.rounds)
+            self.tracker.take(progress.closed)
         elif now < self._drawn + REDRAW_SECONDS:
             return
         self._drawn = now

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -147,11 +146,5 @@ def _settled() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep stdout for results, and Flower's own log to what is a warning."""
-    log = logging.getLogger("flwr")
-    before = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        log.setLevel(before)
+    with touches.muted(), contextlib.redirect_stdout(sys.stderr):
+        yield

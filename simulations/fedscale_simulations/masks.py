@@ -23,6 +23,7 @@ from fedscale.events import Answered, Failed, Spoke, Tell
 from fedscale.masked import Ground, MaskedSum, filled
 from fedscale.names import Names
 from fedscale.plan import Plan
+from fedscale.privacy.lots import derived
 from fedscale.record import JSON
 from fedscale.ring import WORD
 from fedscale.run import Run
@@ -99,7 +100,7 @@ class Circle:
         if answer.words is None:
             return answer
         try:
-            reply = self._marked(answer.node, self._nodes[answer.node].submit(answer.words))
+            reply = self._marked(answer.node, self._nodes[answer.node].submit(answer.words[:]))
         except FedscaleError as error:
             return Failed(answer.node, failure_of(error))
         body = reply.body if isinstance(reply.body, np.ndarray) else np.frombuffer(filled(reply.body or b""), WORD)
@@ -151,13 +152,15 @@ def ground_of(plan: Plan, clients: int, mode: Mode, facts: dict[str, JSON]) -> G
     Raises:
         PlanError: a mode was asked for and the plan has no secure aggregation.
     """
+    # All chance of a simulation is the plan's, so that it can be repeated.
+    secret = derived(plan.job.seed.to_bytes(8, "little"), "coordinator", 0)
     if not plan.secagg.enabled:
         if mode != "auto":
             raise PlanError(f"secure aggregation '{mode}' is asked for and the plan has none", where="secagg", hint="add a table [secagg]")
-        return Ground()
+        return Ground(secret=secret)
     chosen = plan.clients.model_copy(update={"select": plan.evaluate.select})
     largest = max(plan.clients.asked(clients)[0], chosen.asked(clients)[0] if plan.evaluate.every else 0)
     real = mode == "protocol" or (mode == "auto" and largest <= FEW)
     why = "asked for" if mode != "auto" else f"cohorts of up to {largest} clients, the protocol is run for up to {FEW}"
     facts["secagg"] = {"mode": "protocol" if real else "exact", "profile": plan.secagg.profile, "why": why}
-    return Ground(core=prg.choose(time.perf_counter), protocol=real)
+    return Ground(core=prg.choose(time.perf_counter), protocol=real, secret=secret)

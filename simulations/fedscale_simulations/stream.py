@@ -224,7 +224,7 @@ class Stream:
         if not isinstance(answer, Answered) or answer.words is None:
             return answer if isinstance(answer, Failed) else Failed(node, Failure(Cause.CODE, "the client did not train"))
         staleness = self._run.number - version
-        return Held(answer.words, task.layout, (1 + staleness) ** -self._run.strategy.staleness)
+        return Held(answer.words[:], task.layout, (1 + staleness) ** -self._run.strategy.staleness)
 
     def _tick(self, clients: int) -> None:
         """So many clients are done."""

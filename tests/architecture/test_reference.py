@@ -20,6 +20,7 @@ import fedscale
 from fedscale import cli
 from fedscale.errors import Cause, FedscaleError
 from fedscale.plan import BESIDES, BUILT_IN_METRICS, Plan
+from fedscale.sinks import Tracking
 from fedscale.strategy import STRATEGIES
 from fedscale_simulations.devices import Devices
 from fedscale_simulations.sweep.space import Sweep
@@ -140,7 +141,7 @@ def test_metrics(reference: Reference) -> None:
     assert reference.missing(iter(BUILT_IN_METRICS)) == []
 
 
-@pytest.mark.parametrize(("table", "model"), [("devices", Devices), ("sweep", Sweep)])
+@pytest.mark.parametrize(("table", "model"), [("devices", Devices), ("sweep", Sweep), ("tracking", Tracking)])
 def test_tables_beside_the_plan(reference: Reference, table: str, model: type[BaseModel]) -> None:
     assert table in BESIDES
     assert reference.missing(fields(model, f"{table}.")) == []

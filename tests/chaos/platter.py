@@ -217,7 +217,7 @@ class Platter:
 def refusing(platter: Platter) -> Iterator[None]:
     """Let the database's writes be refused as the files' are."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("create_run", "append", "checkpoint", "finish"):
+        for name in ("create_run", "append_all", "checkpoint", "finish"):
             patch.setattr(Store, name, _stored(platter, getattr(Store, name)))
         yield
 

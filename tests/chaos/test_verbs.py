@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 from fedscale_simulations.cast import Cast
 from fedscale_simulations.chaos.campaign import Campaign, Trouble
 from fedscale_simulations.chaos.disk import Disk
+from fedscale_simulations.chaos.jump import Jump
 from fedscale_simulations.chaos.kill import Who
 from fedscale_simulations.chaos.network import Break, storm
 from fedscale_simulations.chaos.oracle import Job
 from fedscale_simulations.chaos.pause import Pause
-from fedscale_simulations.chaos.troupe import Troupe
+from fedscale_simulations.chaos.troupe import SERVER, Troupe
 from tests.command import fedscale
 
 SMALL = ("--nodes", 3, "--rounds", 6, "--json")
@@ -40,6 +42,28 @@ def test_killed_at_random_moments() -> None:
     assert (data["kills"], sum(data["kinds"].values()), data["seed"]) == (10, 10, 4)
     assert set(data["kinds"]) == {"server", "node", "server and node"}
     assert 0 < data["restart_seconds"]["p50"] <= data["restart_seconds"]["p99"]
+
+
+@pytest.mark.timeout(600)
+def test_clocks_that_jump_by_hours() -> None:
+    data = sound("clock", "--faults", 8, "--seed", 2)
+    assert (data["faults"], sum(data["kinds"].values())) == (8, 8)
+    assert len(data["kinds"]) >= 2
+
+
+def test_a_clock_that_was_set_is_the_one_that_the_process_goes_by(tmp_path: Path) -> None:
+    with Cast(tell=lambda _: None) as cast:
+        troupe = Troupe(cast, tmp_path, Job(("ada",), 1), clocks=True)
+        troupe.open()
+        begun = []
+        for number, hours in enumerate((5, -5)):
+            Jump(Who.SERVER, 0.0).inflict(troupe, random.Random(number))
+            assert troupe.clock(SERVER).read_text() in {"0.0", "-0.0"}
+            troupe.clock(SERVER).write_text(repr(3600.0 * hours))
+            begun.append((troupe.submit(f"{hours}"), hours))
+        created = {run["run"]: run["created"] for run in troupe.insist("run", "list")}
+    for run, hours in begun:
+        assert created[run] - time.time() == pytest.approx(3600 * hours, abs=600)
 
 
 class Mixed:

@@ -17,7 +17,7 @@ import grpc.aio
 import numpy as np
 
 from fedscale import bundle, identity
-from fedscale.errors import FedscaleError, TicketError
+from fedscale.errors import FedscaleError, TicketError, Unreachable
 from fedscale.identity import Authority, Identity, Role
 from fedscale.learner import Phase
 from fedscale.plan import Plan
@@ -26,7 +26,20 @@ from fedscale.ring import Words
 from fedscale.task import Task, layout_for
 from fedscale.update import Layout
 from fedscale.vector import Schema, Vector
-from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, OFFSET_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, sealed, unsealed, words_from
+from fedscale.wire.codec import (
+    DIGEST_KEY,
+    FETCH,
+    LEDGER_KEY,
+    OFFSET,
+    OFFSET_KEY,
+    SCHEMA_KEY,
+    SIZE_KEY,
+    SUBMIT,
+    TASK_KEY,
+    sealed,
+    unsealed,
+    words_from,
+)
 from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, key_from_proto, key_from_text, key_to_proto
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
 from fedscale_client.home import Credentials, NodeHome, NodeSettings, make_private, write_private, write_toml
@@ -85,7 +98,10 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self.tickets: dict[str, Ticket] = {}
         self.sessions: list[Session] = []
         self.silent = False
+        self.ledger = ""
+        self.heads: list[str] = []
         self.refuse: FedscaleError | None = None
+        self.told: list[str] = []
         self.refuse_bulk: FedscaleError | None = None
         self.renewed: list[str] = []
         self.issue_hours = 24.0
@@ -138,6 +154,11 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
             await self._server.stop(0)
             self._server = None
 
+    def follow(self, other: Coordinator) -> None:
+        """Be another coordinator of the same federation."""
+        self.authority = self.shown = self.serving = self.issuing = other.authority
+        self.tickets = other.tickets
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -169,6 +190,8 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         return node_pb2.AuthorityReply(certificate=identity.certificate_pem(self.shown.certificate))
 
     async def Join(self, request: node_pb2.JoinRequest, context: Any) -> node_pb2.JoinReply:
+        if isinstance(self.refuse, Unreachable):
+            await abort(context, self.refuse, grpc.StatusCode.UNAVAILABLE)
         ticket = self.tickets.get(request.ticket)
         name = request.name or (ticket.name if ticket else None) or "unnamed"
         if ticket is None or not identity.same_secret(request.secret, ticket.secret_hash):
@@ -179,7 +202,9 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
             ticket.used = True
         certificate = self.spoil(self.issue(request.request, name, self.issue_hours))
         authority = identity.certificate_pem(self.authority.certificate)
-        return node_pb2.JoinReply(certificate=certificate, authority=authority, address=self.address, name=name, project="p", role="node")
+        return node_pb2.JoinReply(
+            certificate=certificate, authority=authority, address=self.address, name=name, project="p", role="node", addresses=self.told
+        )
 
     async def Renew(self, request: node_pb2.RenewRequest, context: Any) -> node_pb2.RenewReply:
         await self._guard(context)
@@ -196,7 +221,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self.sessions.append(session)
         reader = asyncio.create_task(self._listen(request_iterator, session))
         try:
-            yield node_pb2.ServerMessage(welcome=node_pb2.Welcome(version="test", heartbeat_seconds=1.0))
+            yield node_pb2.ServerMessage(welcome=node_pb2.Welcome(version="test", heartbeat_seconds=1.0, ledger=self.ledger, addresses=self.told))
             while True:
                 try:
                     message = await asyncio.wait_for(session.outbox.get(), 0.1)
@@ -319,13 +344,15 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
             if most is not None and len(body) >= most:
                 self.arrived[facts[DIGEST_KEY]] = body
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "broken by the test")
+        self.heads.append(facts.get(LEDGER_KEY, ""))
         assert (digest(body), str(len(body))) == (facts[DIGEST_KEY], facts[SIZE_KEY])
         self.answers.append((key_from_text(facts[TASK_KEY]), body, facts.get(SCHEMA_KEY, b"").decode()))
         return verdict
 
     async def _guard(self, context: Any, error: FedscaleError | None = None) -> None:
         if refusal := error or self.refuse:
-            await abort(context, refusal, grpc.StatusCode.PERMISSION_DENIED)
+            code = grpc.StatusCode.UNAVAILABLE if isinstance(refusal, Unreachable) else grpc.StatusCode.PERMISSION_DENIED
+            await abort(context, refusal, code)
 
 
 async def abort(context: Any, error: FedscaleError, code: grpc.StatusCode) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fedscale.cli.logs import configure
 from fedscale.errors import AccessDenied
-from fedscale_client import cli, cli_doctor, cli_start, declarations
+from fedscale_client import cli_doctor, cli_start, declarations, facts
 from fedscale_client.home import NodeHome
 from fedscale_client.options import opened
 from tests.client.conftest import write_csv
@@ -107,7 +107,7 @@ async def test_status(home: NodeHome, coordinator: Coordinator) -> None:
 async def test_status_sees_a_running_node(home: NodeHome) -> None:
     with home.locked():
         assert (await node("status", "--home", home.path, "--json")).data["running"] is True
-    assert not cli.is_running(home)
+    assert not facts.is_running(home)
 
 
 async def test_the_home_may_be_named_by_the_environment(home: NodeHome, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +216,20 @@ async def test_a_problem_of_the_data_is_told_without_its_values(home: NodeHome, 
 async def test_the_doctor_of_a_sound_node(home: NodeHome, coordinator: Coordinator) -> None:
     done = await node("doctor", "--home", home.path, "--json")
     states = {check["name"].partition(str(home.path))[0].strip(): check["state"] for check in done.data["checks"]}
-    assert states == {"certificate": "ok", "coordinator": "ok", "dataset heart": "ok", "disk": "ok", "grpc": "ok", "torch": "ok"}
+    posture = {"keys": "ok", "updates": "warning", "budget heart": "warning", "apps": "warning"}
+    assert states == {"certificate": "ok", "coordinator": "ok", "dataset heart": "ok", "disk": "ok", "grpc": "ok", "torch": "ok"} | posture
+    settings = ("require_secagg=true", f'apps=["{"0" * 64}"]', "datasets.heart.epsilon=4", 'datasets.heart.units=["record"]', "paused=true")
+    assert (await node("policy", "set", *settings, "--home", home.path)).code == 0
+    home.key_file.chmod(0o640)
+    checks = {check["name"]: check for check in json.loads((await node("doctor", "--home", home.path, "--json")).out)["data"]["checks"]}
+    found = {name: (checks[name]["state"], checks[name]["found"]) for name in ("keys", "updates", "budget heart", "apps", "paused")}
+    assert found == {
+        "keys": ("fault", "others on this machine can read them"),
+        "updates": ("ok", "answers leave by secure aggregation only"),
+        "budget heart": ("ok", "at most epsilon 4 for each record"),
+        "apps": ("ok", "1 approved"),
+        "paused": ("warning", "nothing begins and nothing leaves"),
+    }
 
 
 async def test_the_doctor_finds_what_is_wrong(home: NodeHome, coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,15 @@ import pytest
 
 from fedscale import identity
 from fedscale.clock import ManualClock
-from fedscale.errors import AccessDenied, Cause, ConfigError
+from fedscale.errors import AccessDenied, Cause, ConfigError, Unreachable
 from fedscale.learner import Phase
 from fedscale.proto.v1 import node_pb2
-from fedscale.wire.convert import key_to_proto
+from fedscale.wire.convert import Key, key_to_proto, told_to_proto
+from fedscale.wire.limits import TOLD_PART
 from fedscale_client import connection, declarations
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome, write_private
+from fedscale_client.masking import Masking
 from fedscale_client.node import run
 from tests.client.conftest import LEARNER, Running, Start, write_csv
 from tests.client.coordinator import FEDERATION, Coordinator, plan_text, until
@@ -59,6 +61,22 @@ async def test_a_server_that_comes_later(coordinator: Coordinator, start: Start)
         assert "nothing listens there" in node.events("disconnected")[0]["error"]
         await coordinator.start()
         assert (await coordinator.connected()).open
+
+
+async def test_a_node_turns_to_the_coordinator_that_leads(coordinator: Coordinator, home: NodeHome, start: Start) -> None:
+    other = Coordinator()
+    other.follow(coordinator)
+    async with other, start() as node:
+        coordinator.told = [coordinator.address, other.address]
+        await coordinator.connected()
+        assert [server.address for server in home.servers()] == [coordinator.address, other.address]
+        coordinator.refuse = Unreachable("this coordinator stands by")
+        coordinator.session.outbox.put_nowait(None)
+        await other.connected()
+        other.refuse, coordinator.refuse = Unreachable("this coordinator stands by"), None
+        other.session.outbox.put_nowait(None)
+        await coordinator.connected(2)
+        assert not node.task.done()
 
 
 async def test_a_server_of_another_federation_gets_no_greeting(coordinator: Coordinator, home: NodeHome, start: Start) -> None:
@@ -179,3 +197,29 @@ async def test_a_queue_that_is_full_drops_progress(coordinator: Coordinator, sta
             node.node._connection.progress(("r", Phase.TRAIN, number), 0.5)
         await until(lambda: session.kinds().count("heartbeat") >= 1)
         assert session.kinds().count("progress") == connection.OUTBOX
+
+
+async def test_a_message_in_parts_is_heard_as_one_and_a_broken_one_not_at_all(
+    coordinator: Coordinator, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[Key, str, bytes]] = []
+
+    async def told(_: Masking, *message: Any) -> None:
+        heard.append(message)
+
+    monkeypatch.setattr(Masking, "told", told)
+    key, data = ("run-1", Phase.TRAIN, 3), bytes(range(251)) * (3 * TOLD_PART // 251)
+    parts = [node_pb2.ServerMessage(told=part) for part in told_to_proto(key, "agreement", data)]
+    assert len(parts) == 3
+    async with start():
+        for message in (*parts[:2], None):
+            (await coordinator.connected()).outbox.put_nowait(message)
+        for message in (*parts, *short("opening", key)):
+            (await coordinator.connected(2)).outbox.put_nowait(message)
+        await until(lambda: len(heard) == 2)
+    assert heard == [(key, "agreement", data), (key, "opening", b"short")]
+
+
+def short(step: str, key: Key) -> list[node_pb2.ServerMessage]:
+    """A short message as a server sends it."""
+    return [node_pb2.ServerMessage(told=part) for part in told_to_proto(key, step, b"short")]

@@ -52,6 +52,26 @@ async def test_a_ticket_becomes_a_home(coordinator: Coordinator, tmp_path: Path)
     assert sorted(path.name for path in home.path.iterdir()) == ["ca.pem", "cert.pem", "identity.pem", "key.pem", "node.toml"]
 
 
+async def test_a_ticket_is_traded_with_whichever_coordinator_leads(coordinator: Coordinator, tmp_path: Path) -> None:
+    """One is down and one stands by; the third is told of in the home, for the day when it leads."""
+    other = Coordinator()
+    other.follow(coordinator)
+    other.refuse = Unreachable("this coordinator stands by")
+    coordinator.told = [coordinator.address, "one:1", "nonsense"]
+    async with other:
+        places = ",".join(f"127.0.0.1:{port}" for port in (9, other.enrolment_port, coordinator.enrolment_port))
+        home = await joined(coordinator.ticket("st-mary", places), tmp_path / "node")
+    assert home.settings().address == coordinator.address
+    assert [server.address for server in home.servers()] == [coordinator.address, "one:1"]
+
+
+async def test_where_nobody_leads_a_ticket_stays_as_it_was(coordinator: Coordinator, tmp_path: Path) -> None:
+    coordinator.refuse = Unreachable("this coordinator stands by")
+    places = ",".join(f"127.0.0.1:{port}" for port in (coordinator.enrolment_port, 9))
+    await refused(coordinator.ticket("st-mary", places), tmp_path / "node", Unreachable)
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
+
+
 async def test_a_node_that_joined_can_start(coordinator: Coordinator, tmp_path: Path, start: Start) -> None:
     home = await joined(coordinator.ticket(), tmp_path / "st-mary", "st-mary")
     async with start(home):

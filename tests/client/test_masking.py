@@ -67,8 +67,8 @@ class Site:
 class Ward:
     """A coordinator's round and four sites."""
 
-    def __init__(self, folder: Path, authority: Authority) -> None:
-        self.plan, self.rosters = plan_of(), RosterAuthority.of(authority.key)
+    def __init__(self, folder: Path, authority: Authority, bits: int = 32) -> None:
+        self.plan, self.rosters = plan_of(secagg={"bits": bits}), RosterAuthority.of(authority.key)
         self.sites = {name: Site(home_of(folder / name, name, authority)) for name in NAMES}
         self.keys = {name: claimed(name, site.masking.identity()) for name, site in self.sites.items()}
         self.folder, self.number = folder, 0
@@ -183,6 +183,33 @@ async def test_what_was_in_the_clear_is_removed_and_what_travels_is_masked(ward:
     sent = np.fromfile(masked.path, WORD)
     assert (masked.size, masked.digest) == (sent.nbytes, hashlib.sha256(sent.tobytes()).hexdigest())
     assert not (sent == ward.words("ann")).any()
+
+
+async def test_packed_vectors_travel_in_whole_words(tmp_path: Path, authority: Authority) -> None:
+    ward = Ward(tmp_path, authority, bits=24)
+    await ward.assign_all()
+    await ward.until("vector")
+    await ward.tell("ann", ward.tells()["ann"])
+    masked = await ward.mask("ann")
+    assert isinstance(masked, Answer)
+    length = ward.round.terms.layout.length
+    assert masked.size == -(-3 * length // 4) * 4 == masked.path.stat().st_size
+    assert masked.digest == hashlib.sha256(masked.path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("left", "told"), [(b"", "0 words"), (bytes(7), "0 words"), (bytes(8), "2 words")])
+async def test_a_worker_that_leaves_no_whole_vector_leaves_nothing_masked(ward: Ward, left: bytes, told: str) -> None:
+    await ward.assign_all()
+    await ward.until("vector")
+    await ward.tell("ann", ward.tells()["ann"])
+    site, path = ward.sites["ann"], ward.folder / "ann.answer"
+    path.write_bytes(left)
+    assert site.seat is not None
+    failure = await site.masking.mask(site.seat, Answer(path, "", len(left)), asyncio.get_running_loop().time() + SOON)
+    assert isinstance(failure, Failure)
+    assert told in failure.what
+    assert not list(ward.folder.glob("*.masked"))
+    assert not list(site.home.secagg.glob("*.mark"))
 
 
 async def test_only_tasks_under_secure_aggregation_take_a_seat(ward: Ward) -> None:

@@ -160,3 +160,10 @@ def test_settings_go_back_to_their_defaults() -> None:
             policy.without(rules, [name])
     with pytest.raises(ConfigError, match="a cap is for one unit"):
         policy.without(rules, ["datasets.heart.units"])
+
+
+def test_noise_that_somebody_else_adds_is_no_ground_for_a_cap() -> None:
+    tree = plan(privacy=DP | {"unit": "node", "mechanism": "ftrl"}, clients={"select": 2})
+    assert refusal(Policy(), tree) == ""
+    own = {"epsilon": 9.0, "units": ("node",)}
+    assert "cannot see that the coordinator adds the noise" in refusal(Policy(datasets={"heart": DatasetPolicy(**own)}), tree)

@@ -135,14 +135,14 @@ async def test_a_full_disk(coordinator: Coordinator, line: Transfer, cache: Cach
 
 
 async def test_a_damaged_frame_is_fetched_again_and_nothing_else(coordinator: Coordinator, line: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, whole, frames = coordinator.put(BIG), codec.unsealed, 0
+    name, whole, frames = coordinator.put(BIG), codec.opened, 0
 
-    def damaged(sent: bytes) -> bytes:
+    def damaged(sent: bytes) -> memoryview:
         nonlocal frames
         frames += 1
         return whole(sent if frames != 3 else sent[:-1] + bytes([sent[-1] ^ 1]))
 
-    monkeypatch.setattr(transfer, "unsealed", damaged)
+    monkeypatch.setattr(transfer, "opened", damaged)
     assert (await line.model(name, len(BIG))).read_bytes() == BIG
     assert coordinator.fetches == [(name, 0), (name, 2 * FRAME)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from fedscale.errors import Cause
 from tests.command import fedscale
 from tests.e2e.conftest import declared, write_table
-from tests.e2e.federation import Federation
+from tests.e2e.federation import Federation, until
 
 BUDGET, DELTA, ROUNDS = 3.0, 1e-5, 2
 
@@ -72,3 +73,37 @@ def test_a_site_refuses_at_its_cap_and_the_other_goes_on(tmp_path: Path) -> None
         assert ask("privacy", "spent", *bob)["accounts"] == []
         assert ask("privacy", "ledger", "--verify", *ann)["entries"] == 3 * said["answers"]
         assert [receipt["verdict"] for receipt in ask("node", "receipts", "--run", run, *ann)] == ["accepted"] * said["answers"]
+
+
+@pytest.mark.timeout(300)
+def test_a_ledger_put_back_to_an_older_copy_is_noticed_by_what_the_coordinator_has_noted(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "hidden.py").write_text(APP)
+    (tmp_path / "job" / "job.toml").write_text(JOB)
+    tables = {name: declared(write_table(tmp_path / f"{name}.csv", name)) for name in ("ann", "bob")}
+    once = "strategy.rounds=1"
+    with Federation(tmp_path / "federation") as federation:
+        federation.join_all(tables, tables.__getitem__)
+        home = federation.node_home("ann")
+        first = federation.finished(federation.submit(tmp_path / "job" / "job.toml", once))
+        federation.nodes["ann"].stop()
+        shutil.copytree(home, tmp_path / "backup")
+        federation.start_node("ann")
+        federation.connected("ann")
+        second = federation.finished(federation.submit(tmp_path / "job" / "job.toml", once, "job.seed=1"))
+        heads: list[Any] = [record.extra["ledgers"] for record in (first, second)]
+        assert [sorted(each) for each in heads] == [["ann", "bob"]] * 2
+        assert ask("privacy", "ledger", "--verify", "--head", heads[1]["ann"], "--home", home)["entries"] > 0
+
+        federation.nodes["ann"].stop()
+        shutil.rmtree(home)
+        shutil.copytree(tmp_path / "backup", home)
+        # By itself, the whole home of an earlier day verifies.
+        assert ask("privacy", "ledger", "--verify", "--home", home)["entries"] > 0
+        rolled = federation.start_node("ann")
+        until(lambda: "ledger rolled back" in rolled.told(), "the node that looks at its ledger")
+        federation.connected("ann")
+        third = federation.finished(federation.submit(tmp_path / "job" / "job.toml", once, "job.seed=2"))
+        assert [row.answered for row in third.rounds] == [("bob",)]
+        failure = third.rounds[0].failures["ann"]
+        assert (failure.cause, "privacy ledger of this site cannot be used" in failure.what) == (Cause.POLICY, True)

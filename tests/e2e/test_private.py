@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ app = App(model=lambda: torch.nn.Linear(2, 1), loss=torch.nn.functional.binary_c
 """
 SITES = ("ada", "ben", "cyd")
 MASKED = {"secagg": {"enabled": True}}
+NODE = {"epsilon": 30.0, "delta": 1e-5, "unit": "node"}
 
 
 def job(folder: Path, tables: dict[str, Any]) -> Path:
@@ -40,6 +40,8 @@ def test_records_are_hidden_and_paid_for_at_the_nodes(tmp_path: Path) -> None:
     ways: dict[str, dict[str, Any]] = {
         "dpsgd": {"privacy": {"epsilon": 3.0, "delta": 1e-5}},
         "union": {"privacy": {"epsilon": 3.0, "delta": 1e-5}, **MASKED},
+        "moving": {"privacy": {**NODE, "clip_quantile": 0.5}, **MASKED},
+        "trees": {"privacy": {**NODE, "mechanism": "ftrl"}, "clients": {"select": 1, "wait_for": 3}},
     }
     with Federation(tmp_path) as federation:
         for site in SITES:
@@ -47,8 +49,21 @@ def test_records_are_hidden_and_paid_for_at_the_nodes(tmp_path: Path) -> None:
             table.write_text("a,b,y\n" + rows)
             federation.join(site, {"rows": ("--path", table, "--label", "y")})
         records = {name: federation.finished(federation.submit(job(tmp_path / name, tables))) for name, tables in ways.items()}
-        spent = federation.ask("privacy", "spent", "--home", federation.node_home("ada"))
-    assert [record.status for record in records.values()] == ["completed"] * 2, records
+        accounts = {site: federation.ask("privacy", "spent", "--home", federation.node_home(site))["accounts"] for site in SITES}
+        stated = federation.ask("privacy", "statement", records["moving"].run, "--home", federation.node_home("ada"))
+    assert [record.status for record in records.values()] == ["completed"] * 4, records
+    assert len({record.model_digest for record in records.values()}) == 4
+    moving, trees = records.pop("moving"), records.pop("trees")
     assert all(row.weight == 3 and not row.metrics for record in records.values() for row in record.rounds), "counts and losses stay at the sites"
-    assert len({record.model_digest for record in records.values()}) == 2
-    assert "record" in json.dumps(spent)
+    assert [set(row.metrics) for row in moving.rounds] == [{"clip"}] * 2
+    assert moving.rounds[1].metrics["clip"] != moving.rounds[0].metrics["clip"] == 1.0
+    assert stated["epsilon"] == pytest.approx(30.0, rel=1e-3)
+    assert {(account["population"], account["unit"]) for account in accounts["ada"]} >= {("rows", "record"), ("rows", "node")}
+    assert len({row.answered for row in trees.rounds}) == 2, "a site answers once in a tree"
+    paid = {spend["mechanism"] for each in accounts.values() for account in each for spend in account["spends"]}
+    assert paid == {"poisson_subsampled_gaussian", "skellam", "tree_aggregation"}
+    for record in (moving, trees, *records.values()):
+        told = record.extra["privacy"]
+        assert isinstance(told, dict)
+        assert told["delta"] == 1e-5
+        assert told["epsilon"] in (3.0, 30.0)

@@ -113,6 +113,8 @@ CHANGE = (
     | {
         "node policy set",
         "node policy unset",
+        "node pause",
+        "node resume",
         "server user add",
         "server user remove",
     }
@@ -431,7 +433,7 @@ def test_a_machine_that_cannot_reach_itself_is_at_fault(monkeypatch: pytest.Monk
 
 def test_a_broken_database_is_found(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    (tmp_path / "home/fedscale.db").write_text("no database at all, and much longer than a header, so that it is read as one" * 20)
+    (tmp_path / "home/server.db").write_text("no database at all, and much longer than a header, so that it is read as one" * 20)
     assert checks("--server-home", tmp_path / "home")["database"]["state"] == "fault"
 
 

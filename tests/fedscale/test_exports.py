@@ -47,8 +47,8 @@ print(json.dumps([len(data), plan.strategy.build().proximal, "torch" in sys.modu
 @pytest.mark.parametrize("name", fedscale.__all__)
 def test_every_export_is_the_thing_of_its_module(name: str) -> None:
     value = getattr(fedscale, name)
-    if name == "data":
-        assert value is importlib.import_module("fedscale.data")
+    if name in ("data", "flower"):
+        assert value is importlib.import_module(f"fedscale.{name}")
     else:
         home = fedscale._HOME[name]
         assert value is getattr(importlib.import_module(home), name)
@@ -58,7 +58,7 @@ def test_every_export_is_the_thing_of_its_module(name: str) -> None:
 
 def test_what_is_exported_is_sorted_listed_and_has_a_home() -> None:
     assert list(fedscale.__all__) == sorted(set(fedscale.__all__), key=lambda name: (not name.isupper(), name))
-    assert set(fedscale.__all__) == {*fedscale._HOME, "data"}
+    assert set(fedscale.__all__) == {*fedscale._HOME, "data", "flower"}
     assert set(fedscale.__all__) <= set(dir(fedscale))
     assert dir(fedscale) == sorted(dir(fedscale))
 

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 
@@ -515,6 +516,21 @@ def test_a_bad_ticket_is_refused_with_the_exact_reason(make: Callable[[], str], 
     with pytest.raises(TicketError) as error:
         Ticket.parse(make())
     assert str(error.value) == message
+
+
+def test_a_ticket_may_lead_to_several_coordinators() -> None:
+    made = replace(ticket(), address="a.example:1,[::1]:2,b:3")
+    read = Ticket.parse(str(made))
+    assert read == made
+    assert read.endpoint == ("a.example", 1)
+    assert [(place.address, place.secret) for place in read.places()] == [(address, made.secret) for address in ("a.example:1", "[::1]:2", "b:3")]
+    assert ticket().places() == (ticket(),)
+
+
+@pytest.mark.parametrize("address", ["a:1,", ",a:1", "a:1,b", "a:1, b:2"])
+def test_each_address_of_a_ticket_is_checked(address: str) -> None:
+    with pytest.raises(TicketError, match="bad address"):
+        replace(ticket(), address=address)
 
 
 @given(st.text(max_size=300))

@@ -59,7 +59,7 @@ def test_no_vector_that_travels_is_one_in_the_clear() -> None:
     assert set(sent) == set(circle.names)
     for name, words in sent.items():
         assert words is not None
-        assert not (words == circle.words[name]).any()
+        assert not (words[:] == circle.words[name]).any()
 
 
 def test_a_merely_curious_server_needs_no_signatures() -> None:
@@ -268,7 +268,7 @@ def test_a_sum_that_nobody_honest_could_send_fails_the_round() -> None:
     for at, event in enumerate(circle.said):
         if isinstance(event, Answered) and event.words is not None:
             heavier = words - circle.words[event.node]
-            circle.said[at] = replace(event, words=event.words + heavier)
+            circle.said[at] = replace(event, words=event.words[:] + heavier)
     circle.play()
     assert circle.round.status is Status.FAILED
     assert "the weight of a sum is not within its bounds" in circle.round.reason()

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fedscale.optimizers import Optimizer, adagrad, adam, sgd, yogi
-from fedscale.vector import Vector
+from fedscale.optimizers import Optimizer, Slots, adagrad, adam, sgd, yogi
+from fedscale.vector import PIECE, Vector
 from tests.fedscale.world import vector
 
 LR, B1, B2, TAU = 0.1, 0.9, 0.99, 1e-3
@@ -95,3 +95,31 @@ def test_a_step_is_pure(optimizer: Optimizer) -> None:
 def test_no_change_moves_nothing(optimizer: Optimizer) -> None:
     model = vector(1, -2)
     assert optimizer.update(vector(0, 0), model, optimizer.init(model), 1)[0].tolist() == [1, -2]
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.7), sgd(1.0, 0.9), *(case[0] for case in CASES.values())])
+def test_a_step_in_pieces_has_the_bits_of_one_in_one_go_and_takes_the_place_of_the_change(optimizer: Optimizer) -> None:
+    rng, size = np.random.default_rng(5), 2 * PIECE + 11
+    model, deltas = rng.normal(size=size).astype(np.float32), rng.normal(0, 0.1, (3, size)).astype(np.float32)
+    whole = (model, optimizer.init(model))
+    apart = (model, optimizer.init(model))
+    for number, delta in enumerate(deltas, 1):
+        whole = optimizer.update(delta.copy(), *whole, number)
+        before, given = apart[0].copy(), delta.copy()
+        held = apart[0]
+        apart = optimizer.step(given, *apart, number)
+        assert apart[0] is given
+        assert np.array_equal(held, before)
+        assert whole[0].tobytes() == apart[0].tobytes()
+        assert {n: v.tobytes() for n, v in whole[1].items()} == {n: v.tobytes() for n, v in apart[1].items()}
+
+
+def test_a_rule_that_looks_at_the_whole_is_given_the_whole_and_a_change_that_is_lent_is_left_alone() -> None:
+    def towards(delta: Vector, model: Vector, slots: Slots, _: int) -> tuple[Vector, Slots]:
+        return model + delta / np.float32(np.abs(delta).max()), slots
+
+    delta, model = np.linspace(0, 4, PIECE + 2, dtype=np.float32), np.zeros(PIECE + 2, np.float32)
+    assert Optimizer((), towards).step(delta, model, {}, 1)[0][[0, -1]].tolist() == [0, 1]
+    delta.flags.writeable = False
+    assert sgd().step(delta, model, {}, 1)[0][-1] == 4
+    assert delta[-1] == 4

@@ -115,7 +115,7 @@ def test_encoding_nothing_and_more_than_a_block() -> None:
     values = np.linspace(-1, 1, 2 * BLOCK + 7, dtype=np.float32)
     words = encoded(fmt, values)
     assert np.abs(fmt.decode(words) - values).max() <= 2.0**-24
-    assert fmt.beyond(words, 1.0) is None
+    assert fmt.beyond(words, 1.0, words.size) is None
 
 
 @pytest.mark.parametrize("at", [0, BLOCK - 1, BLOCK, BLOCK + 1])
@@ -125,7 +125,7 @@ def test_what_lies_beyond_a_bound_is_found(at: int, value: float) -> None:
     values = np.zeros(BLOCK + 2, np.float32)
     values[at] = value
     words = encoded(fmt, values)
-    assert (fmt.beyond(words, 0.74), fmt.beyond(words, 0.75)) == (at, None)
+    assert (fmt.beyond(words, 0.74, words.size), fmt.beyond(words, 0.75, words.size), fmt.beyond(words, 0.74, at)) == (at, None, None)
 
 
 def test_the_decoder_divides() -> None:

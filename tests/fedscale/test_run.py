@@ -557,6 +557,24 @@ def test_a_checkpoint_holds_the_whole_run() -> None:
     assert back.history[0].failures["ben"].cause is Cause.MEMORY
 
 
+def test_a_run_goes_on_alike_with_its_vectors_held_elsewhere() -> None:
+    ends = []
+    for moved in (False, True):
+        here = World(plan_of(strategy={"name": "fedadam", "rounds": 3}, clients={"min_per_round": 2}, evaluate={"every": 0}))
+        here.start("ada", "ben")
+        for delta in (0.5, -0.25, 0.125):
+            if moved:
+                vectors = {name: np.frombuffer(vector.tobytes(), np.float32) for name, vector in here.run.snapshot()[1].items()}
+                here.run.hold(vectors)
+                assert here.run.model is vectors["model"]
+                assert here.run.slots["first"] is vectors["slot/first"]
+            here.send(Roster(("ada", "ben")))
+            here.everybody(delta)
+        assert here.run.status == "completed"
+        ends.append(bits(here.run))
+    assert ends[0] == ends[1]
+
+
 def test_a_run_that_was_not_begun_can_be_kept_too() -> None:
     here = world()
     facts, vectors = here.run.snapshot()

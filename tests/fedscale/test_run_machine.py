@@ -126,7 +126,7 @@ class Anything(RuleBasedStateMachine):
 
     def of_another_phase(self) -> list[Words]:
         length = self.world.round.terms.layout.length
-        return [answer.words for answer in self.sent if answer.words is not None and len(answer.words) != length]
+        return [answer.words[:] for answer in self.sent if answer.words is not None and answer.words.size != length]
 
     @precondition(lambda self: self.run.round and self.of_another_phase())
     @rule(node=nodes)
@@ -143,7 +143,7 @@ class Anything(RuleBasedStateMachine):
     def duplicate(self, data: st.DataObject) -> None:
         again = data.draw(st.sampled_from(self.sent[-3:]))
         current = self.run.round
-        fits = current is not None and again.words is not None and len(again.words) == current.terms.layout.length
+        fits = current is not None and again.words is not None and again.words.size == current.terms.layout.length
         if current is None or (fits and current.places.get(again.node) is Place.ANSWERED):
             before = bits(self.run)
             assert self.run.handle(again) == []

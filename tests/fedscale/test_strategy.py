@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedscale import optimizers, strategy
-from fedscale.aggregate import Mean
+from fedscale.aggregate import Each, Mean
 from fedscale.errors import PlanError
 from fedscale.optimizers import sgd
 from fedscale.strategy import STRATEGIES, Strategy, fed_adam, fed_avg, fed_avgm, fed_prox
@@ -20,14 +20,14 @@ from tests.fedscale.world import vector
 
 
 def test_the_names_of_plans_are_the_names_of_python() -> None:
-    assert list(STRATEGIES) == ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedbuff"]
-    assert all(getattr(strategy, "fed_" + name.removeprefix("fed")) is make for name, make in STRATEGIES.items())
+    assert list(STRATEGIES) == ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedbuff", "flower"]
+    assert all(getattr(strategy, name.replace("fed", "fed_")) is make for name, make in STRATEGIES.items())
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_is_a_frozen_value_with_defaults(name: str) -> None:
     value = STRATEGIES[name]()
-    assert (value.name, value.params, type(value.aggregator), value.weighting) == (name, {}, Mean, "examples")
+    assert (value.name, value.params, type(value.aggregator), value.weighting) == (name, {}, Each if name == "flower" else Mean, "examples")
     with pytest.raises(FrozenInstanceError):
         value.name = "other"  # type: ignore[misc]
 

@@ -224,3 +224,34 @@ def test_all_rows_of_a_patient_fall_on_one_side() -> None:
     train, held = (portion(how, phase, grouped) for phase in (Phase.TRAIN, Phase.EVALUATE))
     assert not set(train.groups) & set(held.groups)
     assert rounds.units_of(train, "patient") + rounds.units_of(held, "patient") == 50
+
+
+def test_a_moving_clip_hides_change_and_bit_with_one_noise() -> None:
+    how = plan("node", privacy={"clip": 2.0, "clip_quantile": 0.5}, **SECAGG)
+    private, schema = private_for(how, Phase.TRAIN, data(), KEY), Schema.of({"w": np.zeros(SIZE, np.float32)})
+    layout = layout_for(how, Phase.TRAIN, SIZE, 4, 0.5)
+    task, quiet = Task("ada", Phase.TRAIN, 3, layout, schema, "d"), np.zeros(SIZE, np.float32)
+
+    def words(value: float) -> Any:
+        done = perform(task, how, how.strategy.build(), Obedient(constant(value)), data(), quiet, private=private)
+        assert not isinstance(done, FirstModel)
+        return done[: SIZE + 1].view(np.int32).astype(np.int64)
+
+    assert private is not None
+    scale, silent = 2.0**layout.format.exponent, words(0.0)
+    claimed = private.noise_multiplier * (0.5 * 1.04**0.5 * scale + (SIZE + 1) ** 0.5) / 4**0.5
+    assert silent[:SIZE].std() == pytest.approx(claimed, rel=0.01)
+    # A change within the clip says so, one far beyond says the opposite, and it has the norm of the round's clip and not of the plan's.
+    moved = (words(1.0) - silent) / scale
+    assert np.linalg.norm(moved[:SIZE]) == pytest.approx(0.5, rel=0.01)
+    assert moved[SIZE] == pytest.approx(-0.2, abs=1e-3)
+    assert abs((words(1e-6) - silent)[SIZE]) <= 1
+
+
+def test_nodes_of_a_tree_send_their_clipped_change_without_noise_of_their_own() -> None:
+    how = plan("node", privacy={"clip": 2.0, "mechanism": "ftrl"}, clients={"select": 2})
+    private, layout = private_for(how, Phase.TRAIN, data(), KEY), layout_for(how, Phase.TRAIN, SIZE, 4)
+    words = answered(how, Obedient(constant(1.0, examples=5000)), private)
+    weight, sums = layout.tail(words)
+    assert np.linalg.norm(layout.format.decode(words[:SIZE])) == pytest.approx(2.0, rel=1e-4)
+    assert (weight, sums) == (1.0, {})

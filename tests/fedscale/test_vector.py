@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedscale.errors import ProtocolError, UpdateRejected
-from fedscale.vector import MAX_TENSORS, Arrays, Schema, Tensor
+from fedscale.vector import MAX_TENSORS, PIECE, Arrays, Schema, Tensor, finite, release
 
 ARRAYS: dict[str, npt.NDArray[Any]] = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -179,3 +181,25 @@ def test_packed_arrays_of_another_model_do_not_pass_for_ours() -> None:
     other = Schema((Tensor("w", (SCHEMA.size,)),))
     with pytest.raises(UpdateRejected, match="tensor 'weight' is missing"):
         SCHEMA.flat(other.unpack(other.zeros()))
+
+
+@pytest.mark.parametrize("at", [0, PIECE - 1, PIECE, 2 * PIECE + 2])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_coordinate_that_is_no_number_is_found_wherever_it_lies(at: int, value: float) -> None:
+    vector = np.zeros(2 * PIECE + 3, np.float32)
+    assert finite(vector)
+    vector[at] = value
+    assert not finite(vector)
+
+
+def test_nothing_but_a_mapped_file_is_let_go_of(tmp_path: Path) -> None:
+    values = np.arange(PIECE + 5, dtype=np.float32)
+    (tmp_path / "vector").write_bytes(values.tobytes())
+    with (tmp_path / "vector").open("rb") as file:
+        kept = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32)
+    for vector in (kept, values, values[3:], np.frombuffer(values.tobytes(), np.float32)):
+        before = vector.copy()
+        for start in range(0, len(vector), PIECE):
+            release(vector, slice(start, start + PIECE))
+        assert np.array_equal(vector, before)
+    assert finite(np.empty(0, np.float32))

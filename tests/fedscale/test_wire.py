@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedscale.errors import Cause, Failure, PlanError, ProtocolError, Unreachable
 from fedscale.learner import Phase
 from fedscale.proto.v1 import node_pb2 as pb
+from fedscale.secagg import messages as m
 from fedscale.task import Task, layout_for
 from fedscale.wire import codec, convert, limits
 from fedscale.wire.codec import Intake, digest_of, frames, model_from, words_from
@@ -56,12 +57,24 @@ def test_a_frame_that_was_damaged_is_found_out(frame: bytes, data: st.DataObject
     damaged = bytearray(sent)
     damaged[at] ^= mask
     assert codec.unsealed(bytes(damaged)) == b""
+    with pytest.raises(Unreachable, match="damaged"):
+        codec.opened(bytes(damaged))
+
+
+@given(st.binary(min_size=1, max_size=200))
+def test_a_frame_is_opened_without_a_copy_and_sealed_from_a_view(frame: bytes) -> None:
+    sent = codec.sealed(memoryview(frame))
+    assert sent == codec.sealed(frame)
+    view = codec.opened(sent)
+    assert (view.obj is sent, bytes(view)) == (True, frame)
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0", b"\0\0\0\0"])
 def test_what_is_too_short_for_a_frame_is_damaged(sent: bytes) -> None:
     with pytest.raises(Unreachable, match=r"a frame was damaged on its way \(its CRC-32 differs\); send it again"):
         codec.intact(codec.unsealed(sent))
+    with pytest.raises(Unreachable, match="damaged"):
+        codec.opened(sent)
 
 
 def test_a_frame_carries_the_checksum_of_every_zip_file() -> None:
@@ -265,3 +278,38 @@ def test_texts_of_a_peer_are_cut() -> None:
     long = "é" * (convert.LONGEST + 1)
     failure = convert.failure_from_proto(pb.Failed(cause="code", what=long, where=long, hint=long, traceback=long))
     assert [len(text) for text in (failure.what, failure.where, failure.hint, failure.traceback)] == [convert.LONGEST] * 4
+
+
+# ------------------------------------------------------------------------------------------- messages of secure aggregation
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.TOLD_PART - 1, limits.TOLD_PART, limits.TOLD_PART + 1, 5 * limits.TOLD_PART + 7])
+def test_a_message_of_any_length_comes_through_in_parts(size: int) -> None:
+    data = np.random.default_rng(size).bytes(size)
+    sent = [pb.ServerMessage(told=part).SerializeToString() for part in convert.told_to_proto(KEY, "agreement", data)]
+    assert len(sent) == max(1, -(-size // limits.TOLD_PART))
+    assert max(map(len, sent)) < limits.MESSAGE / 2
+    parts = convert.Parts()
+    for _ in range(2):
+        *first, last = [pb.ServerMessage.FromString(part).told for part in sent]
+        assert [parts.whole(part) for part in first] == [None] * len(first)
+        assert parts.whole(last) == data
+        assert (convert.key_from_proto(last.key), last.step) == (KEY, "agreement")
+
+
+def test_a_message_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "TOLD", 10)
+    parts = convert.Parts()
+    assert parts.whole(pb.Told(data=bytes(6), more=True)) is None
+    with pytest.raises(ProtocolError, match="too long"):
+        parts.whole(pb.Told(data=bytes(5), more=True))
+
+
+def test_the_keys_of_ten_thousand_nodes_fit() -> None:
+    """1,280 bytes a node; before they came in parts, a little more than 3,000 nodes were the end."""
+    entries = (m.Keys(member, bytes(32), bytes(1184), bytes(64)) for member in range(10_000))
+    directory = m.encode(m.Directory.of(entries))
+    parts = convert.Parts()
+    *_, whole = [parts.whole(part) for part in convert.told_to_proto(KEY, "agreement", directory)]
+    assert len(directory) > 3 * limits.MESSAGE
+    assert whole == directory

@@ -87,7 +87,7 @@ class World:
         kind, row = to_row(event)
         self.rows.append((kind, json.dumps(row)))
         if isinstance(event, Answered) and event.words is not None:
-            self.payloads[event.digest] = event.words
+            self.payloads[event.digest] = event.words[:]
         if isinstance(event, Initialized) and event.model is not None:
             self.payloads[event.digest] = event.model
         self.effects = self.run.handle(event)

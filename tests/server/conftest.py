@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -59,8 +60,9 @@ class Postgres:
         return f"postgresql+psycopg://fedscale@/postgres?host={self.folder}&options=-csearch_path%3D{schema}"
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """A server of PostgreSQL for as long as the block runs."""
     requires("postgresql")
     binaries = postgres_bin()
     assert binaries is not None
@@ -70,6 +72,12 @@ def postgres() -> Iterator[Postgres]:
     yield server
     server.stop()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

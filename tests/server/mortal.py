@@ -24,7 +24,7 @@ from fedscale_server.store.store import Store
 
 CRASHED = 42
 POINTS: dict[str, tuple[type[Any], str]] = {
-    "append": (Store, "append"),
+    "append": (Store, "append_all"),
     "checkpoint": (Store, "checkpoint"),
     "finish": (Store, "finish"),
     "create": (Store, "create_run"),
@@ -32,7 +32,7 @@ POINTS: dict[str, tuple[type[Any], str]] = {
     "clear": (Spool, "clear"),
     "retire": (Spool, "retire"),
     "adopt": (Blobs, "adopt"),
-    "put": (Blobs, "put"),
+    "store": (Spool, "store"),
 }
 
 

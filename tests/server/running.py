@@ -344,7 +344,7 @@ class Running:
     async def join(self, name: str, role: Role, project: str = "ward") -> Pass:
         """Trade a ticket for a certificate, as a new member does."""
         reply = await self.admin.control.Invite(pb.InviteRequest(project=project, name=name, role=role))
-        ticket, key = Ticket.parse(reply.ticket), new_key()
+        ticket, key = Ticket.parse(reply.ticket).places()[0], new_key()
         authority = self.admin.credentials.authority
         async with grpc.aio.secure_channel(ticket.address, grpc.ssl_channel_credentials(authority)) as channel:
             request = node_pb2.JoinRequest(ticket=ticket.id, secret=ticket.secret, name=name, request=new_request(key, name))

@@ -100,14 +100,12 @@ def test_a_started_coordinator_answers_refuses_a_taken_port_and_stops_when_told(
         assert fedscale("node", "join", ticket, "--home", "north").code == 0
         assert [site["name"] for site in fedscale("project", "nodes", "heart", "--json").data] == ["north"]
         port = ready["address"].rpartition(":")[2]
-        second = subprocess.run(
-            [sys.executable, "-m", "fedscale.cli", "server", "start", "--port", port, "--enrolment-port", "0", "--web-port", "0"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert second.returncode == 2
-        assert "cannot listen" in second.stderr
+        fedscale("server", "init", "--home", "other")
+        for home, code, words in (("fedscale-server", 6, "a server is running in this home already"), ("other", 2, "cannot listen")):
+            ports = ("--port", port, "--enrolment-port", "0", "--web-port", "0")
+            line = [sys.executable, "-m", "fedscale.cli", "server", "start", "--home", home, *ports]
+            second = subprocess.run(line, capture_output=True, text=True, check=False)
+            assert (second.returncode, words in second.stderr) == (code, True), second.stderr
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, out) == (0, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,21 @@ def test_a_profile_is_looked_for_here_and_then_at_home(tmp_path: Path, monkeypat
     assert Profile.load().address == "home:1"
     write_profile(tmp_path / "fedscale-server/admin", authority, "here:1")
     assert Profile.load().address == "here:1"
+
+
+def test_a_profile_may_know_several_coordinators(profile: Profile) -> None:
+    (profile.folder / "address").write_text("127.0.0.1:9\n" + (profile.folder / "address").read_text())
+    known = Profile.load(profile.folder)
+    assert (known.address, known.others) == ("127.0.0.1:9", (profile.address,))
+    with Control(known) as control:
+        assert control.run("r1").info.status == "completed"
+        assert control.addresses == (profile.address, "127.0.0.1:9")
+
+
+def test_a_federation_that_nobody_leads_is_not_waited_for_without_end(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedscale_server.control.ELECTION", 0.5)
+    with Control(replace(profile, address="127.0.0.1:9", others=("127.0.0.1:19",))) as control, pytest.raises(Unreachable, match="cannot be reached"):
+        control.status()
 
 
 @pytest.mark.parametrize("missing", ["key.pem", "cert.pem", "ca.pem", "address"])

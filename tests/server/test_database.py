@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from fedscale.errors import ConfigError, FedscaleError, Unreachable
 from fedscale_server.store import database
@@ -69,9 +69,14 @@ def test_a_driver_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("query", "expected"), [("", {"connect_timeout": 10}), ("?connect_timeout=2", {})])
 def test_a_host_is_not_waited_for_without_end(query: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr(database, "create_engine", lambda url, **options: asked.append(options))
+
+    def engine(url: object, **options: object) -> Engine:
+        asked.append(options)
+        return create_engine("sqlite://")
+
+    monkeypatch.setattr(database, "create_engine", engine)
     database._postgresql(database._parsed(f"postgresql://fedscale@host/fedscale{query}"))
-    assert asked == [{"pool_pre_ping": True, "connect_args": expected}]
+    assert asked == [{"pool_pre_ping": True, "connect_args": expected | database.ALIVE}]
 
 
 def test_the_driver_need_not_be_named(url: str, opened: Callable[[str], Store]) -> None:

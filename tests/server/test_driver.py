@@ -337,7 +337,7 @@ async def test_a_run_that_cannot_be_stored_at_all_is_taken_up_after_a_restart(se
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as broken:
-        broken.setattr(driver.book.store, "append", gone)
+        broken.setattr(driver.book.store, "append_all", gone)
         assert (await refusal(ada.answer(ask, 1.0))).code() is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(Unreachable, match="cannot store the run at the moment"):
             server.engine.check(run)
@@ -354,7 +354,7 @@ async def test_a_caller_that_goes_away_in_the_middle_of_a_step_does_not_stop_it(
     run, (ask,) = await server.begun(ada, rounds=2)
     driver = server.engine.driver(run)
     assert driver is not None
-    apply, held = driver.book.apply, asyncio.Event()
+    apply, held = driver.book.apply_all, asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def slow(*given: Any) -> Any:
@@ -363,7 +363,7 @@ async def test_a_caller_that_goes_away_in_the_middle_of_a_step_does_not_stop_it(
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result()
         return done
 
-    monkeypatch.setattr(driver.book, "apply", slow)
+    monkeypatch.setattr(driver.book, "apply_all", slow)
     answering = asyncio.create_task(ada.answer(ask, 1.0))
     await held.wait()
     answering.cancel()

@@ -84,14 +84,14 @@ async def test_an_answer_on_its_way_is_counted_before_the_server_goes(server: Ru
     run, (ask,) = await server.begun(ada, rounds=2)
     driver = server.engine.driver(run)
     assert driver is not None
-    apply, begun, loop = driver.book.apply, asyncio.Event(), asyncio.get_running_loop()
+    apply, begun, loop = driver.book.apply_all, asyncio.Event(), asyncio.get_running_loop()
 
     def slow(*given: Any) -> Any:
         loop.call_soon_threadsafe(begun.set)
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result()
         return apply(*given)
 
-    monkeypatch.setattr(driver.book, "apply", slow)
+    monkeypatch.setattr(driver.book, "apply_all", slow)
     answering = asyncio.create_task(ada.answer(ask, 2.0))
     await begun.wait()
     await back(server)

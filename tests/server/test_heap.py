@@ -38,3 +38,25 @@ def heaps(how: str) -> int:
 def test_threads_share_one_heap() -> None:
     assert heaps("as usual") > 1
     assert heaps("shared") == 1
+
+
+AGAIN = """
+import resource
+from fedscale_server.heap import share_one_heap
+
+share_one_heap()
+frames = [bytes(1 << 18) for _ in range(8)]
+del frames
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(200):
+    frames = [b"x" * (1 << 18) for _ in range(4)]
+    del frames
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="optional data: other heaps keep what they have anyway")
+def test_memory_of_frames_is_used_again_and_not_asked_for_anew() -> None:
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True, timeout=60)
+    anew = 200 * 4 * (1 << 18) / 4096
+    assert int(done.stdout) < anew / 20

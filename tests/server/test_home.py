@@ -16,7 +16,7 @@ from fedscale.errors import ConfigError, Conflict
 from fedscale.identity import Identity, Role
 from fedscale_server import files
 from fedscale_server import home as module
-from fedscale_server.home import Home
+from fedscale_server.home import Home, load_authority
 from fedscale_server.settings import Settings, load
 from tests.server.samples import NOW
 
@@ -255,3 +255,48 @@ def test_a_home_is_made_without_what_only_a_running_server_needs(tmp_path: Path)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "server")], capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
     assert Home.load(tmp_path / "server").authority.federation == "fedscale"
+
+
+# --------------------------------------------------------------------------------------------------------- several homes
+
+
+def test_a_home_is_used_by_one_process_at_a_time(home: Home) -> None:
+    with home.locked() as token:
+        assert len(token) == 32
+        with pytest.raises(Conflict, match="a server is running in this home already"), home.locked():
+            pass
+    with Home.load(home.path).locked() as again:
+        assert again == token
+
+
+def test_homes_have_tokens_of_their_own(home: Home, tmp_path: Path) -> None:
+    with home.locked() as one, Home.create(tmp_path / "other", SETTINGS, NOW, home.authority).locked() as other:
+        assert one != other
+
+
+def test_a_replica_has_the_authority_of_the_first(home: Home, tmp_path: Path) -> None:
+    other = Home.create(tmp_path / "other", SETTINGS, NOW, load_authority(home.path / "ca"))
+    assert (other.path / "ca" / "key.pem").read_bytes() == (home.path / "ca" / "key.pem").read_bytes()
+    assert other.server_pems() != home.server_pems()
+    identity.verify_issued(identity.certificate_pem(server_certificate(other)), identity.certificate_pem(home.authority.certificate), NOW)
+
+
+def test_an_authority_serves_one_federation(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"the authority is of 'north' \(the settings name the federation 'south'\)"):
+        Home.create(tmp_path / "other", SETTINGS.model_copy(update={"federation": "south"}), NOW, home.authority)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_authority(tmp_path / "nowhere")
+
+
+def test_the_profile_knows_all_coordinators_until_it_is_moved_away(home: Home) -> None:
+    home.tell([SETTINGS.address, "two:1"])
+    address = home.profile / "address"
+    assert address.read_text() == f"{SETTINGS.address}\ntwo:1\n"
+    home.refresh(SETTINGS, NOW)
+    assert address.read_text() == f"{SETTINGS.address}\ntwo:1\n", "it is kept while the first one is right"
+    home.refresh(SETTINGS.model_copy(update={"port": 9999}), NOW)
+    assert address.read_text() == "fl.example.org:9999\n"
+    for path in home.profile.iterdir():
+        path.unlink()
+    home.tell(["two:1"])
+    assert list(home.profile.iterdir()) == []

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+import asyncio
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fedscale.errors import Cause, Failure
+from fedscale.clock import SystemClock
+from fedscale.errors import Cause, Failure, Unreachable
 from fedscale.events import Answered, Effect, Event, Failed, Fired, Initialized, Roster, Spoke, Tell
+from fedscale.learner import Phase
+from fedscale.masked import Ground
 from fedscale.plan import Plan
 from fedscale.ring import Words
 from fedscale.run import Run, model_digest
@@ -19,7 +24,10 @@ from fedscale.secagg.simulate import population
 from fedscale.update import Update
 from fedscale.vector import Schema
 from fedscale.wire.codec import digest_of
+from fedscale.wire.convert import Parts
+from fedscale_server.driver import Driver
 from fedscale_server.logbook import Logbook
+from fedscale_server.sessions import Session, Sessions
 from fedscale_server.spool import Spool
 from fedscale_server.store.store import Store
 from tests.server.running import plan_text
@@ -27,7 +35,10 @@ from tests.server.samples import add_run, later
 
 SCHEMA = Schema.of({"w": np.zeros(3, np.float32)})
 NODES = ("ada", "ben", "cyd", "dee")
-PLAN = plan_text(rounds=2, every=2, clients={"min_per_round": 3, "wait_for": 4}, secagg={})
+COHORT = {"min_per_round": 3, "wait_for": 4}
+PLAN = plan_text(rounds=2, every=2, clients=COHORT, secagg={})
+HIDDEN = {"epsilon": 50.0, "delta": 1e-5, "unit": "node", "clip_quantile": 0.5}
+MOVING = plan_text(rounds=2, every=2, clients=COHORT, secagg={}, privacy=HIDDEN)
 
 
 def words_of(run: Run, at: int) -> Words:
@@ -35,7 +46,7 @@ def words_of(run: Run, at: int) -> Words:
     assert run.round is not None
     layout = run.round.terms.layout
     metrics = {m.name: np.full(m.width, float(at)) for m in layout.metrics}
-    return layout.encode(Update(np.full(layout.size, at / 8, np.float32), at + 1.0, metrics))
+    return layout.encode(Update(np.full(layout.size, at / 8, np.float32), min(at + 1.0, layout.weight_cap), metrics))
 
 
 class Sites:
@@ -73,9 +84,10 @@ class Sites:
 
 
 @pytest.fixture
-def opening(store: Store, tmp_path: Path) -> Callable[[], Logbook]:
+def opening(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> Callable[[], Logbook]:
     """Opens the run's logbook as a server does that has just been started."""
-    add_run(store, "r1", plan=PLAN, plan_hash=Plan.from_toml(PLAN).digest)
+    text = getattr(request, "param", PLAN)
+    add_run(store, "r1", plan=text, plan_hash=Plan.from_toml(text).digest)
     return lambda: Logbook.open(store, Spool(tmp_path / "r1"), store.run("r1"))
 
 
@@ -88,10 +100,9 @@ def begun(opening: Callable[[], Logbook]) -> Logbook:
     return book
 
 
-def plain_digest() -> str:
+def plain_digest(plan: Plan) -> str:
     """The model that comes out without masks."""
-    plan = Plan.from_toml(PLAN, overrides=("secagg.enabled=false",))
-    run, first = Run(plan, plan.strategy.build()), np.array([1.0, 2.0, 3.0], np.float32)
+    run, first = Run(plan, plan.strategy.build(), ground=Ground(protocol=False)), np.array([1.0, 2.0, 3.0], np.float32)
     run.handle(Roster(NODES))
     run.handle(Initialized(run.asked, SCHEMA.to_json(), model_digest(first), first))
     while run.status == "running":
@@ -101,6 +112,7 @@ def plain_digest() -> str:
     return run.digest
 
 
+@pytest.mark.parametrize("opening", [PLAN, MOVING], indirect=True)
 def test_a_restart_before_every_line_changes_nothing(opening: Callable[[], Logbook]) -> None:
     sites, book = Sites(), begun(opening)
     steps: list[str] = []
@@ -113,7 +125,7 @@ def test_a_restart_before_every_line_changes_nothing(opening: Callable[[], Logbo
         assert unique is None or book.apply(event, later(1), unique) is None, "a line that is there already changes nothing"
     assert (book.run.status, book.run.reason) == ("completed", "")
     assert [steps.count(step) for step in dict.fromkeys(steps)] == [12] * 6
-    assert book.run.digest == plain_digest()
+    assert book.run.digest == plain_digest(book.plan)
     record = opening().record(later(2))
     assert record.extra["secagg"] == {"mode": "protocol", "profile": "malicious"}
     assert all(row.answered == NODES for row in record.rounds)
@@ -170,3 +182,96 @@ def test_a_masked_vector_that_was_damaged_costs_its_node_the_round(opening: Call
         event, unique = sites.answer(book, due[0])
         book.apply(event, later(3), unique)
     assert tells[0].node not in book.run.history[0].answered
+
+
+class Circle:
+    """A driver whose nodes are connected and say nothing until a test lets them."""
+
+    def __init__(self, book: Logbook, sites: Sites) -> None:
+        self.sites, self.sessions = sites, Sessions()
+        for node in NODES:
+            self.sessions.add(Session(node, "ward", frozenset({"default"}), "0"))
+        self.driver = Driver(book, self.sessions, SystemClock(), lambda _: None)
+
+    def told(self) -> list[Tell]:
+        """What all nodes were told since the last time, put together again."""
+        tells = []
+        for node in NODES:
+            parts, outbox = Parts(), self.sessions.every()[NODES.index(node)].outbox
+            while not outbox.empty():
+                message = outbox.get_nowait()
+                if message is not None and message.HasField("told") and (data := parts.whole(message.told)) is not None:
+                    tells.append(Tell(node, message.told.key.number, Phase(message.told.key.phase), message.told.step, data))
+        return tells
+
+    async def answer_all(self, tells: list[Tell]) -> list[BaseException | None]:
+        """All answers at the same time."""
+        events = [self.sites.answer(self.driver.book, tell)[0] for tell in tells]
+        key = ("r1", Phase(tells[0].phase), tells[0].number)
+        spoken = [self.driver.spoken(key, event.node, event.step, b64decode(event.data)) for event in events if isinstance(event, Spoke)]
+        return await asyncio.gather(*spoken, return_exceptions=True)
+
+
+async def test_messages_that_come_together_are_one_transaction(opening: Callable[[], Logbook], monkeypatch: pytest.MonkeyPatch) -> None:
+    sites, book, written = Sites(), begun(opening), list[list[str]]()
+    circle, real = Circle(book, sites), Store.append_all
+
+    def counted(self: Store, run: str, lines: Any, at: Any) -> Any:
+        written.append([kind for kind, _, _ in lines])
+        return real(self, run, lines, at)
+
+    monkeypatch.setattr(Store, "append_all", counted)
+    await circle.driver.handle(Roster(NODES, sites.keys))
+    written.clear()
+    first = circle.told()
+    assert await circle.answer_all(first) == [None] * len(NODES)
+    for step in ("agreement", "shares"):
+        tells = circle.told()
+        assert {tell.step for tell in tells} == {step}
+        assert await circle.answer_all(tells) == [None] * len(NODES)
+    assert written == [["spoke"] * len(NODES)] * 3
+    assert await circle.answer_all(first) == [None] * len(NODES)
+    assert len(written) == 3, "what was said before is not due"
+    circle.driver.halt()
+    again = opening()
+    assert again.run.round is not None
+    assert again.run.round.masked is not None
+    assert again.run.round.masked.step == "vector"
+    assert again.run.round.masked.outbox == {tell.node: tell.data for tell in circle.told()}
+
+
+async def test_messages_that_cannot_be_stored_are_not_answered(opening: Callable[[], Logbook], monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = Sites()
+    circle = Circle(begun(opening), sites)
+    await circle.driver.handle(Roster(NODES, sites.keys))
+    tells = circle.told()
+
+    def gone(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "append_all", gone)
+    refusals = await circle.answer_all(tells)
+    assert [type(refusal) for refusal in refusals] == [Unreachable] * len(NODES)
+    assert circle.told() == []
+    monkeypatch.undo()
+    again = opening()
+    assert again.run.round is not None
+    assert again.run.round.masked is not None
+    assert again.run.round.masked.waiting == set(NODES)
+
+
+def test_what_was_said_in_a_closed_round_is_forgotten(opening: Callable[[], Logbook], store: Store) -> None:
+    sites, book = Sites(), begun(opening)
+    said = {1: 0, 2: 0}
+    while book.run.status == "running":
+        number, tells = book.run.number, [effect for effect in book.run.begin() if isinstance(effect, Tell)]
+        event, unique = sites.answer(book, tells[0]) if tells else (Roster(NODES, sites.keys), None)
+        assert book.apply(event, later(1), unique) is not None
+        said[number] += isinstance(event, Spoke)
+    assert said == {1: 20, 2: 40}, "training in both rounds, evaluation in the second"
+    lines = store.journal("r1")
+    left = [line.payload for line in lines if line.kind == "spoke"]
+    assert len(left) == sum(said.values()), "whoever watches late sees them all"
+    assert {payload["event"]["data"] for payload in left} == {""}
+    assert [line.seq for line in lines] == list(range(1, len(lines) + 1))
+    assert opening().run.digest == book.run.digest

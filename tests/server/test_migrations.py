@@ -106,6 +106,7 @@ def test_the_data_of_every_release_is_kept(empty_url: str, revision: str, opened
     assert (member.name, member.role, member.serial, member.expires_at, member.joined_at) == ("alpha", "node", "5e", day, NOW)
     assert (member.datasets, member.version, member.last_seen, member.revoked_at) == (["icu"], "0.1.0", None, None)
     assert (member.identity or "")[:8] == ("d75a9801" if revision >= "0003" else "")
+    assert (member.ledger or "")[:6] == ("7:4ce5" if revision >= "0005" else "")
     (run,) = store.unfinished()
     assert (run.id, run.name, run.plan, run.plan_hash, run.bundle, run.key) == ("sepsis-0a1b2c", "sepsis", "[job]", "aa", "bb", "k1")
     (line,) = store.journal(run.id)

@@ -264,7 +264,7 @@ class Customer:
 
 def crashes() -> list[tuple[str, str, int]]:
     """Every point where something is stored, before and after, at its first call in a life and at later ones."""
-    counts = {"append": (1, 2, 4, 7), "keep": (1, 3), "put": (2,), "checkpoint": (1, 2), "clear": (1,), "retire": (1,)}
+    counts = {"append": (1, 2, 4, 7), "keep": (1, 3), "store": (2,), "checkpoint": (1, 2), "clear": (1,), "retire": (1,)}
     counts |= {"adopt": (1,), "finish": (1,), "create": (1,)}
     return [(point, when, count) for point, several in counts.items() for count in several for when in ("before", "after")]
 

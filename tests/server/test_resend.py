@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.server.running import Ask, Node, Receipt, Running
+from fedscale.errors import PlanError
+from tests.server.running import Ask, Node, Receipt, Running, plan_text
 
 ONE_HOT = [np.eye(4, dtype=np.float32)[n] * 3 for n in range(3)]
 KEPT = {"min_per_round": 3, "rejoin": 60.0, "deadline": 120.0}
@@ -92,3 +93,9 @@ async def test_a_closed_round_needs_nobody_again(server: Running) -> None:
         await node.answer(ask, delta)
     await server.over(run)
     assert (await server.model(run)).tolist() == [2.0, 2.0, 2.0, 0.0]
+
+
+async def test_a_plan_with_secure_aggregation_is_refused(server: Running) -> None:
+    """A node gives its masked vector once: after a crash nobody could send it again."""
+    with pytest.raises(PlanError, match='no secure aggregation under durability "resend"'):
+        await server.engine.submit("ward", plan_text(clients=KEPT, secagg={}), "0" * 64, "")

@@ -36,6 +36,10 @@ def test_without_a_file_all_is_at_its_default(home: Path) -> None:
         "uploads_at_once": 4,
         "upload_bytes": 1 << 30,
         "durability": "spool",
+        "replicas": False,
+        "lease_seconds": 10.0,
+        "blobs": "",
+        "blobs_endpoint": "",
         "federation": "fedscale",
     }
 

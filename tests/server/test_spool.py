@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from fedscale.aggregate import Mean
 from fedscale.errors import NotFound, ProtocolError
-from fedscale.ring import WORD
+from fedscale.ring import BLOCK, WORD, Words
+from fedscale.update import Layout, Update
+from fedscale.vector import PIECE, Vector, finite
 from fedscale.wire.codec import digest_of
 from fedscale_server.spool import Spool
 
@@ -31,12 +38,68 @@ def keep(spool: Spool, words: np.ndarray = WORDS, node: str = "ada") -> Path:
 
 def test_an_answer_is_read_back_as_it_was_and_is_private(spool: Spool) -> None:
     path = keep(spool)
-    assert spool.words(path).tolist() == WORDS.tolist()
-    assert spool.words(path, digest_of(WORDS.tobytes())).dtype == WORD
+    assert spool.words(path)[:].tolist() == WORDS.tolist()
+    assert spool.words(path, digest_of(WORDS.tobytes()))[:].dtype == WORD
     assert path.stat().st_mode & 0o777 == 0o600
     assert spool.answers.stat().st_mode & 0o777 == 0o700
     with pytest.raises(ValueError, match="read-only"):
-        spool.words(path)[0] = 1
+        spool.words(path)[:][0] = 1
+
+
+@given(start=st.integers(-12, 12), stop=st.integers(-12, 12))
+@settings(max_examples=60, deadline=None)
+def test_any_piece_of_an_answer_is_the_same_piece_of_its_words(tmp_path_factory: pytest.TempPathFactory, start: int, stop: int) -> None:
+    spool = Spool(tmp_path_factory.mktemp("spool") / "r1")
+    words = np.arange(1, 11, dtype=WORD) * np.uint32(0x01010101)
+    sealed = spool.words(keep(spool, words))
+    assert (sealed.size, sealed.shape, sealed.dtype) == (10, (10,), WORD)
+    assert sealed[start:stop].tolist() == words[start:stop].tolist()
+
+
+def test_a_large_answer_is_added_in_pieces_and_never_held(spool: Spool) -> None:
+    layout = Layout(3 * BLOCK + 5, (), 4)
+    words = layout.encode(Update(np.linspace(-1, 1, layout.size, dtype=np.float32), 2.0))
+    sealed = spool.words(keep(spool, words), digest_of(words.data))
+    longest = 0
+
+    class Watched:
+        dtype, shape, size = sealed.dtype, sealed.shape, sealed.size
+
+        def __getitem__(self, part: slice, /) -> Words:
+            nonlocal longest
+            piece = sealed[part]
+            longest = max(longest, piece.size)
+            return piece
+
+    mean, plain = Mean(), Mean()
+    sums = [each.zero(layout) for each in (mean, plain)]
+    layout.check(Watched())
+    for _ in range(2):
+        mean.add(sums[0], Watched())
+        plain.add(sums[1], words)
+    assert longest <= BLOCK
+    assert np.array_equal(sums[0].words, sums[1].words)
+    assert np.array_equal(mean.report(sums[0], layout).delta, plain.report(sums[1], layout).delta)
+
+
+def test_an_answer_can_be_read_until_its_key_is_gone_whatever_becomes_of_its_name(spool: Spool) -> None:
+    path = keep(spool)
+    sealed = spool.words(path)
+    path.rename(path.with_name("moved"))
+    path.with_name("moved").unlink()
+    assert sealed[1:3].tolist() == [1, 2]
+    spool.clear()
+    with pytest.raises(NotFound, match="the key of an answer is gone"):
+        sealed[1:3]
+
+
+def test_an_answer_that_lost_its_end_is_not_read_as_zeros(spool: Spool) -> None:
+    path = keep(spool)
+    sealed = spool.words(path)
+    os.truncate(path, 8)
+    assert sealed[:2].tolist() == [0, 1]
+    with pytest.raises(NotFound, match="an answer in the spool is cut off"):
+        sealed[:]
 
 
 def test_two_answers_of_one_node_do_not_share_a_file(spool: Spool) -> None:
@@ -64,6 +127,47 @@ def test_a_vector_is_checked_when_it_is_read(spool: Spool) -> None:
         spool.vector(digest)
     with pytest.raises(NotFound, match="no such blob"):
         spool.vector("0" * 64)
+
+
+def test_a_vector_is_stored_once_and_its_memory_is_given_back_after_reading(spool: Spool) -> None:
+    vector = np.arange(2 * PIECE + 3, dtype=np.float32)
+    digest = spool.store(vector)
+    assert digest == digest_of(vector.data.cast("B")) == spool.store(vector, digest)
+    written = spool.blobs.path(digest).stat()
+    kept = spool.vector(digest)
+    assert spool.store(kept) == digest
+    assert (spool.blobs.path(digest).stat().st_ino, written.st_nlink) == (written.st_ino, 1)
+    assert list(spool.blobs.folder.glob("staging/*")) == []
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0] = 1
+    before = resident(kept)
+    assert finite(kept)
+    assert resident(kept) <= before < 100
+    assert kept.sum() > 0
+    assert resident(kept) > 1000
+    spool.blobs.delete(digest)
+    assert np.array_equal(kept, vector)
+
+
+def resident(vector: Vector) -> int:
+    """KiB of a mapped vector that are in memory for this process."""
+    address, found = f"{vector.__array_interface__['data'][0]:x}-", False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        found = line.startswith(address) or (found and not re.match("[0-9a-f]+-", line))
+        if found and line.startswith("Rss:"):
+            return int(line.split()[1])
+    raise AssertionError("the vector is not mapped")
+
+
+def test_a_disk_that_refuses_a_vector_leaves_nothing_of_it(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spool.blobs, "adopt", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        spool.store(np.ones(3, np.float32))
+    assert list(spool.blobs.folder.glob("staging/*")) == []
+    assert spool.blobs.names() == []
 
 
 def test_answers_go_when_the_round_is_closed(spool: Spool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedscale import Secagg
-from fedscale.errors import Cause, PlanError
+from fedscale.errors import Cause, Failure, PlanError
+from fedscale.events import Answered, Failed, Spoke, Tell
 from fedscale.learner import Phase, Result, Work
 from fedscale.names import Names
 from fedscale.plan import Plan
@@ -52,6 +54,35 @@ def test_the_protocol_gives_the_bits_of_a_plain_run(secagg: Any, plain: str) -> 
     assert summary(ended.record)["secagg"] == "protocol"
     assert "secagg    protocol (" in ended.summary()
     assert [row.sites for row in ended.record.rounds] == [{}] * 6
+
+
+@pytest.mark.timeout(600)
+def test_a_thousand_clients_run_the_protocol_and_a_tenth_drops_out_at_random_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the random graph; the model is that of a plain run of those whose vectors arrived."""
+    rng, stages = random.Random(5), ("keys", "agreement", "shares", "vector", "opening")
+    data = {f"c{at:04}": [at / 1000, at / 2000] for at in range(1000)}
+    drops = {name: rng.choice(stages) for name in rng.sample(sorted(data), 100)}
+    lost, hear, mask = Failure(Cause.LOST, "the device dropped out"), masks.Circle.hear, masks.Circle.mask
+
+    def faltering(self: masks.Circle, tell: Tell) -> Spoke | Failed | None:
+        return Failed(tell.node, lost) if drops.get(tell.node) == tell.step != "vector" else hear(self, tell)
+
+    def missing(self: masks.Circle, answer: Answered) -> Answered | Failed:
+        return mask(self, answer) if drops.get(answer.node, "opening") == "opening" else Failed(answer.node, lost)
+
+    monkeypatch.setattr(masks.Circle, "hear", faltering)
+    monkeypatch.setattr(masks.Circle, "mask", missing)
+    tables = {"clients": {"min_per_round": 800, "deadline": 600.0}, "evaluate": {"every": 0}, "strategy": {"rounds": 1}}
+    secret = {"profile": "curious", "adversarial": 0.05, "dropout": 0.1}
+    plan = Plan.model_validate({"job": {"name": "thousand"}, "secagg": secret, **tables})
+    ended = simulate(Drift(), data, plan=plan, secagg="protocol", engine="sequential")
+    assert ended.status == "completed", ended.record.reason
+    [row] = ended.record.rounds
+    assert set(row.answered) == {name for name in data if drops.get(name, "opening") == "opening"}
+    monkeypatch.undo()
+    there = {name: data[name] for name in row.answered}
+    bare = Plan.model_validate({"job": {"name": "thousand"}, **tables})
+    assert ended.digest == simulate(Drift(), there, plan=bare, engine="sequential").digest
 
 
 def test_the_exact_mode_gives_them_too_and_says_what_it_is(plain: str) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional
 import fedscale as fs
 from fedscale.data import Dataset, Population, from_arrays
 from fedscale.errors import AppError, PlanError
-from fedscale.learner import App, Phase
+from fedscale.learner import App, Phase, Result, Work
 from fedscale.plan import Plan
 from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.rounds import spend_of
@@ -214,3 +214,72 @@ def test_union_learns_as_without_privacy_where_the_promise_is_loose() -> None:
     train = {"batch_size": 32, "optimizer": {"lr": 0.5}}
     hidden = simulate(app(), population(4, count=400), rounds=20, secagg=True, privacy=dp, train=train, aggregate={"bound": 32.0})
     assert hidden.metrics["evaluate.accuracy"] > 0.85
+
+
+class Norms:
+    """Changes the model by a vector of each client's own norm."""
+
+    def run(self, work: Work) -> Result:
+        if work.arrays is None:
+            return Result({"w": np.zeros(500, np.float32)}, 0)
+        return Result({"w": work.arrays["w"] + np.float32(work.data / 500**0.5)}, 1)
+
+
+NORMS = {f"client-{at:02}": float(norm) for at, norm in enumerate(np.random.default_rng(3).lognormal(size=40))}
+NODE: dict[str, Any] = {"epsilon": 200, "delta": 1e-5, "unit": "node"}
+
+
+@pytest.mark.parametrize("start", [0.01, 100.0])
+def test_a_clip_finds_the_median_from_afar_and_costs_no_more(start: float) -> None:
+    median = float(np.median(list(NORMS.values())))
+    dp = fs.DP(**NODE, clip=start * median, clip_quantile=0.5)
+    run = simulate(Norms(), NORMS, rounds=80, secagg="exact", clients={"min_per_round": 40}, privacy=dp, **QUIET)
+    assert run.status == "completed", run.record.reason
+    clips = [row.metrics["clip"] for row in run.record.rounds]
+    assert clips[0] == pytest.approx(start * median)
+    assert clips[-1] == pytest.approx(median, rel=0.35)
+    assert 199 < privacy_of(run.record)["epsilon"] <= 200
+
+
+MOVING = fs.DP(**NODE, clip=0.5, clip_quantile=0.5)
+FOREST = fs.DP(**NODE, clip=0.5, mechanism="ftrl", tree_rounds=4)
+
+
+@pytest.mark.parametrize(
+    ("dp", "asked"), [(MOVING, {"secagg": "exact"}), (FOREST, {"clients": {"select": 9}}), (FOREST, {"clients": {"select": 9}, "secagg": True})]
+)
+def test_a_simulation_that_was_stopped_keeps_clip_and_tree(dp: Any, asked: dict[str, Any], tmp_path: Path) -> None:
+    def stop(progress: Any) -> None:
+        if progress.number == 3:
+            raise KeyboardInterrupt
+
+    whole = simulate(Norms(), NORMS, rounds=6, privacy=dp, **asked, **QUIET)
+    assert whole.status == "completed", whole.record.reason
+    with pytest.raises(KeyboardInterrupt):
+        simulate(Norms(), NORMS, rounds=6, privacy=dp, folder=tmp_path, on_progress=stop, **asked, **QUIET)
+    later = simulate(Norms(), NORMS, rounds=6, privacy=dp, resume=tmp_path, **asked, **QUIET)
+    many = simulate(Norms(), NORMS, rounds=6, privacy=dp, engine="pool", workers=2, **asked, **QUIET)
+    assert later.digest == whole.digest == many.digest
+    assert privacy_of(later.record) == privacy_of(whole.record)
+
+
+def test_trees_ask_each_client_once_and_each_answer_costs_one_tree() -> None:
+    run = simulate(Norms(), NORMS, rounds=8, clients={"select": 9}, privacy=FOREST, **QUIET)
+    for begun in (0, 4):
+        answered = [name for row in run.record.rounds[begun : begun + 4] for name in row.answered]
+        assert len(answered) == len(set(answered)) == 36
+    told = privacy_of(run.record)
+    plan = Plan.from_toml(run.record.plan_toml)
+    once = spend_of(FOREST, plan.train, 8, Phase.TRAIN, 1, masked=False)
+    assert once is not None
+    counts = {name: sum(name in row.answered for row in run.record.rounds) for name in NORMS}
+    assert set(counts.values()) == {0, 1, 2}
+    assert told["sites"] == {name: pytest.approx(epsilon([once] * count, 1e-5)) for name, count in counts.items() if count}
+    assert (told["mechanism"], told["neighbours"]) == ("ftrl", "zero the answers of one node")
+    assert told["epsilon"] <= 200
+
+
+def test_a_tree_without_enough_clients_ends_with_the_reason() -> None:
+    run = simulate(Norms(), NORMS, rounds=4, clients={"select": 15, "min_per_round": 15}, privacy=FOREST, **QUIET)
+    assert run.status == "failed"
+    assert "round 3: all but 10 nodes have answered in this tree" in run.record.reason

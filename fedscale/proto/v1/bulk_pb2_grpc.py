@@ -68,7 +68,8 @@ class BulkServicer(object):
 
     def Submit(self, request_iterator, context):
         """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
-        answer goes on from what arrived before, fedscale-offset.
+        answer goes on from what arrived before, fedscale-offset; where the node keeps a privacy ledger, fedscale-ledger =
+        number:hash of its last entry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,8 @@ class BulkStub:
     """The content of a blob, from an offset. Nodes may read the models and bundles of runs they take part in."""
     Submit: _grpc.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]
     """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
-    answer goes on from what arrived before, fedscale-offset.
+    answer goes on from what arrived before, fedscale-offset; where the node keeps a privacy ledger, fedscale-ledger =
+    number:hash of its last entry.
     """
     Put: _grpc.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]
     """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
@@ -54,7 +55,8 @@ class BulkAsyncStub(BulkStub):
     """The content of a blob, from an offset. Nodes may read the models and bundles of runs they take part in."""
     Submit: _aio.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]  # type: ignore[assignment]
     """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
-    answer goes on from what arrived before, fedscale-offset.
+    answer goes on from what arrived before, fedscale-offset; where the node keeps a privacy ledger, fedscale-ledger =
+    number:hash of its last entry.
     """
     Put: _aio.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]  # type: ignore[assignment]
     """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
@@ -77,7 +79,8 @@ class BulkServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_bulk_pb2.Receipt, _abc.Awaitable[_bulk_pb2.Receipt]]:
         """A node's answer to a task. Metadata: fedscale-task = run/phase/number, fedscale-digest, fedscale-size; where the
-        answer goes on from what arrived before, fedscale-offset.
+        answer goes on from what arrived before, fedscale-offset; where the node keeps a privacy ledger, fedscale-ledger =
+        number:hash of its last entry.
         """
 
     @_abc_1.abstractmethod

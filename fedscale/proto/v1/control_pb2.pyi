@@ -43,14 +43,25 @@ class StatusReply(_message.Message):
     ENROLMENT_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    LEADS_UNTIL_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     federation: _builtins.str
     address: _builtins.str
     enrolment: _builtins.str
+    epoch: _builtins.int
+    """of the lease under which it leads; 0 for a coordinator alone"""
+    leads_until: _builtins.float
+    """seconds since the epoch, unless it renews its lease"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeInfo]: ...
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunInfo]: ...
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """host:port of all coordinators of the federation; none where there is one"""
+
     def __init__(
         self,
         *,
@@ -60,10 +71,13 @@ class StatusReply(_message.Message):
         enrolment: _builtins.str = ...,
         nodes: _abc.Iterable[Global___NodeInfo] | None = ...,
         runs: _abc.Iterable[Global___RunInfo] | None = ...,
+        epoch: _builtins.int = ...,
+        leads_until: _builtins.float = ...,
+        replicas: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "enrolment", b"enrolment", "federation", b"federation", "nodes", b"nodes", "runs", b"runs", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "enrolment", b"enrolment", "epoch", b"epoch", "federation", b"federation", "leads_until", b"leads_until", "nodes", b"nodes", "replicas", b"replicas", "runs", b"runs", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -98,6 +98,7 @@ class JoinReply(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PROJECT_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     certificate: _builtins.bytes
     """PEM"""
     authority: _builtins.bytes
@@ -107,6 +108,10 @@ class JoinReply(_message.Message):
     name: _builtins.str
     project: _builtins.str
     role: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """host:port of all coordinators, any of which may lead; none where there is one"""
+
     def __init__(
         self,
         *,
@@ -116,10 +121,11 @@ class JoinReply(_message.Message):
         name: _builtins.str = ...,
         project: _builtins.str = ...,
         role: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "authority", b"authority", "certificate", b"certificate", "name", b"name", "project", b"project", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "addresses", b"addresses", "authority", b"authority", "certificate", b"certificate", "name", b"name", "project", b"project", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -276,17 +282,27 @@ class Welcome(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     heartbeat_seconds: _builtins.float
+    ledger: _builtins.str
+    """the end of the node's privacy ledger as it last came with an answer: number:hash; empty for none"""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """as in JoinReply, as they are now"""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
         heartbeat_seconds: _builtins.float = ...,
+        ledger: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "heartbeat_seconds", b"heartbeat_seconds", "ledger", b"ledger", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -347,6 +363,7 @@ class Assignment(_message.Message):
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
     ROSTER_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
+    CLIP_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """TOML; both sides derive strategy and training from it"""
     bundle: _builtins.str
@@ -362,6 +379,8 @@ class Assignment(_message.Message):
     """secure aggregation: the cohort's identity keys, signed by the roster's authority"""
     authority: _builtins.bytes
     """the roster's authority: an Ed25519 public key, signed by the federation's certificate authority"""
+    clip: _builtins.float
+    """largest norm of a change, where the plan's clip moves from round to round; else 0"""
     @_builtins.property
     def key(self) -> Global___TaskKey: ...
     def __init__(
@@ -376,10 +395,11 @@ class Assignment(_message.Message):
         deadline_seconds: _builtins.float = ...,
         roster: _builtins.bytes = ...,
         authority: _builtins.bytes = ...,
+        clip: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "bundle", b"bundle", "deadline_seconds", b"deadline_seconds", "key", b"key", "model", b"model", "plan", b"plan", "roster", b"roster", "schema", b"schema", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "bundle", b"bundle", "clip", b"clip", "deadline_seconds", b"deadline_seconds", "key", b"key", "model", b"model", "plan", b"plan", "roster", b"roster", "schema", b"schema", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,15 +407,20 @@ Global___Assignment: _TypeAlias = Assignment  # noqa: Y015
 
 @_typing.final
 class Told(_message.Message):
-    """A message of secure aggregation for the node; the same message again asks for the same answer again."""
+    """A message of secure aggregation for the node; the same message again asks for the same answer again.
+    One that is too long for a message of this stream comes in parts, one right after the other.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     step: _builtins.str
     data: _builtins.bytes
+    more: _builtins.bool
+    """the next message goes on with it"""
     @_builtins.property
     def key(self) -> Global___TaskKey: ...
     def __init__(
@@ -404,10 +429,11 @@ class Told(_message.Message):
         key: Global___TaskKey | None = ...,
         step: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "more", b"more", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

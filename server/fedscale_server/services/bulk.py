@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import grpc
 
@@ -20,23 +20,25 @@ from fedscale.proto.v1 import bulk_pb2 as pb
 from fedscale.wire.codec import (
     DIGEST_KEY,
     FETCH,
+    LEDGER_KEY,
     OFFSET,
     OFFSET_KEY,
     PUT,
     SCHEMA_KEY,
+    SEAL,
     SIZE_KEY,
     SUBMIT,
     TASK_KEY,
     Intake,
-    intact,
+    opened,
     sealed,
-    unsealed,
 )
 from fedscale.wire.convert import Key, key_from_text
 from fedscale.wire.limits import BUNDLE, FRAME
 from fedscale_server.admission import Admission, Pass
 from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
+from fedscale_server.inflow import AHEAD, Inflow
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
 from fedscale_server.uploads import Upload, arrived
@@ -84,11 +86,11 @@ class BulkService:
         self._seats: dict[tuple[str, str], _Seat] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The methods; raw sides are sealed frames."""
+        """The methods; raw sides are sealed frames, opened and closed in threads."""
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, pb.FetchRequest.FromString, sealed),
-            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, unsealed, pb.Receipt.SerializeToString),
-            PUT: grpc.stream_unary_rpc_method_handler(self.put, unsealed, pb.Receipt.SerializeToString),
+            FETCH: grpc.unary_stream_rpc_method_handler(self.fetch, pb.FetchRequest.FromString, None),
+            SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, None, pb.Receipt.SerializeToString),
+            PUT: grpc.stream_unary_rpc_method_handler(self.put, None, pb.Receipt.SerializeToString),
             OFFSET: grpc.unary_unary_rpc_method_handler(self.offset, pb.OffsetRequest.FromString, pb.OffsetReply.SerializeToString),
         }
         return grpc.method_handlers_generic_handler("fedscale.v1.Bulk", {name.rpartition("/")[2]: method for name, method in methods.items()})
@@ -107,10 +109,11 @@ class BulkService:
                 raise ProtocolError("a blob was asked for from beyond its end", where=request.digest[:12])
             file.seek(request.offset)
             size = min(max(request.frame, LEAST_FRAME), FRAME) if request.frame else FRAME
-            while frame := await asyncio.to_thread(file.read, size):
-                if driver is not None:
-                    driver.book.traffic.down += len(frame)
-                yield frame
+            while batch := await asyncio.to_thread(_batch, file, size):
+                for frame in batch:
+                    if driver is not None:
+                        driver.book.traffic.down += len(frame) - SEAL
+                    yield frame
 
     async def offset(self, request: pb.OffsetRequest, context: Context) -> pb.OffsetReply:  # noqa: ARG002 - gRPC's shape
         """How much of an answer is here already."""
@@ -145,7 +148,7 @@ class BulkService:
             await self._received(driver, key, node, given, staged, frames, leave)
             seat.whole = given
             try:
-                return await _carried(driver.answered(key, node, staged, given.digest, given.schema))
+                return await _carried(driver.answered(key, node, staged, given.digest, given.schema, _head(facts)))
             finally:
                 seat.whole = None
 
@@ -200,32 +203,43 @@ class BulkService:
             if not seat.waiting:
                 del self._seats[who]
 
-    async def _pour(self, frames: AsyncIterator[bytes], take: Callable[[bytes], None], leave: Pass) -> None:
+    async def _pour(self, frames: AsyncIterator[bytes], take: Callable[[memoryview], None], leave: Pass) -> None:
         """Take all frames of a stream; one that comes slowly holds nobody up, one that stands still ends.
 
         Raises:
             Unreachable: nothing came for too long, or a frame is damaged.
             Busy: others need the room of a stream that stands still.
         """
-        coming = asyncio.ensure_future(anext(frames, None))
+        inflow = Inflow(frames)
         try:
             while True:
                 async with self._turns:
-                    while (await asyncio.wait({coming}, timeout=FLOW_SECONDS))[0]:
-                        if (frame := coming.result()) is None:
+                    inflow.turn(ours=True)
+                    while await inflow.wait(FLOW_SECONDS):
+                        if (parts := inflow.take()) is None:
                             return
-                        await _carried(asyncio.to_thread(take, intact(frame)))
+                        await _carried(asyncio.to_thread(_taken, take, parts))
                         self._admission.moved(leave)
                         _still(leave)
-                        coming = asyncio.ensure_future(anext(frames, None))
-                either: set[asyncio.Future[Any]] = {coming, leave.ousted}
-                await asyncio.wait(either, timeout=STALL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                    inflow.turn(ours=False)
+                here = await inflow.wait(STALL_SECONDS, {leave.ousted})
                 _still(leave)
-                if not coming.done():
+                if not here:
                     raise Unreachable("a transfer stands still", why=f"nothing came for {STALL_SECONDS:g} s", hint="send it again")
         finally:
-            coming.cancel()
-            coming.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await inflow.close()
+
+
+def _taken(take: Callable[[memoryview], None], parts: list[bytes]) -> None:
+    """Take frames as they travelled."""
+    for part in parts:
+        take(opened(part))
+
+
+def _batch(file: BinaryIO, size: int) -> list[bytes]:
+    """The next frames of a file as they travel: several at a time, for handing work to a thread costs as much as reading one. None at its end."""
+    data = memoryview(file.read(max(size, AHEAD)))
+    return [sealed(data[start : start + size]) for start in range(0, len(data), size)]
 
 
 def _place(driver: Driver, key: Key, node: str, digest: str) -> Path:
@@ -254,6 +268,11 @@ def _facts(context: Context) -> dict[str, str]:
     """The call's metadata as text."""
     pairs: Any = context.invocation_metadata() or ()
     return {key: value.decode(errors="replace") if isinstance(value, bytes) else value for key, value in pairs}
+
+
+def _head(facts: dict[str, str]) -> str:
+    """The end of the sender's privacy ledger; empty where it tells none that could be one."""
+    return head if re.fullmatch(r"[0-9]{1,18}:[0-9a-f]{64}", head := facts.get(LEDGER_KEY, "")) else ""
 
 
 def _announced(facts: dict[str, str]) -> Announced:

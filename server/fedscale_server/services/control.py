@@ -32,7 +32,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def CreateProject(self, request: pb.CreateProjectRequest, context: Context) -> pb.Project:  # noqa: ARG002, N802 - gRPC's names
         """A new, empty project."""
-        return pb.Project(**_facts(await self._coordinator.create_project(request.name)))
+        made = await self._coordinator.create_project(request.name)
+        await self._noted("project made", made.name)
+        return pb.Project(**_facts(made))
 
     async def ListProjects(self, request: pb.ListProjectsRequest, context: Context) -> pb.ListProjectsReply:  # noqa: ARG002, N802 - gRPC's names
         """All projects with their sizes."""
@@ -41,6 +43,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Invite(self, request: pb.InviteRequest, context: Context) -> pb.InviteReply:  # noqa: ARG002, N802 - gRPC's names
         """A one-time ticket."""
         made = await self._coordinator.invite(request.project, request.name, request.role, request.ttl_seconds)
+        await self._noted("invited", request.name, project=request.project, role=request.role or "node")
         return pb.InviteReply(**_facts(made))
 
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesReply:  # noqa: ARG002, N802 - gRPC's names
@@ -50,11 +53,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeReply:  # noqa: ARG002, N802 - gRPC's names
         """Shut a member out and cut its stream."""
         await self._coordinator.revoke(request.name, caller().name)
+        await self._noted("shut out", request.name)
         return pb.RevokeReply()
 
     async def SubmitRun(self, request: pb.SubmitRunRequest, context: Context) -> pb.RunInfo:  # noqa: ARG002, N802 - gRPC's names
         """Start a run."""
-        return pb.RunInfo(**_facts(await self._coordinator.submit(request.project, request.plan, request.bundle, request.key)))
+        info = await self._coordinator.submit(request.project, request.plan, request.bundle, request.key)
+        await self._noted("run submitted", info.run, project=request.project, app=request.bundle)
+        return pb.RunInfo(**_facts(info))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsReply:  # noqa: ARG002, N802 - gRPC's names
         """Runs, newest first."""
@@ -76,7 +82,13 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def SteerRun(self, request: pb.SteerRunRequest, context: Context) -> pb.RunInfo:  # noqa: ARG002, N802 - gRPC's names
         """Stop, pause or resume."""
-        return pb.RunInfo(**_facts(await self._coordinator.steer(request.run, request.action, request.reason, caller().name)))
+        info = await self._coordinator.steer(request.run, request.action, request.reason, caller().name)
+        await self._noted(f"run {request.action}", info.run, reason=request.reason)
+        return pb.RunInfo(**_facts(info))
+
+    async def _noted(self, action: str, target: str, **facts: str) -> None:
+        """Write down what the caller did."""
+        await self._coordinator.noted(caller().name, "certificate", action, target, **facts)
 
 
 def _facts(value: DataclassInstance) -> Mapping[str, Any]:
@@ -91,5 +103,5 @@ def _node(site: Site) -> pb.NodeInfo:
 
 def _status(status: Status) -> pb.StatusReply:
     """The server at a glance as its message."""
-    facts = {name: getattr(status, name) for name in ("version", "federation", "address", "enrolment")}
+    facts = {name: getattr(status, name) for name in ("version", "federation", "address", "enrolment", "epoch", "leads_until", "replicas")}
     return pb.StatusReply(**facts, nodes=map(_node, status.nodes), runs=[pb.RunInfo(**_facts(info)) for info in status.runs])

@@ -6,8 +6,10 @@ import asyncio
 
 from fedscale.identity import certificate_pem
 from fedscale.proto.v1 import node_pb2, node_pb2_grpc
+from fedscale_server.leadership import Leadership
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context
+from fedscale_server.trail import Trail
 
 
 class EnrolmentService(node_pb2_grpc.EnrolmentServicer):
@@ -16,10 +18,12 @@ class EnrolmentService(node_pb2_grpc.EnrolmentServicer):
     Args:
         registry: tickets and members.
         address: ``host:port`` of the mTLS port, told to whoever joins.
+        leadership: knows the other coordinators, of whom joiners are told too.
+        trail: remembers who joined.
     """
 
-    def __init__(self, registry: Registry, address: str) -> None:
-        self._registry, self._address = registry, address
+    def __init__(self, registry: Registry, address: str, leadership: Leadership, trail: Trail) -> None:
+        self._registry, self._address, self._leadership, self._trail = registry, address, leadership, trail
 
     async def Authority(self, request: node_pb2.AuthorityRequest, context: Context) -> node_pb2.AuthorityReply:  # noqa: ARG002, N802 - gRPC's names
         """The authority's certificate; public."""
@@ -28,7 +32,15 @@ class EnrolmentService(node_pb2_grpc.EnrolmentServicer):
     async def Join(self, request: node_pb2.JoinRequest, context: Context) -> node_pb2.JoinReply:  # noqa: ARG002, N802 - gRPC's names
         """A certificate for a ticket."""
         certificate, member = await asyncio.to_thread(self._registry.join, request.ticket, request.secret, request.name, request.request)
+        await asyncio.to_thread(self._trail.note, member.name, "ticket", "joined", member.project)
         authority = certificate_pem(self._registry.authority.certificate)
+        addresses = [place.address for place in self._leadership.places]
         return node_pb2.JoinReply(
-            certificate=certificate, authority=authority, address=self._address, name=member.name, project=member.project, role=member.role
+            certificate=certificate,
+            authority=authority,
+            address=self._address,
+            name=member.name,
+            project=member.project,
+            role=member.role,
+            addresses=addresses,
         )

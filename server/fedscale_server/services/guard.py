@@ -80,10 +80,11 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
 
     Args:
         registry: knows who is revoked; ``None`` on the enrolment port, where nobody has a certificate yet.
+        serving: raises while another coordinator is to be asked.
     """
 
-    def __init__(self, registry: Registry | None) -> None:
-        self._registry = registry
+    def __init__(self, registry: Registry | None, serving: Callable[[], None] = lambda: None) -> None:
+        self._registry, self._serving = registry, serving
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Wrap the method's handler, whatever its arity."""
@@ -100,8 +101,10 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         """Find out who calls and whether they may; nobody is asked on the enrolment port.
 
         Raises:
+            Unreachable: another coordinator leads.
             AccessDenied: no certificate, not known, revoked, or not for this role.
         """
+        self._serving()
         if self._registry is None:
             return None
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
@@ -114,11 +117,13 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         return identity
 
     def _still(self, identity: Identity | None) -> None:
-        """Whether who was admitted is still a member; from memory.
+        """Whether who was admitted is still a member, and to be served here; from memory.
 
         Raises:
+            Unreachable: another coordinator leads since.
             AccessDenied: revoked since.
         """
+        self._serving()
         if self._registry is not None and identity is not None:
             self._registry.check(identity)
 

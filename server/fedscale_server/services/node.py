@@ -18,6 +18,7 @@ from fedscale.tables import NAME
 from fedscale.wire.convert import failure_from_proto, key_from_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
 from fedscale_server.engine import Engine
+from fedscale_server.leadership import Leadership
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
 from fedscale_server.sessions import Session
@@ -29,8 +30,8 @@ MAX_DATASETS = 256
 class NodeService(node_pb2_grpc.NodeServicer):
     """Control streams and certificate renewal."""
 
-    def __init__(self, engine: Engine, registry: Registry) -> None:
-        self._engine, self._registry = engine, registry
+    def __init__(self, engine: Engine, registry: Registry, leadership: Leadership) -> None:
+        self._engine, self._registry, self._leadership = engine, registry, leadership
 
     async def Connect(self, request_iterator: AsyncIterator[pb.NodeMessage], context: Context) -> AsyncIterator[pb.ServerMessage]:  # noqa: ARG002, N802 - gRPC's names
         """The life of a connected node."""
@@ -45,7 +46,9 @@ class NodeService(node_pb2_grpc.NodeServicer):
         log.info("node connected", node=name, datasets=len(session.datasets))
         try:
             self._engine.connected(session)
-            yield pb.ServerMessage(welcome=pb.Welcome(version=fedscale.__version__, heartbeat_seconds=HEARTBEAT_SECONDS))
+            addresses = [place.address for place in self._leadership.places]
+            welcome = pb.Welcome(version=fedscale.__version__, heartbeat_seconds=HEARTBEAT_SECONDS, addresses=addresses, ledger=member.ledger or "")
+            yield pb.ServerMessage(welcome=welcome)
             while not reader.done():
                 message = await _within(session.outbox)
                 if message is None:

@@ -1,6 +1,8 @@
 """Blobs: a folder of files, each named by the SHA-256 of what it holds.
 
 A blob is complete from the moment its name exists, and never changes. What is still being written lies in ``staging/``.
+Where several servers share their blobs, the folder is what this one has seen of them: a blob is on the shelf before anybody
+hears of it, and what is not here is fetched from there.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from fedscale.errors import NotFound, ProtocolError
 from fedscale_server import files
+from fedscale_server.store.depot import Shelf
 
 PROCESS = secrets.token_hex(8)  # staging files of any other process were left by one that died
 
@@ -21,10 +24,11 @@ class Blobs:
 
     Args:
         folder: its own folder; one process writes to it at a time, with any number of threads.
+        shelf: where other servers find the same blobs; ``None`` where there are no others.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, shelf: Shelf | None = None) -> None:
+        self.folder, self._shelf = folder, shelf
         self._staging = folder / "staging"
         if not self._staging.is_dir():
             files.private_folder(folder)
@@ -34,6 +38,8 @@ class Blobs:
         """Store ``data`` durably; returns its digest."""
         digest = hashlib.sha256(data).hexdigest()
         files.write(self._named(digest), data, self.staging())
+        if self._shelf:
+            self._shelf.put(digest, self._named(digest))
         return digest
 
     def adopt(self, path: Path, digest: str) -> None:
@@ -45,15 +51,29 @@ class Blobs:
         target = self._named(digest)
         path.chmod(0o600)
         files.sync(path)
+        if self._shelf:
+            self._shelf.put(digest, path)
         files.move(path, target)
 
     def names(self) -> list[str]:
         """The digests of all blobs, in order."""
-        return sorted(path.name for path in self.folder.iterdir() if _is_digest(path.name))
+        here = {path.name for path in self.folder.iterdir() if _is_digest(path.name)}
+        return sorted(here | self._shelf.digests() if self._shelf else here)
 
     def has(self, digest: str) -> bool:
         """Whether the blob is here."""
         return _is_digest(digest) and self._named(digest).is_file()
+
+    def find(self, digest: str) -> bool:
+        """Whether the blob is here, fetched from the shelf if need be."""
+        return self.has(digest) or (_is_digest(digest) and self._fetched(digest))
+
+    def share(self, digest: str) -> bool:
+        """Whether the blob is here; if so, other servers can fetch it from now on."""
+        here = self.has(digest)
+        if here and self._shelf and not self._shelf.has(digest):
+            self._shelf.put(digest, self._named(digest))
+        return here
 
     def path(self, digest: str) -> Path:
         """The blob's file, to be read only.
@@ -63,9 +83,26 @@ class Blobs:
             ProtocolError: the digest is malformed.
         """
         path = self._named(digest)
-        if not path.is_file():
+        if not self.find(digest):
             raise NotFound("no such blob", where=digest[:12])
         return path
+
+    def _fetched(self, digest: str) -> bool:
+        """Whether the blob is on the shelf; it is here then, and whole."""
+        if self._shelf is None:
+            return False
+        draft = self.staging()
+        try:
+            if not self._shelf.fetch(digest, draft):
+                return False
+            with draft.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    raise NotFound("a shared blob is damaged", where=digest[:12], why="its bytes have another digest", hint="restore it")
+            draft.chmod(0o600)
+            files.move(draft, self._named(digest))
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
 
     def read(self, digest: str) -> bytes:
         """The blob's bytes, checked.
@@ -86,6 +123,8 @@ class Blobs:
             ProtocolError: the digest is malformed.
         """
         self._named(digest).unlink(missing_ok=True)
+        if self._shelf:
+            self._shelf.delete(digest)
 
     def staging(self) -> Path:
         """A path that nobody else uses, for a file to be adopted."""

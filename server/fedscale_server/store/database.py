@@ -8,16 +8,21 @@ from __future__ import annotations
 import sqlite3
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from fedscale.errors import ConfigError, Unreachable
 
-HEAD = "0003"  # the newest file in migrations/versions
+HEAD = "0005"  # the newest file in migrations/versions
 MIGRATIONS = Path(__file__).with_name("migrations")
 PRAGMAS = ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 CONNECT_SECONDS = 10
+# Whoever is stopped in the middle of a transaction would keep the lease's row from all others, and so would one whose network is gone.
+IDLE = "SET idle_in_transaction_session_timeout = '8s'"
+WAITING = "SET lock_timeout = '30s'"
+ALIVE = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 2, "tcp_user_timeout": 10_000}
 WRITE = {"fedscale_write": True}
 
 
@@ -61,8 +66,18 @@ def _parsed(url: str) -> URL:
 
 def _postgresql(url: URL) -> Engine:
     """An engine that notices broken connections and gives up on a host that does not answer."""
-    arguments = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_SECONDS}
-    return create_engine(url, pool_pre_ping=True, connect_args=arguments)
+    arguments = {"connect_timeout": CONNECT_SECONDS, **ALIVE}
+    given = {name: value for name, value in arguments.items() if name not in url.query}
+    engine = create_engine(url, pool_pre_ping=True, connect_args=given)
+    event.listen(engine, "connect", _impatient)
+    return engine
+
+
+def _impatient(connection: Any, _: object) -> None:
+    """Set up a new connection."""
+    connection.execute(IDLE)
+    connection.execute(WAITING)
+    connection.commit()
 
 
 def _sqlite(url: URL) -> Engine:

@@ -1,28 +1,30 @@
 """Store: projects, tickets, members and runs with their journals and checkpoints, in SQLite or PostgreSQL.
 
 Every method blocks, may be called from any thread, and is one transaction that is durable when it returns. Rows come
-back detached. One process writes to a database at a time; its writers take turns under a lock.
+back detached. One process writes to a database at a time, which the lease decides and every transaction that writes checks
+again; its writers take turns under a lock.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, String, bindparam, delete, func, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, String, bindparam, delete, func, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select
 
 from fedscale.errors import Conflict, FedscaleError, NotFound
 from fedscale.identity import Role
-from fedscale_server.store import admission, database
+from fedscale_server.store import admission, database, leases
 from fedscale_server.store.tables import Account, Checkpoint, Journal, Json, Login, Member, Project, Prose, RunRow, Ticket, Utc
 
-RUNNING = "running"
+RUNNING, SPOKEN = "running", "spoke"
 SHORTEST_PREFIX = 4
 
 # The hottest statement: sequence number, uniqueness and line in one, with no way to come between.
@@ -42,12 +44,17 @@ APPEND = text(
 
 
 class Store:
-    """The server's database; ``Store.open`` makes one."""
+    """The server's database; ``Store.open`` makes one.
+
+    Its methods that write raise ``PermissionError``, and write nothing, while the lease is not at the epoch that ``fence`` was told.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(**database.WRITE)
         self._turn = threading.Lock()
+        self._epoch: int | None = None
+        self.leases = leases.Leases(engine)
 
     @classmethod
     def open(cls, url: str) -> Store:
@@ -63,11 +70,39 @@ class Store:
         """Let go of all connections."""
         self._engine.dispose()
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which this process writes; 0 for none."""
+        return self._epoch or leases.STANDBY
+
+    @property
+    def stands_by(self) -> bool:
+        """Whether this process may not write for now."""
+        return self._epoch == leases.STANDBY
+
+    def fence(self, epoch: int) -> None:
+        """Write from now on only in this epoch; before the first call, whoever opened the store has the database to itself."""
+        self._epoch = epoch
+
+    def of_term(self) -> Store:
+        """The same database for the epoch of now alone: whoever holds it writes nothing once that has ended, even if another one has begun."""
+        return copy.copy(self)
+
     @contextmanager
     def _write(self) -> Iterator[Session]:
         """A transaction that writes; it is durable once the block ends."""
         with self._turn, Session(self._writer, expire_on_commit=False) as session, session.begin():
+            self._check(session.connection())
             yield session
+
+    def _check(self, connection: Connection) -> None:
+        """The first statement of every transaction that writes.
+
+        Raises:
+            PermissionError: this process does not lead any more.
+        """
+        if self._epoch is not None:
+            leases.check(connection, self._epoch)
 
     @contextmanager
     def _read(self) -> Iterator[Session]:
@@ -175,6 +210,14 @@ class Store:
         """
         known = {"identity": identity} if identity else {}
         self._change_member(name, last_seen=now, datasets=list(datasets), version=version, **known)
+
+    def anchor(self, heads: Mapping[str, str]) -> None:
+        """Note the ends of nodes' ledgers, ``NUMBER:HASH`` by name; an earlier end than the one that is known changes nothing."""
+        with self._write() as session:
+            for member in session.exec(select(Member).where(col(Member.name).in_(heads))):
+                if _number(member.ledger) < _number(heads[member.name]):
+                    member.ledger = heads[member.name]
+                    session.add(member)
 
     def renewed(self, name: str, serial: str, expires_at: datetime) -> None:
         """A member has a new certificate.
@@ -339,13 +382,21 @@ class Store:
         Raises:
             NotFound: no such run.
         """
-        line = {"run": run, "kind": kind, "payload": payload, "at": at, "unique_key": unique}
+        return self.append_all(run, [(kind, payload, unique)], at)[0]
+
+    def append_all(self, run: str, lines: Iterable[tuple[str, dict[str, Any], str | None]], at: datetime) -> list[int | None]:
+        """Add several lines, all or none; each is what ``append`` takes as kind, payload and unique name, and gives its number.
+
+        Raises:
+            NotFound: no such run.
+        """
+        rows = [{"run": run, "kind": kind, "payload": payload, "at": at, "unique_key": unique} for kind, payload, unique in lines]
         try:
             with self._turn, self._writer.begin() as connection:
-                number: int | None = connection.execute(APPEND, line).scalar()
+                self._check(connection)
+                return [connection.execute(APPEND, row).scalar() for row in rows]
         except IntegrityError:
             raise NotFound(f"no run '{run}' to write a journal for") from None
-        return number
 
     def journal(self, run: str, after: int = 0, limit: int | None = None) -> list[Journal]:
         """The lines of a run's journal whose number is greater than ``after``, at most ``limit``, in order."""
@@ -374,6 +425,8 @@ class Store:
     ) -> None:
         """Store a run between two rounds; the same ``seq`` again takes the place of the first.
 
+        What the nodes said under secure aggregation before it is never replayed: their lines stay for whoever watches, their messages go.
+
         Raises:
             NotFound: no such run.
         """
@@ -381,6 +434,10 @@ class Store:
         try:
             with self._write() as session:
                 session.merge(row)
+                since = select(func.coalesce(func.max(Checkpoint.seq), 0)).where(col(Checkpoint.run) == run, col(Checkpoint.seq) < seq)
+                between = (col(Journal.seq) > since.scalar_subquery()) & (col(Journal.seq) <= seq)
+                for line in session.exec(select(Journal).where(col(Journal.run) == run, between, col(Journal.kind) == SPOKEN)):
+                    line.payload = {**line.payload, "event": {**line.payload["event"], "data": ""}}
         except IntegrityError:
             raise NotFound(f"no run '{run}' to write a checkpoint for") from None
 
@@ -389,11 +446,21 @@ class Store:
         with self._read() as session:
             return session.exec(select(Checkpoint).where(col(Checkpoint.run) == run).order_by(col(Checkpoint.seq).desc()).limit(1)).first()
 
+    def holder(self, model: str) -> str:
+        """A run that has, or had, this model; empty for none."""
+        with self._read() as session:
+            return session.exec(select(Checkpoint.run).where(col(Checkpoint.model) == model).limit(1)).first() or ""
+
     def outcomes(self, run: str) -> list[dict[str, Any]]:
         """The outcomes of a run's closed rounds, in order."""
         closed = select(Checkpoint.outcome).where(col(Checkpoint.run) == run, col(Checkpoint.outcome).is_not(None)).order_by(col(Checkpoint.seq))
         with self._read() as session:
             return [dict(outcome) for outcome in session.exec(closed) if outcome is not None]
+
+
+def _number(head: str | None) -> int:
+    """The number in the end of a ledger; -1 for none."""
+    return int(head.partition(":")[0]) if head else -1
 
 
 def _need_project(session: Session, name: str) -> None:

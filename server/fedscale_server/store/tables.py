@@ -102,6 +102,7 @@ class Member(Table, table=True):
     version: str = Field(default="", sa_type=Prose)
     revoked_at: datetime | None = Field(default=None, sa_type=Utc)
     identity: str | None = None
+    ledger: str | None = None
 
 
 class RunRow(Table, table=True):
@@ -167,3 +168,22 @@ class Login(Table, table=True):
     role: str
     created: datetime = Field(sa_type=Utc)
     expires_at: datetime = Field(sa_type=Utc)
+
+
+class Lease(Table, table=True):
+    """Who may write to this database: each holder has an epoch of its own, greater than all before."""
+
+    name: str = Field(primary_key=True)
+    holder: str = Field(sa_type=Prose)
+    token: str
+    epoch: int
+    lease_until: datetime = Field(sa_type=Utc)
+
+
+class Replica(Table, table=True):
+    """One of several servers on this database, and where members and bearers of tickets reach it."""
+
+    token: str = Field(primary_key=True)
+    address: str = Field(sa_type=Prose)
+    enrolment: str = Field(sa_type=Prose)
+    seen_at: datetime = Field(sa_type=Utc)

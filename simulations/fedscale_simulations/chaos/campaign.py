@@ -193,14 +193,14 @@ class Setting:
         return Job(tuple(f"node-{number:02}" for number in range(self.nodes)), self.rounds, **terms)
 
 
-def conduct(verb: str, setting: Setting, times: int, begin: Begin, job: Job | None = None, *, strict: bool = True) -> int:
+def conduct(verb: str, setting: Setting, times: int, begin: Begin, job: Job | None = None, *, strict: bool = True, clocks: bool = False) -> int:
     """A whole command: open a federation, play a campaign, print what was found; returns the exit code."""
     seed = random.SystemRandom().getrandbits(32) if setting.seed is None else setting.seed
     folder = Path(mkdtemp(prefix="fedscale-chaos-")) if setting.out is None else setting.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with console.Bar(f"chaos {verb}") as bar, Cast(tell=lambda _: None) as cast:
-        troupe = Troupe(cast, folder, job or setting.job(), setting.database)
+        troupe = Troupe(cast, folder, job or setting.job(), setting.database, clocks)
         troupe.open()
         opened = time.monotonic()
         with begin(troupe) as trouble:

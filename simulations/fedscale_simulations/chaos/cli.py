@@ -11,6 +11,7 @@ import typer
 from fedscale.cli.options import Json
 from fedscale_simulations.chaos.campaign import Setting, conduct
 from fedscale_simulations.chaos.disk import LONGEST, Disk, Shortage
+from fedscale_simulations.chaos.jump import MOST_HOURS, Jump
 from fedscale_simulations.chaos.kill import Kill, Who
 from fedscale_simulations.chaos.network import LONGEST_FAULT, Break, storm
 from fedscale_simulations.chaos.pause import LONG, Pause
@@ -54,6 +55,23 @@ def pause(
 ) -> None:
     """Freeze coordinator and nodes at random moments and count what is lost."""
     raise typer.Exit(conduct("pause", Setting(nodes, rounds, seed, database, out, json), faults, lambda _: nullcontext(Pause(who, longest))))
+
+
+def clock(
+    *,
+    faults: Faults = 20,
+    who: Whom = Who.BOTH,
+    hours: Annotated[float, typer.Option(min=0.0, max=MOST_HOURS, help="How far from the right time at most, either way.")] = MOST_HOURS,
+    nodes: Nodes = 8,
+    rounds: Rounds = 25,
+    seed: Seed = None,
+    database: Database = "",
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Let the wall clocks of coordinator and nodes jump at random moments and count what is lost."""
+    setting = Setting(nodes, rounds, seed, database, out, json)
+    raise typer.Exit(conduct("clock", setting, faults, lambda _: nullcontext(Jump(who, hours)), clocks=True))
 
 
 def partition(

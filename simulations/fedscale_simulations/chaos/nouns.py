@@ -9,6 +9,9 @@ chaos = group(
     {
         "kill": Entry("fedscale_simulations.chaos.cli:kill", "Kill coordinator and nodes at random moments and count what is lost."),
         "pause": Entry("fedscale_simulations.chaos.cli:pause", "Freeze coordinator and nodes at random moments and count what is lost."),
+        "clock": Entry(
+            "fedscale_simulations.chaos.cli:clock", "Let the wall clocks of coordinator and nodes jump at random moments and count what is lost."
+        ),
         "partition": Entry(
             "fedscale_simulations.chaos.cli:partition", "Break the network between nodes and coordinator at random moments and count what is lost."
         ),

@@ -19,6 +19,7 @@ from fedscale.errors import Unreachable
 from fedscale.record import RunRecord
 from fedscale.vector import Vector
 from fedscale_simulations.cast import Cast
+from fedscale_simulations.chaos.clockwork import through
 from fedscale_simulations.chaos.oracle import DATASET, LABEL, Job, dark
 
 PROJECT, SERVER = "chaos", "server"
@@ -34,12 +35,14 @@ class Troupe:
         folder: where everything lies.
         job: what they run.
         database: URL of the coordinator's database; SQLite in its folder by default.
+        clocks: whether the wall clock of each process can be set.
     """
 
     cast: Cast
     folder: Path
     job: Job
     database: str = ""
+    clocks: bool = False
     restarts: list[float] = field(default_factory=list)
     _lives: dict[str, int] = field(default_factory=dict)
     _ports: tuple[str, str] = ("0", "0")
@@ -54,6 +57,10 @@ class Troupe:
     def port(self) -> int:
         """Where the coordinator listens."""
         return int(self._ports[0])
+
+    def clock(self, name: str) -> Path:
+        """The file that says by how many seconds a process's wall clock is wrong."""
+        return self.folder / f"{name}.clock"
 
     def site(self, node: str) -> Path:
         """A node's folder."""
@@ -103,7 +110,7 @@ class Troupe:
     def _start(self, name: str, *words: object) -> Path:
         self._lives[name] = self._lives.get(name, -1) + 1
         log = self.folder / "logs" / f"{name}.{self._lives[name]}.log"
-        self.cast.start(name, *words, log=log)
+        self.cast.start(name, *words, log=log, through=through(self.clock(name)) if self.clocks else ())
         return log
 
     def kill(self, name: str) -> None:

@@ -1,0 +1,49 @@
+"""What left a site and what it cost, as plain values: the command line and the console show the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedscale_client import policy
+from fedscale_client.home import NodeHome
+from fedscale_client.ledger import accounts, reading
+from fedscale_client.ledger.accounts import Account
+from fedscale_client.ledger.state import Item
+
+
+def items(node: NodeHome) -> tuple[Item, ...]:
+    """All reservations of the ledger; none before there is one.
+
+    Raises:
+        ConfigError: the ledger does not verify.
+    """
+    return reading.items(node)
+
+
+def spent(node: NodeHome, delta: float | None = None) -> list[Account]:
+    """What this site has spent, by population and unit, against its caps.
+
+    Args:
+        node: whose.
+        delta: at which epsilon is told; by default the cap's, else the plans'.
+
+    Raises:
+        ConfigError: policy or ledger cannot be read.
+    """
+    rules = policy.load(node)
+    caps = {rules.population(name): own.cap for name, own in rules.datasets.items() if own.cap}
+    return accounts.accounts(items(node), caps, delta)
+
+
+def receipts(node: NodeHome, run: str = "") -> list[dict[str, Any]]:
+    """What left this site, answer by answer, of one run or of all.
+
+    Raises:
+        ConfigError: the ledger does not verify.
+    """
+    return [accounts.receipt(item) for item in items(node) if item.release and run in ("", item.claim.run)]
+
+
+def problem(node: NodeHome) -> str:
+    """What is wrong with the ledger; empty when nothing is, or there is none."""
+    return reading.verify(node)[0]

@@ -1,0 +1,209 @@
+"""The audit trail: any edit, deletion, reordering and truncation is found, and who did what stands in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from fedscale.errors import ConfigError, RunFailed
+from fedscale_server.trail import ORIGIN, Deed, Trail, head_of
+from tests.command import fedscale
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+LINES = 6
+
+
+@pytest.fixture
+def trail(tmp_path: Path) -> Trail:
+    """A trail of six lines."""
+    made = Trail(tmp_path, lambda: NOW)
+    for number in range(LINES):
+        made.note("grace", "dashboard", "run submitted", f"run-{number}", project="heart")
+    return made
+
+
+def lines(trail: Trail) -> list[bytes]:
+    return trail.path.read_bytes().splitlines(keepends=True)
+
+
+def test_a_trail_verifies_and_says_where_it_ends(trail: Trail) -> None:
+    deeds = trail.read()
+    assert [deed.seq for deed in deeds] == list(range(1, LINES + 1))
+    assert trail.verify() == (LINES, deeds[-1].digest)
+    assert trail.verify((2, deeds[1].digest)) == (LINES, deeds[-1].digest)
+    assert deeds[0].previous == ORIGIN
+    assert (deeds[3].who, deeds[3].action, deeds[3].target, deeds[3].facts) == ("grace", "run submitted", "run-3", {"project": "heart"})
+    assert oct(trail.path.stat().st_mode & 0o777) == "0o600"
+
+
+def test_the_hash_is_the_one_that_is_documented(tmp_path: Path) -> None:
+    deed = Trail(tmp_path, lambda: NOW).note("ada", "certificate", "shut out", "mercy")
+    said = '{"action":"shut out","at":"2026-01-02T03:04:05.000+00:00","door":"certificate","facts":{},"previous":"' + ORIGIN
+    said += '","seq":1,"target":"mercy","who":"ada"}'
+
+    assert deed.digest == hashlib.sha256(b"fedscale/audit/v1\0" + said.encode()).hexdigest()
+
+
+def edited(name: str, value: object) -> Callable[[list[bytes]], list[bytes]]:
+    def change(found: list[bytes]) -> list[bytes]:
+        tree = json.loads(found[2])
+        return [*found[:2], json.dumps({**tree, name: value}).encode() + b"\n", *found[3:]]
+
+    return change
+
+
+def rewritten(found: list[bytes]) -> list[bytes]:
+    """A line that was edited and given the hash that fits."""
+    deed = Deed(**{**json.loads(found[2]), "who": "nobody"})
+    fitting = Deed(**{**asdict(deed), "digest": deed.hashed()})
+    return [*found[:2], json.dumps(asdict(fitting)).encode() + b"\n", *found[3:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (edited("who", "nobody"), "line 3 was edited"),
+        (edited("at", "2025-01-01T00:00:00.000+00:00"), "line 3 was edited"),
+        (edited("facts", {}), "line 3 was edited"),
+        (edited("digest", "0" * 64), "line 3 was edited"),
+        (edited("previous", "0" * 64), "line 3 was edited"),
+        (rewritten, "line 4 does not follow the one before it"),
+        (lambda found: [*found[:2], *found[3:]], "line 3 is missing or stands elsewhere"),
+        (lambda found: found[1:], "line 1 is missing or stands elsewhere"),
+        (lambda found: [found[1], found[0], *found[2:]], "line 1 is missing or stands elsewhere"),
+        (lambda found: [*found[:3], found[2], *found[3:]], "line 4 is missing or stands elsewhere"),
+        (lambda found: found[:-1], "it ends with line 5, and had 6"),
+        (lambda _: [], "it ends with line 0, and had 6"),
+    ],
+)
+def test_every_change_is_found(trail: Trail, change: Callable[[list[bytes]], list[bytes]], problem: str) -> None:
+    trail.path.write_bytes(b"".join(change(lines(trail))))
+    with pytest.raises(RunFailed) as caught:
+        trail.verify()
+    assert caught.value.why == problem
+
+
+def test_any_flipped_bit_is_found(trail: Trail) -> None:
+    rng, whole = random.Random(7), trail.path.read_bytes()
+    for _ in range(300):
+        at = rng.randrange(len(whole))
+        trail.path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << rng.randrange(8))]) + whole[at + 1 :])
+        # A bit of white space or of an escape may leave what is said as it was; nothing else may.
+        try:
+            trail.verify()
+        except (RunFailed, ConfigError):
+            continue
+        assert [asdict(deed) for deed in trail.read()] == [json.loads(line) for line in whole.splitlines()], at
+
+
+def test_a_trail_that_was_cut_with_its_head_is_found_by_a_head_noted_elsewhere(trail: Trail) -> None:
+    noted = trail.verify()
+    trail.path.write_bytes(b"".join(lines(trail)[:3]))
+    trail.path.with_suffix(".head").unlink()
+    assert trail.verify()[0] == 3, "as far as anybody here knows"
+    with pytest.raises(RunFailed) as caught:
+        trail.verify(noted)
+    assert caught.value.why == "it ends with line 3, and had 6"
+
+
+def test_a_trail_that_was_written_anew_is_found_by_a_head_noted_elsewhere(trail: Trail, tmp_path: Path) -> None:
+    noted = trail.verify()
+    for path in (trail.path, trail.path.with_suffix(".head")):
+        path.unlink()
+    other = Trail(tmp_path, lambda: NOW + timedelta(seconds=1))
+    for number in range(LINES):
+        other.note("grace", "dashboard", "run submitted", f"run-{number}", project="heart")
+    with pytest.raises(RunFailed) as caught:
+        other.verify(noted)
+    assert caught.value.why == "line 6 is another than the one that was noted"
+
+
+def test_a_line_that_a_crash_cut_off_goes_and_the_next_follows_the_last_whole_one(trail: Trail) -> None:
+    with trail.path.open("ab") as file:
+        file.write(b'{"seq": 7, "at": "20')
+    assert trail.note("grace", "dashboard", "logged out").seq == LINES + 1
+    assert trail.verify()[0] == LINES + 1
+
+
+def test_nothing_is_added_to_what_is_no_trail(trail: Trail) -> None:
+    trail.path.write_bytes(b"no trail\n")
+    with pytest.raises(ConfigError, match="no line of an audit trail"):
+        trail.note("grace", "dashboard", "logged in")
+    assert trail.path.read_bytes() == b"no trail\n"
+
+
+def test_threads_and_processes_write_one_chain(tmp_path: Path) -> None:
+    code = "import sys; from datetime import *; from pathlib import Path; from fedscale_server.trail import Trail\n"
+    code += "t = Trail(Path(sys.argv[1]), lambda: datetime.now(UTC))\nfor n in range(20): t.note('other', 'command line', 'user added', str(n))"
+    trail = Trail(tmp_path, lambda: NOW)
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=os.environ) as process:
+        threads = [threading.Thread(target=lambda: [trail.note("grace", "dashboard", "logged in") for _ in range(20)]) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert process.wait(60) == 0
+    assert trail.verify()[0] == 60
+
+
+def test_a_trail_without_lines_verifies(tmp_path: Path) -> None:
+    assert Trail(tmp_path, lambda: NOW).verify() == (0, ORIGIN)
+
+
+@pytest.mark.parametrize("text", ["", "3", "3:", "x:" + "a" * 64, "3:" + "a" * 63, "-3:" + "a" * 64])
+def test_heads_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="NUMBER:HASH"):
+        head_of(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "hub"
+    assert fedscale("server", "init", "--home", folder).code == 0
+    return folder
+
+
+def test_the_verbs_verify_show_and_export(home: Path, tmp_path: Path) -> None:
+    assert fedscale("audit", "tail", "--home", home).out == "nothing was done yet\n"
+    for name in ("grace", "linus"):
+        assert fedscale("server", "user", "add", name, "--role", "auditor", "--home", home).code == 0
+    assert fedscale("server", "user", "remove", "grace", "--home", home).code == 0
+    done = fedscale("audit", "tail", "--home", home, "--json").data
+    assert [(deed["action"], deed["target"], deed["door"]) for deed in done] == [
+        ("user added", "grace", "command line"),
+        ("user added", "linus", "command line"),
+        ("user removed", "grace", "command line"),
+    ]
+    assert len(fedscale("audit", "tail", "--home", home, "--lines", "1", "--json").data) == 1
+    assert fedscale("audit", "tail", "--home", home, "--who", "nobody", "--json").data == []
+    verified = fedscale("audit", "verify", "--home", home, "--json").data
+    assert (verified["lines"], verified["head"]) == (3, f"3:{done[-1]['digest']}")
+    target = tmp_path / "kept.jsonl"
+    assert fedscale("audit", "export", target, "--home", home, "--json").data["head"] == verified["head"]
+    assert [json.loads(line) for line in target.read_text().splitlines()] == done
+    assert fedscale("audit", "export", target, "--home", home).code == 6
+
+
+def test_verify_fails_with_what_is_wrong(home: Path) -> None:
+    fedscale("server", "user", "add", "grace", "--role", "auditor", "--home", home)
+    head = fedscale("audit", "verify", "--home", home, "--json").data["head"]
+    (home / "audit.jsonl").write_bytes(b"")
+    (home / "audit.head").unlink()
+    assert fedscale("audit", "verify", "--home", home).code == 0
+    failed = fedscale("audit", "verify", "--home", home, "--head", head, "--json").error
+    assert (failed["exit_code"], failed["why"]) == (1, "it ends with line 0, and had 1")
+    assert fedscale("audit", "verify", "--home", home / "nowhere").code == 2
