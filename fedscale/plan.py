@@ -86,6 +86,9 @@ def require_countable(strategy: Strategy, way: Way) -> None:
     if strategy.buffer:
         why = "a node may answer more often than there are rounds"
         raise PlanError(f"'{strategy.name}' cannot run with privacy", where="strategy.name", why=why, hint="use fedavg, or no [privacy]")
+    if not strategy.aggregator.linear and way in rounds.NODES:
+        why = "the noise hides a sum, and it looks at each answer by itself"
+        raise PlanError(f"'{strategy.name}' cannot run with privacy for nodes", where="strategy.name", why=why, hint="use fedavg, or no [privacy]")
     if strategy.transforms and way != "dpsgd":
         why = "what changes an answer before its noise is added changes what the noise must hide"
         raise PlanError(f"'{strategy.name}' transforms its updates", where="strategy", why=why, hint="privacy.clip bounds them already")

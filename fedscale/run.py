@@ -119,7 +119,8 @@ class Run:
         if isinstance(event, Roster):
             return self._open(Names.of(event.nodes), event.keys)
         if isinstance(event, Fired) and event.timer == self._gathering() and not self.paused:
-            return self._finish("failed", f"fewer than {self._needed()} nodes were there within {self.plan.clients.deadline:g} s")
+            rested = " that have not answered in this tree" if self.resting() else ""
+            return self._finish("failed", f"fewer than {self._needed()} nodes{rested} were there within {self.plan.clients.deadline:g} s")
         return []
 
     def _gathering(self) -> str:
@@ -145,7 +146,7 @@ class Run:
                 causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.unable.items()))
                 return self._finish("failed", f"no node could make the first model: {causes}")
             return self._ask(cohort(self.plan.job.seed, 0, able, 1)[0])
-        if self.phase is Phase.TRAIN and (tired := self._tired()):
+        if tired := self.resting():
             nodes = Names.of([node for node in nodes if node not in tired])
             if len(nodes) < self._needed():
                 why = f"all but {len(nodes)} nodes have answered in this tree; lower privacy.tree_rounds or clients.select"
@@ -157,8 +158,10 @@ class Run:
             return self._finish("failed", str(error))
         return self.round.requests()
 
-    def _tired(self) -> frozenset[str]:
-        """Who must not be asked in this round of training."""
+    def resting(self) -> frozenset[str]:
+        """Who must not be asked in this step."""
+        if self.phase is not Phase.TRAIN:
+            return frozenset()
         answered = ((outcome.number, outcome.answered) for outcome in self.history if outcome.phase == Phase.TRAIN)
         return resting(self.plan.privacy, self.plan.strategy.rounds, self.number, answered)
 

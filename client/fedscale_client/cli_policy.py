@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -31,11 +32,7 @@ def set_(
 ) -> None:
     """Change what this site allows; a running node heeds it from its next task on."""
     node = opened(home)
-    rules = policy.load(node, settings)
-    if not dry_run:
-        policy.save(node, rules)
-    console.emit({"dry_run": dry_run, "policy": rules.model_dump(mode="json")}, console.facts(_told(rules)), as_json=json)
-    _warn(node, rules)
+    _warn(node, _changed(node, lambda: policy.load(node, settings), dry_run=dry_run, as_json=json))
 
 
 def unset(
@@ -47,10 +44,14 @@ def unset(
 ) -> None:
     """Go back to the default of a setting, or drop all settings of a dataset."""
     node = opened(home)
-    rules = policy.without(policy.load(node), names)
-    if not dry_run:
-        policy.save(node, rules)
-    console.emit({"dry_run": dry_run, "policy": rules.model_dump(mode="json")}, console.facts(_told(rules)), as_json=json)
+    _changed(node, lambda: policy.without(policy.load(node), names), dry_run=dry_run, as_json=json)
+
+
+def _changed(node: NodeHome, make: Callable[[], Policy], *, dry_run: bool, as_json: bool) -> Policy:
+    """Make the next policy, keep it unless this is a trial, and show it."""
+    rules = make() if dry_run else policy.change(node, make)
+    console.emit({"dry_run": dry_run, "policy": rules.model_dump(mode="json")}, console.facts(_told(rules)), as_json=as_json)
+    return rules
 
 
 def _told(rules: Policy) -> dict[str, object]:

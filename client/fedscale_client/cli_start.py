@@ -25,7 +25,10 @@ def start(*, home: HomeFolder = HOME, log: LogFormat = "text") -> None:
 
     def happened(facts: Mapping[str, Any]) -> None:
         _log(facts)
-        chronicle.take(facts)
+        try:
+            chronicle.take(facts)
+        except OSError as error:  # it proves nothing: not worth an answer, and the full disk is told of elsewhere
+            structlog.get_logger().warning("chronicle not written", why=error.strerror)
 
     asyncio.run(later("fedscale_client.node:run")(joined, on_event=happened))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -168,7 +169,8 @@ class Connection:
         welcome = await _within(OPENING_SECONDS, stream.read())
         if not isinstance(welcome, pb.ServerMessage) or welcome.WhichOneof("message") != "welcome":
             raise ProtocolError("the server did not greet", where=self.settings.address)
-        self._home.remember(welcome.welcome.addresses)
+        with suppress(OSError):  # another coordinator's address is worth having, not worth the stream
+            self._home.remember(welcome.welcome.addresses)
         self._outbox = asyncio.Queue(OUTBOX)
         if welcome.welcome.ledger:
             await self._receiver.anchored(welcome.welcome.ledger)

@@ -8,6 +8,9 @@ from fedscale.errors import Conflict
 from fedscale_client import policy
 from fedscale_client.declarations import listed
 from fedscale_client.home import NodeHome
+from fedscale_client.policy import Policy
+
+LAST = "let none run: fedscale node pause; or any: fedscale node policy set 'apps=[]'"
 
 
 def status(node: NodeHome) -> dict[str, Any]:
@@ -19,20 +22,11 @@ def status(node: NodeHome) -> dict[str, Any]:
     settings, until = node.settings(), node.credentials().expires()
     data = settings.model_dump(include={"name", "project", "federation", "address"}) | {"home": str(node.path)}
     return data | {
-        "running": is_running(node),
+        "running": node.is_held(),
         "paused": policy.load(node).paused,
         "valid_until": until.isoformat(),
         "datasets": sorted(listed(node)),
     }
-
-
-def is_running(node: NodeHome) -> bool:
-    """Whether a process holds this home."""
-    try:
-        with node.locked():
-            return False
-    except Conflict:
-        return True
 
 
 def pause(node: NodeHome, *, paused: bool) -> None:
@@ -40,8 +34,9 @@ def pause(node: NodeHome, *, paused: bool) -> None:
 
     Raises:
         ConfigError: the policy cannot be read.
+        Conflict: somebody else is changing it all the time.
     """
-    policy.save(node, policy.load(node).model_copy(update={"paused": paused}))
+    policy.change(node, lambda: policy.load(node).model_copy(update={"paused": paused}))
 
 
 def approve(node: NodeHome, app: str, *, approved: bool) -> None:
@@ -49,7 +44,15 @@ def approve(node: NodeHome, app: str, *, approved: bool) -> None:
 
     Raises:
         ConfigError: not a digest, or the policy cannot be read.
+        Conflict: it is the last one of the list, or somebody else is changing the policy all the time.
     """
-    rules = policy.load(node)
-    others = [digest for digest in rules.apps if digest != app]
-    policy.save(node, policy.load(node, [f"apps={[*others, app] if approved else others}"]))
+
+    def listed_anew() -> Policy:
+        apps = policy.load(node).apps
+        others = [digest for digest in apps if digest != app]
+        # An empty list lets any app run: nobody who takes one off means that.
+        if apps and not others and not approved:
+            raise Conflict("this is the last app on the list; without one any app may run", hint=LAST)
+        return policy.load(node, [f"apps={[*others, app] if approved else others}"])
+
+    policy.change(node, listed_anew)

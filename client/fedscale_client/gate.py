@@ -96,6 +96,8 @@ class Gate:
             self._lost = await asyncio.to_thread(lambda: self._open().lacks(known))
         except ConfigError as error:
             self._lost = error.why or error.what
+        except OSError as error:
+            self._lost = f"the ledger cannot be read: {error.strerror}"
         return self._lost
 
     async def release(self, key: Key, answer: Answer, *, masked: bool = False) -> Head:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from fedscale.identity import load_certificate, load_key
 
 ADDRESS, MOST_SERVERS = r"[^\s]+:[0-9]{1,5}", 16
 JOIN = "join with a ticket from the coordinator: fedscale node join TICKET"
+# A question whether the home is held takes a moment of its lock; a node that starts then has only to wait for it.
+START_SECONDS, LOOK_SECONDS = 1.0, 0.02
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -210,12 +213,14 @@ class NodeHome:
         Raises:
             Conflict: another one does.
         """
-        with open_private(self.path / "lock") as descriptor:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Conflict("a node is running in this home already", where=str(self.path), hint="stop it first, or use another --home") from None
+        taken = Conflict("a node is running in this home already", where=str(self.path), hint="stop it first, or use another --home")
+        with exclusive(self.path / "lock", START_SECONDS, taken):
             yield
+
+    def is_held(self) -> bool:
+        """Whether a process uses this home; any number may ask at once."""
+        with open_private(self.path / "lock") as descriptor:
+            return not _flocked(descriptor, fcntl.LOCK_SH)
 
 
 def identity_key(home: NodeHome) -> Ed25519PrivateKey:
@@ -245,6 +250,33 @@ def open_private(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def exclusive(path: Path, seconds: float, busy: Conflict) -> Iterator[None]:
+    """Hold the lock of a file, which is made if need be, against all other processes and threads; a crash frees it.
+
+    Args:
+        path: the file.
+        seconds: how long to wait for it.
+        busy: raised when somebody else has it all that time.
+    """
+    with open_private(path) as descriptor:
+        deadline = time.monotonic() + seconds
+        while not _flocked(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                raise busy
+            time.sleep(LOOK_SECONDS)
+        yield
+
+
+def _flocked(descriptor: int, kind: int) -> bool:
+    """Whether a lock could be had at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def make_private(folder: Path) -> Path:

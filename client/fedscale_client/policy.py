@@ -6,18 +6,18 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fedscale.errors import ConfigError, PlanError, PolicyRefusal
-from fedscale.learner import Phase
+from fedscale.errors import ConfigError, Conflict, PlanError, PolicyRefusal
 from fedscale.tables import NAME, Document
-from fedscale_client.home import NodeHome, parse, write_toml
+from fedscale_client.home import NodeHome, exclusive, parse, write_toml
 from fedscale_client.ledger.claims import Cap
 
 if TYPE_CHECKING:
+    from fedscale.learner import Phase
     from fedscale.plan import Plan
     from fedscale.privacy.dp import DP
 
@@ -25,6 +25,7 @@ Unit: TypeAlias = Literal["record", "patient", "node"]
 Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FORMS = {"^[0-9a-f]{64}$": "this is the SHA-256 of an app's bundle, 64 hex digits"}
 OWNER = "only the site's owner can change that"
+CHANGE_SECONDS = 30.0
 
 
 class DatasetPolicy(BaseModel):
@@ -73,7 +74,7 @@ class DatasetPolicy(BaseModel):
             hint = 'set privacy.mechanism = "fedavg" and secagg.enabled = true'
             raise PolicyRefusal("this site cannot see that the coordinator adds the noise", where="epsilon", hint=hint)
         metrics = self.metrics or ("exact" if self.epsilon is None else "pooled")
-        if phase is Phase.EVALUATE and (metrics == "none" or (metrics == "pooled" and not masked)):
+        if phase == "evaluate" and (metrics == "none" or (metrics == "pooled" and not masked)):
             hint = "set evaluate.every = 0" if metrics == "none" else "set secagg.enabled = true, or evaluate.every = 0"
             raise PolicyRefusal("this site does not let such metrics leave", where="metrics", why=f"it allows: {metrics}", hint=hint)
 
@@ -187,3 +188,20 @@ def without(policy: Policy, names: Iterable[str]) -> Policy:
 def save(home: NodeHome, policy: Policy) -> None:
     """Replace the policy of a site; a running node reads it before its next task."""
     write_toml(home.policy_file, policy.model_dump(mode="json", exclude_defaults=True))
+
+
+def change(home: NodeHome, make: Callable[[], Policy]) -> Policy:
+    """Replace the policy of a site by what is made of the one before, which nobody else changes meanwhile.
+
+    Args:
+        home: the node's home.
+        make: reads the policy and returns the next one.
+
+    Raises:
+        Conflict: somebody else is changing it all the time.
+    """
+    busy = Conflict("somebody else is changing the site's policy", where=str(home.policy_file), hint="try again in a moment")
+    with exclusive(home.path / "policy.lock", CHANGE_SECONDS, busy):
+        rules = make()
+        save(home, rules)
+    return rules

@@ -51,7 +51,7 @@ class Bench:
         self._declaration = Declaration(**seat["declaration"])
         self.context = Context(self.bundle, seat["dataset"], tuple(map(str, self._declaration.files(self._home))))
         self._data: Any = None
-        self._loaded = False
+        self._loaded = self.exclusive = False
         self._app: tuple[str, Learner] | None = None
         self._plan: tuple[str, Plan] | None = None
         self._portions: dict[Phase, Any] = {}
@@ -79,6 +79,8 @@ class Bench:
         if not self._loaded:
             self.context = replace(self.context, loading=True)
             self._data, self._loaded = datasets.read(self._declaration, self._home), True
+            # Whether what the site's loader returned says that no second process can have it.
+            self.exclusive = getattr(self._data, "exclusive", False) is True
             self.context = replace(self.context, loading=False)
             sys.path.insert(0, str(self.bundle))
         return self._data
@@ -195,7 +197,7 @@ def main() -> None:
             return
         bench = Bench(seat)
         while request := pipe.receive(stream):
-            send(_reply(bench, request, _Reporter(send)))
+            send({**_reply(bench, request, _Reporter(send)), "exclusive": bench.exclusive})
 
 
 if __name__ == "__main__":

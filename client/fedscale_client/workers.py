@@ -1,7 +1,8 @@
 """The node's side of its workers: starts them, keeps them warm, and knows how each of them can end.
 
 One worker process serves one run with one bundle and one dataset, task after task. There are never more than the site
-allows; the one that was idle longest makes room.
+allows; the one that was idle longest makes room. What a loader returns may be there once only, as a place to listen at is:
+runs with such a dataset take turns, and the worker of one ends before that of another begins.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from asyncio import subprocess
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,9 @@ class Done:
 class Worker:
     """One worker process; make one with ``Worker.start``."""
 
-    def __init__(self, process: subprocess.Process) -> None:
+    def __init__(self, process: subprocess.Process, dataset: str) -> None:
         self._process = process
+        self.dataset, self.exclusive = dataset, False
         self._replies: asyncio.Queue[Message | None] = asyncio.Queue(REPLIES)
         self._listening = asyncio.create_task(self._listen())
         self._reaping = asyncio.create_task(self._reap())
@@ -68,7 +70,7 @@ class Worker:
                 env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
                 start_new_session=True,
             )
-        worker = cls(process)
+        worker = cls(process, seat["dataset"])
         with suppress(ConnectionError):  # it died at once: the first task will find out how
             await worker._send(seat)
         return worker
@@ -134,6 +136,7 @@ class Worker:
         while (message := await self._replies.get()) is not None and "progress" in message:
             if isinstance(fraction := message["progress"], float):
                 progress(fraction)
+        self.exclusive = message is not None and message.get("exclusive") is True
         return message
 
     async def _interrupt(self) -> None:
@@ -190,6 +193,8 @@ class Workers:
         make_private(log.parent)
         self._log, self._most = log, most
         self._free = asyncio.Semaphore(most)
+        # Of the datasets that are known to be exclusive.
+        self._alone: dict[str, asyncio.Lock] = {}
         self._idle: OrderedDict[Hashable, Worker] = OrderedDict()
         self._busy: set[Worker] = set()
 
@@ -200,28 +205,42 @@ class Workers:
             OSError: no worker can be started.
         """
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._free.acquire()
+            turn = await self._turn(seat["dataset"], deadline)
         except TimeoutError:
             return Failure(Cause.TIMEOUT, "no worker was free by the task's deadline", hint="raise workers in node.toml")
-        try:
+        async with turn:
             worker = await self._take(key, seat)
             try:
                 return await worker.perform(request, deadline, progress)
             finally:
                 self._busy.discard(worker)
+                if worker.exclusive:
+                    self._alone.setdefault(worker.dataset, asyncio.Lock())
                 if worker.alive:
                     self._idle[key] = worker
-        finally:
-            self._free.release()
 
     async def close(self) -> None:
         """End all workers."""
         await asyncio.gather(*(worker.close() for worker in self._idle.values()), *(worker.kill() for worker in self._busy))
         self._idle.clear()
 
+    async def _turn(self, dataset: str, deadline: float) -> AsyncExitStack:
+        """Wait for a worker to be allowed, and for other runs where the dataset is exclusive.
+
+        Raises:
+            TimeoutError: not by the deadline, in the event loop's time.
+        """
+        async with asyncio.timeout_at(deadline), AsyncExitStack() as turn:
+            if alone := self._alone.get(dataset):
+                await turn.enter_async_context(alone)
+            await turn.enter_async_context(self._free)
+            return turn.pop_all()
+
     async def _take(self, key: Hashable, seat: Message) -> Worker:
         """The warm worker of a key, or a new one in place of the one that was idle longest."""
+        for other, idle in list(self._idle.items()):
+            if other != key and idle.exclusive and idle.dataset == seat["dataset"] and self._idle.pop(other, None):
+                await idle.close()
         worker = self._idle.pop(key, None)
         if worker is None or not worker.alive:
             if worker:

@@ -30,6 +30,7 @@ Handler: TypeAlias = Callable[[Any], Any]
 
 LOOK_SECONDS = 0.5
 MOST_BYTES = 1 << 31
+NEVER = float("-inf")
 # Requests that name their sender by its key; all others by the number that it was given.
 BY_KEY = ("RegisterNode", "ActivateNode")
 
@@ -51,8 +52,10 @@ class Errand:
 
 @dataclass
 class Exchange:
-    """A message and what has come back of its reply."""
+    """A message as it is sent to one supernode, and what has come back of its reply."""
 
+    message: Message
+    run: int
     envelope: Any
     tree: Any
     objects: dict[str, bytes]
@@ -75,7 +78,7 @@ class Fleet:
         self._key, self._node = b"", 0
         self._open: Exchange | None = None
         self._moved = threading.Condition()
-        self._seen = 0.0
+        self._seen = NEVER
 
     def answer(self, call: str, body: bytes, key: bytes) -> bytes:
         """What to say to a call.
@@ -98,6 +101,7 @@ class Fleet:
             raise ProtocolError(f"a request '{call}' is malformed", why=type(error).__name__) from None
         with self._moved:
             self._admit(call, request, key)
+            self._seen = time.monotonic()
             reply: bytes = getattr(self, name)(request).SerializeToString()
             self._moved.notify_all()
         return reply
@@ -107,9 +111,13 @@ class Fleet:
         if call in BY_KEY:
             if request.public_key != key or (self._key not in (b"", key) and self._present):
                 raise AccessDenied("another supernode is connected here, or the key is not the one that has signed")
-        elif key != self._key or (request.node.node_id if "node" in request.DESCRIPTOR.fields_by_name else request.node_id) != self._node:
+            return
+        number = request.node.node_id if "node" in request.DESCRIPTOR.fields_by_name else request.node_id
+        if number != _number(key) or (key != self._key and self._present):
             raise AccessDenied("this is not the supernode that is connected here")
-        self._seen = time.monotonic()
+        if key != self._key:
+            # It was welcomed by the gateway of an earlier run and does not say again who it is.
+            self._welcome(key)
 
     @property
     def _present(self) -> bool:
@@ -126,12 +134,12 @@ class Fleet:
         with self._moved:
             while not self._node:
                 self._wait(ends, "no supernode has connected")
-            message.metadata.__dict__["_dst_node_id"] = self._node
-            self._errand, self._open = errand, _prepared(message, errand.run)
-            exchange = self._open
+            self._errand, self._open = errand, _prepared(message, errand.run, self._node)
             try:
-                while not exchange.done:
+                # Not the same exchange all the time: a supernode that starts again gets the message anew.
+                while not self._open.done:
                     self._wait(ends, "the supernode has not answered")
+                exchange = self._open
             finally:
                 self._open = None
         reply = inflate_object_from_contents(exchange.root, exchange.received)
@@ -157,18 +165,24 @@ class Fleet:
         return fleet_pb2.ActivateNodeResponse(node_id=self._node)
 
     def _welcome(self, key: bytes) -> None:
-        self._key, self._node = key, int.from_bytes(hashlib.sha256(key).digest()[:7]) + 2
-        if self._open is not None:
-            self._open.pulled = False
+        """Let a supernode be the one that is connected; a message without an answer is for it, under its number."""
+        self._key, self._node = key, _number(key)
+        waiting = self._open
+        if waiting is None or waiting.done:
+            return
+        if waiting.envelope.metadata.dst_node_id == self._node:
+            waiting.pulled = False
+        else:
+            self._open = _prepared(waiting.message, waiting.run, self._node)
 
     def leave(self, _: Any) -> Any:
         """It goes; its message waits for the next."""
-        self._seen = 0.0
+        self._seen = NEVER
         return fleet_pb2.DeactivateNodeResponse()
 
     def unregister(self, _: Any) -> Any:
         """It does not come back under this number."""
-        self._seen, self._key, self._node = 0.0, b"", 0
+        self._seen, self._key, self._node = NEVER, b"", 0
         return fleet_pb2.UnregisterNodeFleetResponse()
 
     def heartbeat(self, _: Any) -> Any:
@@ -178,7 +192,7 @@ class Fleet:
     def pull(self, _: Any) -> Any:
         """What it is asked, once."""
         waiting = self._open
-        if waiting is None or waiting.pulled or waiting.envelope.metadata.dst_node_id != self._node:
+        if waiting is None or waiting.pulled:
             return fleet_pb2.PullMessagesResponse()
         waiting.pulled = True
         return fleet_pb2.PullMessagesResponse(messages_list=[waiting.envelope], message_object_trees=[waiting.tree])
@@ -236,8 +250,14 @@ class Fleet:
         return message_pb2.PushObjectResponse(stored=True)
 
 
-def _prepared(message: Message, run: int) -> Exchange:
+def _number(key: bytes) -> int:
+    """The number of the supernode with a key, the same in every run."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:7]) + 2
+
+
+def _prepared(message: Message, run: int, node: int) -> Exchange:
     """A message as the objects that it is sent in."""
+    message.metadata.__dict__["_dst_node_id"] = node
     touches.stamp(message, "", run)
     with no_object_id_recompute():
         touches.stamp(message, message.object_id, run)
@@ -246,7 +266,7 @@ def _prepared(message: Message, run: int) -> Exchange:
         # Empty but there: what a message holds comes object by object.
         envelope.content.Clear()
         envelope.content.SetInParent()
-        return Exchange(envelope, get_object_tree(message), objects)
+        return Exchange(message, run, envelope, get_object_tree(message), objects)
 
 
 def _names(tree: Any) -> Iterator[str]:

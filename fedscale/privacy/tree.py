@@ -46,16 +46,31 @@ class Tree:
         Raises:
             PlanError: the tree has no such round.
         """
-        if not 0 <= after <= self.rounds:
-            raise PlanError(f"a tree of {self.rounds} rounds has no round {after}", where="strategy.rounds")
-        total = np.zeros(self.size)
-        for level, index in nodes_of(after):
-            total += gaussian(self.size, self.sigma, hashlib.blake2b(f"{level}/{index}".encode(), key=self.key, digest_size=32).digest())
-        return total
+        return self._noise(self._cover(after), [])
 
     def step(self, number: int) -> Floats:
-        """What to add to round ``number``, from 1, so that all rounds so far together have ``running(number)``."""
-        return self.running(number) - self.running(number - 1)
+        """What to add to round ``number``, from 1, so that all rounds so far together have ``running(number)``; shape ``(size,)``.
+
+        Raises:
+            PlanError: the tree has no such round.
+        """
+        before, now = self._cover(number - 1), self._cover(number)
+        return self._noise([node for node in now if node not in before], [node for node in before if node not in now])
+
+    def _cover(self, after: int) -> list[tuple[int, int]]:
+        """The nodes of a running sum, from the largest on."""
+        if not 0 <= after <= self.rounds:
+            raise PlanError(f"a tree of {self.rounds} rounds has no round {after}", where="strategy.rounds")
+        return list(nodes_of(after))
+
+    def _noise(self, plus: list[tuple[int, int]], minus: list[tuple[int, int]]) -> Floats:
+        """The noise of some nodes less that of others, one node at a time."""
+        total = np.zeros(self.size)
+        for nodes, add in ((plus, np.add), (minus, np.subtract)):
+            for level, index in nodes:
+                key = hashlib.blake2b(f"{level}/{index}".encode(), key=self.key, digest_size=32).digest()
+                add(total, gaussian(self.size, self.sigma, key), out=total)
+        return total
 
     def spend(self, sensitivity: float) -> Spend:
         """What the whole tree costs a unit that contributes at most ``sensitivity`` to one round."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fedscale.record import RoundRecord, RunRecord
-from fedscale.sinks.protocol import values
+from fedscale.sinks.protocol import values, writing
 
 COLUMNS = ("phase", "round", "site", "name", "value")
 
@@ -20,7 +20,8 @@ class Table:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing("csv"):
+            folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "curves.csv"
         self._write("w", [COLUMNS])
 
@@ -28,9 +29,9 @@ class Table:
         """Write the lines of a round."""
         self._write("a", [(row.phase, row.number, site, name, repr(value)) for site, name, value in values(row)])
 
-    def close(self, record: RunRecord) -> None:
+    def close(self, record: RunRecord | None) -> None:
         """Nothing is left to do."""
 
     def _write(self, mode: str, rows: Iterable[Sequence[object]]) -> None:
-        with self._path.open(mode, encoding="utf-8", newline="") as file:
+        with writing("csv"), self._path.open(mode, encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,4 +60,5 @@ def static_file(files: dict[str, Path], name: str) -> Response:
 
 def inside(address: str) -> str:
     """Where to go on after a login: a page of ours, whatever was asked for."""
-    return address if address.startswith("/") and not address.startswith(("//", "/\\")) else "/"
+    # Browsers leave out tabs and line ends, and take a backslash for a slash.
+    return address if re.fullmatch(r"/(?![/\\])[!-~]*", address) else "/"

@@ -31,13 +31,14 @@ def track(
     with connect(profile) as control:
         detail = control.run(run)
         name, folder = detail.info.run, out or Path("runs", detail.info.run)
-        tracker = opened(tracking, folder, detail.info.name)
-        if detail.info.status not in OVER:
-            console.note(f"following {name} until it ends")
-            for event in control.watch(name, 0):
-                if event.kind == "closed":
-                    tracker.catch_up(RunRecord.from_json(control.run(name).record))
-        record = RunRecord.from_json(control.run(name).record)
-    tracker.close(record)
+        with opened(tracking, folder, detail.info.name) as tracker:
+            if detail.info.status not in OVER:
+                console.note(f"following {name} until it ends")
+                for event in control.watch(name, 0):
+                    if event.kind == "closed":
+                        tracker.catch_up(RunRecord.from_json(control.run(name).record))
+            record = RunRecord.from_json(control.run(name).record)
+            tracker.close(record)
+    tracker.check()
     data = {"run": name, "status": record.status, "rows": len(record.rounds), "sinks": list(tracking.sinks), "folder": str(folder)}
     console.emit(data, f"{len(record.rounds)} rounds and evaluations of {name} in {folder}", as_json=json)

@@ -250,7 +250,7 @@ class Driver:
         nodes = self._sessions.eligible(self.book.row.project, self.book.plan.job.data)
         keys = self._sessions.identities(nodes) if self.book.plan.secagg.enabled else {}
         nodes = tuple(keys) if self.book.plan.secagg.enabled else nodes
-        if self._needed and len(nodes) >= self._needed:
+        if self._needed and len(set(nodes) - self.book.run.resting()) >= self._needed:
             self._needed = 0
             self._pending.append(Roster(nodes, keys))
         elif self._needed:

@@ -74,6 +74,8 @@ class Engine:
     async def start(self) -> None:
         """Bring back every run that was not finished when the server, or the one that led before it, went away."""
         await asyncio.to_thread(self.bundles.clean)
+        if self._depot and not await asyncio.to_thread(self.store.runs):
+            await asyncio.to_thread(self._depot.begin)
         unfinished = await asyncio.to_thread(self.store.unfinished)
         await asyncio.to_thread(self._sweep, {row.id for row in unfinished})
         for row in unfinished:
@@ -101,7 +103,12 @@ class Engine:
                 await driver.start()
 
     async def _brought(self, run: str) -> Driver | None:
-        """A new driver of a run, ``None`` when it needs none."""
+        """A new driver of a run, ``None`` when it needs none.
+
+        Raises:
+            OSError: disk or depot refuse, or do not show all that the run needs.
+            SQLAlchemyError: the database refuses.
+        """
         store = self.store.of_term()
         row = await asyncio.to_thread(store.run, run)
         if row.finished is not None or run in self._drivers:
@@ -110,6 +117,9 @@ class Engine:
         try:
             book = await asyncio.to_thread(Logbook.open, store, self.spool(run), row)
         except DAMAGE as error:
+            if self._depot and isinstance(error, (NotFound, FileNotFoundError)):
+                # Another server may have it, or a file system shows it later: no reason to end the run for all of them.
+                raise OSError("the shared blobs are not all there") from error
             log.exception("a run cannot be brought back", run=run)
             await self._abandon(row, error)
             return None
@@ -121,7 +131,13 @@ class Engine:
     def _wait(self, run: str) -> None:
         """Bring a run back a little later, again and again."""
         loop = asyncio.get_running_loop()
-        self._waiting[run] = loop.call_later(AGAIN_SECONDS, lambda: self._retries.add(loop.create_task(self._launch(run))))
+        self._waiting[run] = loop.call_later(AGAIN_SECONDS, self._retry, run)
+
+    def _retry(self, run: str) -> None:
+        """Try now, with a task that is known for as long as it runs."""
+        task = asyncio.create_task(self._launch(run))
+        self._retries.add(task)
+        task.add_done_callback(self._retries.discard)
 
     async def _abandon(self, row: RunRow, error: Exception) -> None:
         """One damaged run must not keep the server, and all other runs, from starting."""
@@ -258,8 +274,9 @@ class Engine:
         if driver is not None:
             return (self.bundles if driver.book.row.bundle == digest else driver.book.spool.blobs).path(digest), driver
         if project is None:
-            run = self.store.holder(digest)
-            return (self.spool(run).blobs if run else self.bundles).path(digest), None
+            # Of runs that came to the same model, not all have kept it.
+            places = [*(self.spool(run).blobs for run in self.store.holders(digest)), self.bundles]
+            return next((blobs for blobs in places if blobs.find(digest)), self.bundles).path(digest), None
         raise NotFound("no such blob", where=digest[:12])
 
     def _folders(self) -> list[Path]:

@@ -221,9 +221,9 @@ class Logbook:
         slots = {name.removeprefix("slot/"): digest for name, digest in digests.items()}
         row = self._closed(outcome, at) if outcome else None
         where = (outcome.number, outcome.phase) if outcome else (0, "init")
-        self.store.checkpoint(self.row.id, seq, *where, facts, model, slots, row, at)
-        if self._ledgers:
-            self.store.anchor(self._ledgers)
+        # Only what was heard in this step: a site that joined anew since an earlier one has another ledger.
+        heads = {name: self._ledgers[name] for name in outcome.answered if name in self._ledgers} if outcome else {}
+        self.store.checkpoint(self.row.id, seq, *where, facts, model, slots, row, at, heads)
         self.spool.clear()
         self.spool.retire(model, frozenset(slots.values()))
         if row is None:

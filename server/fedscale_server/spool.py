@@ -59,14 +59,22 @@ class Sealed:
         """
         start, stop, _ = part.indices(self.size)
         skipped, count = WORD.itemsize * start % BLOCK, WORD.itemsize * max(stop - start, 0)
-        hidden = os.pread(self._file, skipped + count, WORD.itemsize * start - skipped)
-        if len(hidden) < skipped + count:
-            raise NotFound("an answer in the spool is cut off", where=self._name)
+        hidden = self._bytes(WORD.itemsize * start - skipped, skipped + count)
         # The cipher wants room for a block more than it writes.
         plain = np.empty(len(hidden) + BLOCK, np.uint8)
         self._vault.reading(self._name, WORD.itemsize * start // BLOCK).update_into(hidden, plain.data)
         plain.flags.writeable = False
         return plain[skipped : skipped + count].view(WORD)
+
+    def _bytes(self, begin: int, count: int) -> bytearray:
+        """Part of the file as it lies there; a single call reads less than 2 GiB on Linux, however much is asked for."""
+        found, read = bytearray(count), 0
+        while read < count:
+            got = os.preadv(self._file, [memoryview(found)[read:]], begin + read)
+            if not got:
+                raise NotFound("an answer in the spool is cut off", where=self._name)
+            read += got
+        return found
 
 
 class Spool:
@@ -169,17 +177,28 @@ class Spool:
         return mapped(self.blobs.path(digest))
 
     def vector(self, digest: str) -> Vector:
-        """A stored vector, mapped from its file and checked.
+        """A stored vector, mapped from its file and checked; from the shelf if the file was damaged.
 
         Raises:
             NotFound: there is none.
-            ProtocolError: its file was damaged.
+            ProtocolError: its file was damaged, and the shelf has no other.
+            OSError: disk or depot refuse.
         """
-        vector = self.kept(digest)
-        if _digest(vector) != digest:
+        vector = self._whole(digest)
+        if vector is None and self.blobs.fetch(digest):
+            vector = self._whole(digest)
+        if vector is None:
             raise ProtocolError("a vector in the spool is damaged", where=digest[:12])
         self.blobs.share(digest)
         return vector
+
+    def _whole(self, digest: str) -> Vector | None:
+        """A stored vector, ``None`` if its file was damaged."""
+        try:
+            vector = self.kept(digest)
+        except ValueError:  # an empty file, or words cut off in the middle
+            return None
+        return vector if _digest(vector) == digest else None
 
     def retire(self, model: str, keep: frozenset[str]) -> None:
         """Remember the newest model and delete blobs that neither it nor a checkpoint needs."""

@@ -7,6 +7,7 @@ server's log, and wherever somebody notes it. Each line is on the disk before th
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -77,29 +78,36 @@ class Trail:
         """Add a line; durable when it returns.
 
         Raises:
-            ConfigError: the file does not end with a line of a trail: going on would hide it.
+            ConfigError: the file does not end with a line of a trail, or before the head that was noted: going on would hide it.
             OSError: the disk refuses.
         """
+        facts = {name: value[:LONGEST] if isinstance(value, str) else value for name, value in facts.items()}
         with self._lock, self._opened() as descriptor:
             seq, digest = _last(descriptor, self.path)
+            noted = self._noted()
+            # A head that is behind the file is what a crash leaves, one that is ahead is not.
+            if noted and (noted[0] > seq or (noted[0] == seq and noted[1] != digest)):
+                raise ConfigError(
+                    "the audit trail ends before the head that was noted", where=str(self.path), hint="look at it: fedscale audit verify"
+                )
             at = self._now().isoformat(timespec="milliseconds")
             deed = Deed(seq + 1, at, who[:LONGEST], door, action, target[:LONGEST], facts, digest, "")
             deed = Deed(**{**asdict(deed), "digest": deed.hashed()})
-            os.write(descriptor, json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
-            os.fsync(descriptor)
+            _append(descriptor, json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
             files.write(self.path.with_suffix(".head"), f"{deed.seq}:{deed.digest}\n".encode())
         return deed
 
     def read(self) -> list[Deed]:
-        """All lines, the oldest first.
+        """All lines, the oldest first; one that was cut off by a crash was never answered for and is none.
 
         Raises:
             ConfigError: a line is none of a trail.
         """
         try:
-            lines = self.path.read_bytes().splitlines()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return []
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
         return [_deed(line, at, self.path) for at, line in enumerate(lines, 1)]
 
     def verify(self, known: Head | None = None) -> Head:
@@ -112,8 +120,9 @@ class Trail:
             RunFailed: with the first thing that is wrong.
             ConfigError: a line is none of a trail.
         """
+        noted = self._noted()  # before the lines, to which somebody may be adding
         deeds = self.read()
-        if problem := next(_flaws(deeds), "") or _missing(deeds, known) or _missing(deeds, self._noted()):
+        if problem := next(_flaws(deeds), "") or _missing(deeds, known) or _missing(deeds, noted):
             raise RunFailed("the audit trail does not verify", where=str(self.path), why=problem, hint="compare it with the server's log, or a copy")
         return (deeds[-1].seq, deeds[-1].digest) if deeds else (0, ORIGIN)
 
@@ -145,6 +154,15 @@ def head_of(text: str) -> Head:
     if not (number.isascii() and number.isdigit() and len(digest) == 64):
         raise ConfigError("the end of an audit trail is written NUMBER:HASH", where="--head", hint="as 'fedscale audit verify' prints it")
     return int(number), digest
+
+
+def _append(descriptor: int, line: bytes) -> None:
+    """Add a whole line, durably, or nothing."""
+    size = os.fstat(descriptor).st_size
+    if os.write(descriptor, line) != len(line):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(descriptor)
 
 
 def _last(descriptor: int, path: Path) -> Head:

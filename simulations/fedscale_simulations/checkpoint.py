@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -81,21 +82,39 @@ def load(
         ConfigError: it is damaged, or belongs to another plan or other clients.
     """
     path = folder / FILE
-    if not path.is_file():
-        raise NotFound("there is no checkpoint to resume from", where=str(path), hint="give the folder of an interrupted simulation")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata()
-            vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    with _opened(path) as file:
+        header = file.metadata()
+        vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         state, record, world = json.loads(header["facts"]), RunRecord.from_json(header["record"]), json.loads(header["world"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError("a checkpoint is damaged", where=str(path), why=type(error).__name__) from None
     _require_same(path, plan, names, record)
     if changed := [key for key in ("population", "devices") if record.extra.get(key) != facts.get(key)]:
         raise ConfigError(f"the checkpoint belongs to another {changed[0]}", where=str(path), hint="resume with the same data and devices")
     going_on = {name.removeprefix(WORLD): vector for name, vector in vectors.items() if name.startswith(WORLD)}
     own = {name: vector for name, vector in vectors.items() if not name.startswith(WORLD)}
     return Run.restore(plan, strategy, state, own, ground), record, (world, going_on)
+
+
+def recorded(folder: Path) -> RunRecord:
+    """What was on record when ``save`` wrote the checkpoint; whether it fits a plan is for ``load`` to say.
+
+    Raises:
+        NotFound: there is no checkpoint in the folder.
+        ConfigError: it is damaged.
+    """
+    with _opened(folder / FILE) as file:
+        return RunRecord.from_json(file.metadata()["record"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A checkpoint to read from; what goes wrong meanwhile says that it is damaged."""
+    if not path.is_file():
+        raise NotFound("there is no checkpoint to resume from", where=str(path), hint="give the folder of an interrupted simulation")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("a checkpoint is damaged", where=str(path), why=type(error).__name__) from None
 
 
 def _require_same(path: Path, plan: Plan, names: tuple[str, ...], record: RunRecord) -> None:

@@ -15,7 +15,7 @@ from fedscale.cli.lazy import later
 from fedscale.cli.options import Json, Settings
 from fedscale.cli.rounds import failure, fraction, round_line
 from fedscale.errors import ConfigError, RunFailed
-from fedscale.record import RoundRecord, summary
+from fedscale.record import RoundRecord, RunRecord, summary
 from fedscale.report.units import number
 from fedscale.sinks import Tracker, read, track
 
@@ -49,11 +49,11 @@ def simulate(
         raise typer.Exit(_flower(job, clients, settings or (), out, as_json=json))
     folder = out or Path("runs", later("fedscale.plan:Plan").load(job, settings or ()).job.name)
     given = {"table": _table(data, label, partition), "resume": folder if resume else None, "engine": engine, "workers": workers}
-    with console.Bar("simulating") as bar:
-        show = Show(bar, _tracker(job, settings or (), folder))
+    with console.Bar("simulating") as bar, _tracker(job, settings or (), folder, bar, resume=resume) as tracker:
+        show = Show(bar, tracker)
         try:
             ended: Simulation = later("fedscale_simulations.simulator:simulate_file")(job, clients, settings or (), folder, show, **given)
-            show.tracker.close(ended.record)
+            tracker.close(ended.record)
         except KeyboardInterrupt:
             command = f"fedscale simulate {job} --out {folder} --resume, with the same options"
             raise KeyboardInterrupt(f"go on where it stopped: {command}" if show.rounds else "") from None
@@ -69,10 +69,14 @@ def _flower(job: Path, clients: int | None, settings: Iterable[str], out: Path |
     return _conclude(ended.plain, folder, as_json=as_json)
 
 
-def _tracker(job: Path, settings: Iterable[str], folder: Path) -> Tracker:
-    """The sinks that a job file asks for."""
-    tracking = read(job, settings)
-    return track(tracking, folder, later("fedscale.plan:Plan").load(job, settings).job.name)
+def _tracker(job: Path, settings: Iterable[str], folder: Path, bar: console.Bar, *, resume: bool) -> Tracker:
+    """The sinks that a job file asks for; when a simulation goes on, they have its earlier rounds already."""
+    tracking, name = read(job, settings), later("fedscale.plan:Plan").load(job, settings).job.name
+    before: RunRecord | None = later("fedscale_simulations.checkpoint:recorded")(folder) if resume and tracking.sinks else None
+    tracker = track(tracking, folder, name, bar.note)
+    if before is not None:
+        tracker.catch_up(before)
+    return tracker
 
 
 def _refuse_for_flower(given: Mapping[str, object]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from fedscale.cli.logs import configure
 from fedscale.errors import AccessDenied
-from fedscale_client import cli_doctor, cli_start, declarations, facts
+from fedscale_client import cli_doctor, cli_start, declarations
 from fedscale_client.home import NodeHome
 from fedscale_client.options import opened
 from tests.client.conftest import write_csv
@@ -107,7 +107,7 @@ async def test_status(home: NodeHome, coordinator: Coordinator) -> None:
 async def test_status_sees_a_running_node(home: NodeHome) -> None:
     with home.locked():
         assert (await node("status", "--home", home.path, "--json")).data["running"] is True
-    assert not facts.is_running(home)
+    assert not home.is_held()
 
 
 async def test_the_home_may_be_named_by_the_environment(home: NodeHome, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from fedscale.web.gate import PROOF
 from fedscale_client import chronicle, policy
 from fedscale_client.console import rights
 from fedscale_client.home import NodeHome
+from fedscale_client.ledger import book
 from tests.client.console_site import APP, Site, console, joined, past, tell
 from tests.client.ledger.samples import DELTA, SPEND, opened_database
 from tests.command import fedscale
@@ -167,6 +168,18 @@ async def test_a_ledger_that_was_edited_is_told_of(owner: Guest, home: NodeHome)
     assert (answer.status_code, "entry 3 was edited" in answer.json()["error"]["why"]) == (400, True)
 
 
+async def test_looking_at_the_ledger_waits_for_no_writer(owner: Guest, home: NodeHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book, "PRAGMAS", ("busy_timeout=0",))
+    before = (await owner.http.get("/api/accounts")).json()["ledger"]
+    with opened_database(home) as database:
+        database.execute("BEGIN IMMEDIATE")
+        assert (await owner.http.get("/api/accounts")).json()["ledger"] == before
+        assert before["head"] in (await owner.http.get("/privacy")).text
+        database.execute("ROLLBACK")
+    head = book.Ledger.open(home).head()
+    assert before == {"problem": "", "head": f"{head.seq}:{head.digest}", "entries": head.seq}
+
+
 async def test_metrics_are_for_prometheus(site: Site, stranger: Guest) -> None:
     token = (site.home.path / "web" / "scrape").read_text()
     text = (await stranger.http.get("/metrics", headers={"authorization": f"Bearer {token}"})).text
@@ -241,10 +254,26 @@ async def test_an_app_is_approved_and_taken_off_the_list(owner: Guest, home: Nod
     assert policy.load(home).require_secagg, "the rest of the policy stays as it was"
     page = (await owner.http.get("/asked")).text
     assert "approved" in page
-    assert (await owner.ask("POST", f"/api/apps/{APP}", json={"approved": "false"})).json()["apps"] == []
+    other = "e" * 64
+    assert (await owner.ask("POST", f"/api/apps/{other}", json={"approved": True})).json()["apps"] == [APP, other]
+    assert (await owner.ask("POST", f"/api/apps/{other}", json={"approved": "false"})).json()["apps"] == [APP]
     bad = await owner.ask("POST", "/api/apps/short", json={"approved": True})
     assert (bad.status_code, bad.json()["error"]["type"]) == (400, "ConfigError")
-    assert policy.load(home).apps == ()
+    assert policy.load(home).apps == (APP,)
+
+
+async def test_the_last_app_stays_on_the_list_because_an_empty_one_lets_any_run(owner: Guest, home: NodeHome) -> None:
+    policy.save(home, policy.load(home, [f'apps=["{APP}", "{APP}"]']))
+    refused = await owner.ask("POST", f"/api/apps/{APP}", json={"approved": "false"})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["type"]) == (409, "Conflict")
+    assert error["what"] == "this is the last app on the list; without one any app may run"
+    assert policy.load(home).apps == (APP, APP)
+    assert (await owner.ask("POST", f"/api/apps/{'e' * 64}", json={"approved": "false"})).status_code == 200, "it was not on the list"
+    for words in (hint.split(": ")[1].replace("'", "").split()[1:] for hint in error["hint"].split("; ")):
+        assert fedscale(*words, "--home", home.path).code == 0, "each way that the hint names is one"
+    assert (policy.load(home).paused, policy.load(home).apps) == (True, ())
+    assert (await owner.ask("POST", f"/api/apps/{APP}", json={"approved": "false"})).json()["apps"] == [], "any may run already"
 
 
 # ------------------------------------------------------------------------------------------------------------- chronicle

@@ -91,8 +91,11 @@ async def test_code_is_read_and_approved(browser: Browser, site: Site) -> None:
     await expect(page.locator("#region-approval")).to_contain_text("Take it off the list")
     assert policy.load(site.home).apps == (APP,)
     await page.get_by_role("button", name="Take it off the list").click()
-    await expect(page.locator("#region-approval")).to_contain_text("any app may run")
-    assert look.faults == []
+    refusal = page.locator("#region-approval").get_by_role("alert")
+    await expect(refusal).to_contain_text("without one any app may run; let none run: fedscale node pause")
+    assert await page.evaluate(AUDIT) == []
+    assert policy.load(site.home).apps == (APP,)
+    assert [fault for fault in look.faults if "409" not in fault] == []
 
 
 async def test_logging_out_and_a_link_that_is_used_up(browser: Browser, site: Site) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 
 from fedscale import identity
 from fedscale.errors import AccessDenied, ConfigError, Conflict
+from fedscale_client import home as home_module
 from fedscale_client.home import Credentials, NodeHome, NodeSettings, make_private, open_private, parse, read_toml, write_private, write_toml
 
 NOW = datetime(2030, 5, 1, 12, tzinfo=UTC)
@@ -99,6 +103,20 @@ def test_one_node_a_home(home: NodeHome) -> None:
         pass
     with home.locked():
         assert (home.path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_asking_whether_a_home_is_held_disturbs_nobody(home: NodeHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home_module, "START_SECONDS", 60.0)
+    with ExitStack() as asking:
+        lock = asking.enter_context(open_private(home.path / "lock"))
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert not home.is_held(), "two may ask at once"
+        answered = threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN))
+        answered.start()
+        with home.locked():
+            assert home.is_held()
+        answered.join()
+    assert not home.is_held()
 
 
 def test_a_crash_frees_the_home(home: NodeHome) -> None:

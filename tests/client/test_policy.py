@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
-from fedscale.errors import ConfigError, PolicyRefusal
+from fedscale.errors import ConfigError, Conflict, PolicyRefusal
 from fedscale.learner import Phase
 from fedscale.plan import Plan
-from fedscale_client import policy
-from fedscale_client.home import NodeHome
+from fedscale_client import facts, policy
+from fedscale_client.home import NodeHome, NodeSettings, write_toml
 from fedscale_client.ledger.claims import Cap
 from fedscale_client.policy import DatasetPolicy, Policy
+from tests.command import fedscale
 
 APP = "ab" * 32
 HEART = {"epsilon": 4.0, "units": ("record",)}
@@ -167,3 +170,60 @@ def test_noise_that_somebody_else_adds_is_no_ground_for_a_cap() -> None:
     assert refusal(Policy(), tree) == ""
     own = {"epsilon": 9.0, "units": ("node",)}
     assert "cannot see that the coordinator adds the noise" in refusal(Policy(datasets={"heart": DatasetPolicy(**own)}), tree)
+
+
+# --------------------------------------------------------------------------------------------------------- one at a time
+
+CHANGES: dict[str, tuple[Callable[[NodeHome], object], Policy]] = {
+    "pause": (lambda home: facts.pause(home, paused=True), Policy(paused=True)),
+    "approve": (lambda home: facts.approve(home, APP, approved=True), Policy(apps=(APP,))),
+    "set": (lambda home: fedscale("node", "policy", "set", "require_dp=true", "--home", home.path), Policy(require_dp=True)),
+    "unset": (lambda home: fedscale("node", "policy", "unset", "curious_server", "--home", home.path), Policy()),
+}
+
+
+@pytest.fixture
+def joined(site: NodeHome) -> NodeHome:
+    """A home that the command line takes for one that has joined."""
+    write_toml(site.settings_file, NodeSettings(name="mercy", federation="testland", project="p", address="127.0.0.1:1").model_dump())
+    policy.save(site, Policy(curious_server=True))
+    return site
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_of_two_changes_at_once_neither_is_lost(joined: NodeHome, name: str) -> None:
+    change, alone = CHANGES[name]
+    other = Thread(target=change, args=(joined,))
+
+    def meanwhile() -> Policy:
+        before = policy.load(joined)
+        other.start()
+        other.join(0.3)  # without the lock it would be done by now, and undone by what is returned here
+        return before.model_copy(update={"min_cohort": 7})
+
+    policy.change(joined, meanwhile)
+    other.join(60)
+    assert policy.load(joined) == alone.model_copy(update={"min_cohort": 7, "curious_server": name != "unset"})
+
+
+def test_a_change_that_never_ends_is_waited_for_only_so_long(joined: NodeHome, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "CHANGE_SECONDS", 0.0)
+
+    def meanwhile() -> Policy:
+        with pytest.raises(Conflict, match=r"somebody else is changing.*policy\.toml|policy\.toml.*somebody else is changing"):
+            facts.pause(joined, paused=True)
+        words = ("node", "policy", "set", "require_dp=true", "--home", joined.path, "--json")
+        assert fedscale(*words).error["hint"] == "try again in a moment"
+        assert fedscale(*words, "--dry-run").data["policy"]["require_dp"] is True, "a trial waits for nobody"
+        return policy.load(joined)
+
+    assert policy.change(joined, meanwhile) == Policy(curious_server=True)
+    assert (joined.path / "policy.lock").stat().st_mode & 0o077 == 0
+
+
+def test_a_change_that_fails_leaves_everything_as_it_was(joined: NodeHome) -> None:
+    with pytest.raises(ConfigError, match="'require_dq' is not a setting"):
+        policy.change(joined, lambda: policy.load(joined, ["require_dq=true"]))
+    assert policy.load(joined) == Policy(curious_server=True)
+    facts.pause(joined, paused=True)
+    assert policy.load(joined).paused, "the lock is free again"

@@ -61,7 +61,7 @@ class Site:
 
     def train(self, privacy: dict[str, Any] | None = PRIVATE) -> np.ndarray[Any, Any]:
         plan = self.plan(privacy)
-        request = {"plan": plan.to_toml(), "node": "mercy", "phase": "train", "number": 1, "terms": 2, "schema": SCHEMA.to_json()}
+        request = {"plan": plan.to_toml(), "node": "mercy", "phase": "train", "number": 1, "terms": 2, "clip": 0.0, "schema": SCHEMA.to_json()}
         self.bench.perform({**request, "model": str(self.folder / "model"), "answer": str(self.folder / "answer")}, lambda _: None)
         layout = layout_for(plan, Phase.TRAIN, SCHEMA.size, 2)
         words = words_from((self.folder / "answer").read_bytes(), layout.length)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import suppress
@@ -54,13 +55,15 @@ class Shop:
         """Have one task done; ``changes`` are made to its request, its plan or the dataset's declaration."""
         declaration = changes.pop("declaration", Declaration(kind="csv", path=str(self.csv), label="y"))
         first = phase is Phase.INIT
-        seat = {"bundle": str(bundle), "home": str(self.folder), "dataset": "heart", "declaration": declaration.model_dump(mode="json")}
+        told = declaration.model_dump(mode="json")
+        seat = {"bundle": str(bundle), "home": str(self.folder), "dataset": changes.pop("dataset", "heart"), "declaration": told}
         request = {
             "plan": plan_text(**changes.pop("plan", {})),
             "node": "mercy",
             "phase": str(phase),
             "number": number,
             "terms": 2,
+            "clip": 0.0,
             "schema": "" if first else SCHEMA.to_json(),
             "model": "" if first else str(self.folder / "model"),
             "answer": str(self.folder / "answer"),
@@ -159,6 +162,63 @@ async def test_there_are_never_more_than_allowed(tmp_path: Path) -> None:
     assert (waited.cause, waited.hint) == (Cause.TIMEOUT, "raise workers in node.toml")
     await slow
     await shop.workers.close()
+
+
+LISTENER = """
+import socket
+
+class Listener:
+    exclusive = True
+
+    def __init__(self, port):
+        self.socket = socket.create_server(("127.0.0.1", port))
+
+    def __len__(self):
+        return 4
+
+def load():
+    return Listener({port})
+"""
+GATEWAY = """
+from fedscale.flower.gateway import Gateway
+
+def load():
+    return Gateway("127.0.0.1:{port}", "127.0.0.1:{other}")
+"""
+ANSWER = "return Result({name: value + 1 for name, value in work.arrays.items()}, 3, {'loss': np.ones(1)})"
+
+
+def loader(folder: Path, text: str) -> Declaration:
+    """A dataset at ports that were free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        (folder / "place.py").write_text(text.replace("{port}", str(one.getsockname()[1])).replace("{other}", str(two.getsockname()[1])))
+    return Declaration(kind="loader", loader=str(folder / "place.py:load"))
+
+
+@pytest.mark.parametrize("text", [LISTENER, pytest.param(GATEWAY, marks=pytest.mark.requires("flower"))], ids=["a port", "a gateway"])
+async def test_what_can_be_there_once_serves_one_run_after_another(shop: Shop, text: str) -> None:
+    bundle, declaration = shop.app(learner(ANSWER)), loader(shop.folder, text)
+    pids = []
+    for key in ("a", "b", "b", "a"):
+        await shop.done(bundle, key=key, declaration=declaration)
+        assert len(shop.pids()) == 1, "the worker of the other run has ended"
+        pids += shop.pids()
+    assert (len(set(pids)), pids[1] == pids[2]) == (3, True)
+
+
+async def test_another_run_waits_while_what_can_be_there_once_is_in_use(shop: Shop) -> None:
+    wait = "import os, time\nif work.number == 2:\n    work.progress(0.1)\n    while not os.path.exists('over'): time.sleep(0.01)"
+    bundle, declaration = shop.app(learner(wait)), loader(shop.folder, LISTENER)
+    await shop.done(bundle, key="a", declaration=declaration)
+    busy = asyncio.create_task(shop.done(bundle, key="a", number=2, declaration=declaration))
+    await until(lambda: shop.progress)
+    waited = await shop.failed(bundle, key="b", declaration=declaration, seconds=0.2)
+    assert waited.what == "no worker was free by the task's deadline", "none was begun"
+    await shop.done(bundle, key="c", dataset="other", answer=str(shop.folder / "c"))
+    (bundle / "over").touch()
+    await busy
+    await shop.done(bundle, key="b", declaration=declaration)
+    assert len(shop.pids()) == 2, "a worker that holds nothing stays warm"
 
 
 async def test_another_plan_for_the_same_run_is_read_anew(shop: Shop) -> None:

@@ -59,15 +59,17 @@ def supernode(folder: Path, port: int) -> Iterator[Path]:
 
 
 def test_a_site_may_keep_its_supernode(tmp_path: Path) -> None:
+    """For one run after another: the gateway's place is fixed, and the supernode stays."""
     port = free_port()
     (tmp_path / "ann.py").write_text(LOADER.format(place=0))
     (tmp_path / "bob.py").write_text(GATEWAY.format(port=port))
+    app = samples.write(tmp_path / "app")
     with Federation(tmp_path) as federation, supernode(tmp_path, port) as log:
         federation.join_all(("ann", "bob"), lambda name: {"default": ("--loader", f"{tmp_path / name}.py:load")})
-        run = federation.submit(samples.write(tmp_path / "app"), *TOGETHER[:3], "num-server-rounds=1", "evaluate.every=0")
-        watching = federation.watch(run)
-        assert watching.wait(2 * PATIENCE).code == 0, log.read_text(errors="replace")[-4000:]
-        record = federation.record(run)
+        for _ in range(2):
+            run = federation.submit(app, *TOGETHER[:3], "num-server-rounds=1", "evaluate.every=0")
+            watching = federation.watch(run)
+            assert watching.wait(2 * PATIENCE).code == 0, log.read_text(errors="replace")[-4000:]
+            assert [row.answered for row in federation.record(run).rounds] == [("ann", "bob")]
         federation.manage("run", "export", run, "--out", tmp_path / "model.safetensors")
-    assert [row.answered for row in record.rounds] == [("ann", "bob")]
     assert load_file(tmp_path / "model.safetensors")["0"].ravel().tolist() == pytest.approx([expected(1)] * 6, rel=1e-5)

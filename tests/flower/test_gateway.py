@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import socket
 import ssl
 import subprocess
 import sys
@@ -11,11 +12,13 @@ import threading
 import time
 import warnings
 import zipfile
+from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -97,17 +100,16 @@ class OverRpc:
 class Supernode(threading.Thread):
     """Pulls, works and pushes as a stock one does, with the ClientApp in this process."""
 
-    def __init__(self, call: Callable[[str, Any], Any], app: Any, place: dict[str, Any]) -> None:
+    def __init__(self, call: Callable[[str, Any], Any], app: Any, place: dict[str, Any], key: ec.EllipticCurvePrivateKey = KEY) -> None:
         super().__init__(daemon=True)
-        self.call, self.app, self.place = call, app, place
+        self.call, self.app, self.place, self.key = call, app, place, public(key)
         self.over, self.fabs, self.overrides = threading.Event(), list[bytes](), list[Any]()
 
     def run(self) -> None:
         from flwr.proto import fleet_pb2, node_pb2
 
-        key = public(KEY)
-        self.call("RegisterNode", fleet_pb2.RegisterNodeFleetRequest(public_key=key))
-        number = self.call("ActivateNode", fleet_pb2.ActivateNodeRequest(public_key=key, heartbeat_interval=30.0)).node_id
+        self.call("RegisterNode", fleet_pb2.RegisterNodeFleetRequest(public_key=self.key))
+        number = self.call("ActivateNode", fleet_pb2.ActivateNodeRequest(public_key=self.key, heartbeat_interval=30.0)).node_id
         self.node = node_pb2.Node(node_id=number)
         while not self.over.is_set():
             got = self.call("PullMessages", fleet_pb2.PullMessagesRequest(node=self.node))
@@ -149,8 +151,8 @@ class Supernode(threading.Thread):
 
 
 @contextmanager
-def at_work(call: OverHttp | OverRpc, app: Any, place: int, of: int) -> Iterator[Supernode]:
-    made = Supernode(call, app, {"partition-id": place, "num-partitions": of})
+def at_work(call: OverHttp | OverRpc, app: Any, place: int, of: int, key: ec.EllipticCurvePrivateKey = KEY) -> Iterator[Supernode]:
+    made = Supernode(call, app, {"partition-id": place, "num-partitions": of}, key)
     made.start()
     try:
         yield made
@@ -193,15 +195,76 @@ def test_nobody_answers(gate: Any, app: Callable[..., Path], messages: Any, monk
     asked = messages.Message(messages.RecordDict(), 2, "train")
     with pytest.raises(Unreachable, match="no supernode has connected"):
         gate.ask(asked, told, {}, 5)
-    gate.answer("RegisterNode", _registration(), signed())
+    gate.answer("RegisterNode", _registration(), public(KEY))
     with pytest.raises(Unreachable, match="the supernode has not answered"):
         gate.ask(asked, told, {}, 5)
 
 
-def _registration(key: ec.EllipticCurvePrivateKey = KEY) -> bytes:
+def _pulling(number: int) -> bytes:
+    from flwr.proto import fleet_pb2, node_pb2
+
+    content: bytes = fleet_pb2.PullMessagesRequest(node=node_pb2.Node(node_id=number)).SerializeToString()
+    return content
+
+
+def _number(gate: Any, key: ec.EllipticCurvePrivateKey) -> int:
+    """A supernode's number, which it has once it has registered."""
     from flwr.proto import fleet_pb2
 
-    content: bytes = fleet_pb2.RegisterNodeFleetRequest(public_key=public(key)).SerializeToString()
+    return int(fleet_pb2.RegisterNodeFleetResponse.FromString(gate.answer("RegisterNode", _registration(key), public(key))).node_id)
+
+
+@pytest.mark.parametrize("goodbyes", [("DeactivateNode",), ("DeactivateNode", "UnregisterNode")], ids=["leaves", "is forgotten"])
+@pytest.mark.parametrize("again", [KEY, STRANGER], ids=["the same key", "a new key"])
+def test_a_message_is_for_the_supernode_that_starts_again(
+    gate: Any, app: Callable[..., Path], messages: Any, again: ec.EllipticCurvePrivateKey, goodbyes: tuple[str, ...]
+) -> None:
+    """Without a key of its own a stock supernode has another number each time."""
+    from flwr.proto import fleet_pb2
+
+    from fedscale.flower import touches
+
+    touches.identify(1)
+    content = messages.RecordDict({"told": messages.ConfigRecord({"lr": 0.5})})
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(gate.ask, messages.Message(content, 2, "train"), directory.read(app()), {}, 5)
+        number, ends = _number(gate, KEY), time.monotonic() + 60
+        while not gate.answer("PullMessages", _pulling(number), public(KEY)):
+            assert time.monotonic() < ends
+        for call in goodbyes:
+            gate.answer(call, fleet_pb2.DeactivateNodeRequest(node_id=number).SerializeToString(), public(KEY))
+
+        def echo(message: Any, _: Any) -> Any:
+            return messages.Message(message.content, reply_to=message)
+
+        with at_work(OverHttp(gate, again), echo, 0, 1, again) as node:
+            reply = answer.result(60)
+    assert (reply.content["told"]["lr"], reply.metadata.src_node_id) == (0.5, node.node.node_id)
+    assert (node.node.node_id == number) is (again is KEY)
+
+
+def test_a_supernode_goes_on_with_the_gateway_of_the_next_run(gate: Any) -> None:
+    """It registers once in its life, and ends when it is refused."""
+    from fedscale.flower.fleet import Fleet
+
+    number, later = _number(gate, KEY), Fleet()
+    for body, key in ((_pulling(number), STRANGER), (_pulling(number + 1), KEY)):
+        with pytest.raises(AccessDenied, match="not the supernode"):
+            later.answer("PullMessages", body, public(key))
+    assert later.answer("PullMessages", _pulling(number), public(KEY)) == b""
+    other = _number(Fleet(), STRANGER)
+    with pytest.raises(AccessDenied, match="not the supernode"):
+        later.answer("PullMessages", _pulling(other), public(STRANGER))
+
+
+def _asked(key: ec.EllipticCurvePrivateKey) -> Any:
+    from flwr.proto import fleet_pb2
+
+    return fleet_pb2.RegisterNodeFleetRequest(public_key=public(key))
+
+
+def _registration(key: ec.EllipticCurvePrivateKey = KEY) -> bytes:
+    content: bytes = _asked(key).SerializeToString()
     return content
 
 
@@ -209,20 +272,20 @@ def test_who_is_not_the_supernode_is_sent_away(gate: Any) -> None:
     from flwr.proto import fleet_pb2, node_pb2
 
     with pytest.raises(AccessDenied):
-        gate.answer("RegisterNode", _registration(STRANGER), signed())
-    gate.answer("RegisterNode", _registration(), signed())
+        gate.answer("RegisterNode", _registration(STRANGER), public(KEY))
+    gate.answer("RegisterNode", _registration(), public(KEY))
     with pytest.raises(AccessDenied, match="another supernode is connected"):
-        gate.answer("RegisterNode", _registration(STRANGER), signed(STRANGER))
-    number = fleet_pb2.ActivateNodeResponse.FromString(gate.answer("ActivateNode", _registration(), signed())).node_id
+        gate.answer("RegisterNode", _registration(STRANGER), public(STRANGER))
+    number = fleet_pb2.ActivateNodeResponse.FromString(gate.answer("ActivateNode", _registration(), public(KEY))).node_id
     pull = fleet_pb2.PullMessagesRequest(node=node_pb2.Node(node_id=number)).SerializeToString()
-    assert gate.answer("PullMessages", pull, signed()) == b""
+    assert gate.answer("PullMessages", pull, public(KEY)) == b""
     other = fleet_pb2.PullMessagesRequest(node=node_pb2.Node(node_id=number + 1)).SerializeToString()
     for body, key in ((pull, STRANGER), (other, KEY)):
         with pytest.raises(AccessDenied, match="not the supernode"):
-            gate.answer("PullMessages", body, signed(key))
+            gate.answer("PullMessages", body, public(key))
     # One that has gone makes room for another.
-    gate.answer("DeactivateNode", fleet_pb2.DeactivateNodeRequest(node_id=number).SerializeToString(), signed())
-    assert gate.answer("RegisterNode", _registration(STRANGER), signed(STRANGER))
+    gate.answer("DeactivateNode", fleet_pb2.DeactivateNodeRequest(node_id=number).SerializeToString(), public(KEY))
+    assert gate.answer("RegisterNode", _registration(STRANGER), public(STRANGER))
 
 
 def test_requests_that_make_no_sense(gate: Any) -> None:
@@ -230,13 +293,13 @@ def test_requests_that_make_no_sense(gate: Any) -> None:
 
     for call, body in (("Nothing", b""), ("RegisterNode", b"\xff\xff\xff")):
         with pytest.raises(ProtocolError):
-            gate.answer(call, body, signed())
-    gate.answer("RegisterNode", _registration(), signed())
+            gate.answer(call, body, public(KEY))
+    gate.answer("RegisterNode", _registration(), public(KEY))
     node = node_pb2.Node(node_id=gate._fleet._node)
     asked = {"GetRun": run_pb2.GetRunRequest(node=node, run_id=1), "GetFab": fab_pb2.GetFabRequest(node=node, hash_str="x", run_id=1)}
     for call, request in asked.items():
         with pytest.raises(ProtocolError, match="before it has got a message"):
-            gate.answer(call, request.SerializeToString(), signed())
+            gate.answer(call, request.SerializeToString(), public(KEY))
 
 
 def test_both_doors_say_what_is_wrong(gate: Any) -> None:
@@ -291,6 +354,144 @@ def test_only_known_keys(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match="cannot be read"):
             signatures.read(tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------- strangers at the doors
+
+
+def _head(size: int, key: ec.EllipticCurvePrivateKey | None = None) -> bytes:
+    """The head of a request over HTTP, signed where there is a key."""
+    said = signed(key) if key else {}
+    lines = [f"{name}: {value.decode() if name == signatures.TIME else b64encode(value).decode()}" for name, value in said.items()]
+    return "\r\n".join(["POST /v1/fleet/register-node HTTP/1.1", f"content-length: {size}", *lines, "", ""]).encode()
+
+
+def _call_on(gate: Any) -> socket.socket:
+    host, _, port = gate.http.rpartition(":")
+    return socket.create_connection((host, int(port)), 60)
+
+
+def _ended(line: socket.socket) -> bool:
+    """Whether the other side hangs up on one who says a drop at a time, and never all."""
+    line.settimeout(0.05)
+    ends = time.monotonic() + 45
+    while time.monotonic() < ends:
+        try:
+            line.sendall(b"x")
+            if line.recv(1) == b"":
+                return True
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return True
+    return False
+
+
+def test_nothing_is_read_of_who_may_not_come(gate: Any) -> None:
+    with _call_on(gate) as line:
+        line.sendall(_head(1 << 20))
+        answer = b"".join(iter(lambda: line.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 401 "), "without a byte of the body"
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize(("name", "said"), [("SILENT", lambda: b"POST /"), ("BODY", lambda: _head(1 << 20, KEY))], ids=["head", "body"])
+def test_a_request_has_its_time_in_all(gate: Any, monkeypatch: pytest.MonkeyPatch, name: str, said: Callable[[], bytes]) -> None:
+    from fedscale.flower import gateway
+
+    monkeypatch.setattr(gateway, f"{name}_SECONDS", 0.3)
+    with _call_on(gate) as line:
+        line.sendall(said())
+        assert _ended(line)
+
+
+def test_there_are_never_more_connections_than_allowed(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedscale.flower import gateway
+
+    monkeypatch.setattr(gateway, "MOST_CALLS", 2)
+    with _call_on(gate) as first, _call_on(gate):
+        with _call_on(gate) as third:
+            assert third.recv(1) == b""
+        first.shutdown(socket.SHUT_RDWR)
+        ends, said = time.monotonic() + 45, b""
+        while not said and time.monotonic() < ends:
+            with _call_on(gate) as again, suppress(ConnectionError):
+                again.sendall(_head(0))
+                said = again.recv(12)
+    assert said == b"HTTP/1.1 401"
+
+
+class Silent:
+    """Calls over gRPC whose message never comes."""
+
+    def __init__(self, gate: Any) -> None:
+        import grpc
+
+        self.over, self.channel = threading.Event(), grpc.insecure_channel(gate.rpc)
+        self._method: Any = self.channel.stream_unary("/flwr.proto.Fleet/RegisterNode")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.channel.close()
+
+    def begin(self, key: ec.EllipticCurvePrivateKey | None = None) -> Any:
+        said = {name if name == signatures.TIME else f"{name}-bin": value for name, value in signed(key).items()} if key else {}
+        head = tuple((name, value if name.endswith("-bin") else value.decode()) for name, value in said.items())
+        return self._method.future(self._never(), metadata=head, wait_for_ready=True)
+
+    def _never(self) -> Iterator[bytes]:
+        self.over.wait()
+        yield from ()
+
+
+def test_who_may_not_come_keeps_no_thread_over_grpc(gate: Any) -> None:
+    import grpc
+
+    with Silent(gate) as silent:
+        codes = {call.exception(60).code() for call in [silent.begin() for _ in range(20)]}
+    assert codes == {grpc.StatusCode.UNAUTHENTICATED}
+
+
+def test_calls_over_grpc_that_are_stuck_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    import grpc
+
+    from fedscale.flower import gateway
+
+    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.5)
+    made = gateway.Gateway()
+    try:
+        with Silent(made) as silent:
+            codes = {call.exception(60).code() for call in [silent.begin(KEY) for _ in range(gateway.THREADS)]}
+        assert codes == {grpc.StatusCode.UNAVAILABLE}
+        other, ends, number = OverRpc(made, KEY), time.monotonic() + 60, 0
+        while not number and time.monotonic() < ends:
+            with suppress(grpc.RpcError):  # its connection may be as old
+                number = other("RegisterNode", _asked(KEY)).node_id
+        other.close()
+        assert number
+    finally:
+        made.close()
+
+
+def test_there_are_never_more_calls_over_grpc_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import grpc
+
+    from fedscale.flower import gateway
+
+    monkeypatch.setattr(gateway, "MOST_CALLS", 2)
+    made = gateway.Gateway()
+    try:
+        with Silent(made) as silent:
+            calls = [silent.begin(KEY) for _ in range(3)]
+            ends = time.monotonic() + 60
+            while not (refused := [call for call in calls if call.done()]) and time.monotonic() < ends:
+                time.sleep(0.01)
+            assert [call.exception().code() for call in refused] == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    finally:
+        made.close()
 
 
 @pytest.mark.parametrize(

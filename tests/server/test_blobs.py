@@ -17,6 +17,7 @@ from fedscale.errors import NotFound, ProtocolError
 from fedscale_server import files
 from fedscale_server.store import blobs as module
 from fedscale_server.store.blobs import Blobs
+from fedscale_server.store.depot import FolderDepot, Shelf
 
 DATA = bytes(range(256)) * 64
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -280,6 +281,36 @@ def test_content_is_durable_before_its_name_and_the_name_before_the_answer(blobs
     with faults.planted():
         blobs.adopt(staged, DIGEST)
     assert faults.calls == ["chmod", "open", "fsync", "replace", "open", "fsync"]
+
+
+def shelf(folder: Path) -> Shelf:
+    """A folder that other servers see too, with one blob in it."""
+    depot = FolderDepot(folder / "shared")
+    depot.begin()
+    (folder / "in").write_bytes(DATA)
+    depot.put(f"k/{DIGEST}/1", folder / "in")
+    return Shelf(depot, "k", 2)
+
+
+def test_a_fetched_blob_is_durable_before_its_name(tmp_path: Path) -> None:
+    blobs, faults = Blobs(tmp_path / "blobs", shelf(tmp_path)), Faults(0)
+    with faults.planted():
+        assert blobs.find(DIGEST)
+    assert faults.calls == ["chmod", "open", "fsync", "replace", "open", "fsync"]
+
+
+def test_a_fetched_blob_is_whole_or_not_there_whatever_fails(tmp_path: Path) -> None:
+    shared, outcomes = shelf(tmp_path), []
+
+    def find(place: Path) -> None:
+        assert Blobs(place / "blobs", shared).find(DIGEST)
+
+    for place, failed, calls in fault_points(find, tmp_path):
+        outcomes.append(failed)
+        alone = Blobs(place / "blobs")
+        assert not alone.has(DIGEST) or alone.read(DIGEST) == DATA, calls
+        assert everything(alone.folder) <= {DIGEST}
+    assert outcomes == [True] * (len(outcomes) - 1) + [False]
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fedscale.errors import ConfigError
+from fedscale.sinks.table import Table
 from tests.command import fedscale
 from tests.server.fake_coordinator import Coordinator, serving
 from tests.server.test_cli_run import detail, events
@@ -42,6 +44,16 @@ def test_a_run_that_goes_on_is_followed(coordinator: Coordinator, tmp_path: Path
     assert "following risk-1" in done.err
     assert "WatchRun" in [method for method, _ in coordinator.asked]
     assert curve(tmp_path / "here" / "csv" / "curves.csv", "train", "loss") == [("", 0.5)], "each round once"
+
+
+def test_curves_that_could_not_be_written_are_no_success(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConfigError("the sink 'csv' cannot be written")
+
+    monkeypatch.setattr(Table, "take", fail)
+    done = fedscale("run", "track", "risk-1", "--sink", "csv", "--json")
+    assert (done.code, done.error["what"]) == (2, "the sink 'csv' cannot be written")
+    assert done.err.count("goes on without one of its curves") == 1
 
 
 def test_a_sink_that_does_not_exist_is_refused_before_anything_is_asked(coordinator: Coordinator) -> None:

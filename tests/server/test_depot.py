@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedscale.errors import ConfigError, NotFound
+from fedscale.errors import ConfigError, NotFound, ProtocolError
 from fedscale_server.spool import Spool
 from fedscale_server.store import depot as depots
 from fedscale_server.store.blobs import Blobs
@@ -32,8 +32,11 @@ def endpoint() -> Iterator[str]:
 def depot(request: pytest.FixtureRequest, tmp_path: Path) -> Depot:
     """Each kind of depot, with nothing in it."""
     if request.param == "folder":
-        return FolderDepot(tmp_path / "shared")
-    return ObjectDepot(BUCKET, tmp_path.name, request.getfixturevalue("endpoint"))
+        made: Depot = FolderDepot(tmp_path / "shared")
+    else:
+        made = ObjectDepot(BUCKET, tmp_path.name, request.getfixturevalue("endpoint"))
+    made.begin()
+    return made
 
 
 @pytest.fixture
@@ -94,6 +97,30 @@ def test_deleting_leaves_the_others(depot: Depot, tmp_path: Path) -> None:
     assert depot.keys("k") == ["k/x/2"]
     depot.delete("k/x/2")
     assert depot.keys("k") == []
+
+
+def test_a_folder_that_is_not_mounted_is_no_empty_one(tmp_path: Path) -> None:
+    """What a server sees while the file system is away is a folder with nothing in it, which it must not begin to fill."""
+    shared, content = tmp_path / "shared", written(tmp_path / "in", DATA)
+    depot = FolderDepot(shared)
+    depot.begin()
+    depot.put("k/x/1", content)
+    shared.rename(tmp_path / "mounted")
+    again = FolderDepot(shared)
+    uses: list[Callable[[], object]] = [
+        lambda: again.keys("k"),
+        lambda: again.put("k/x/2", content),
+        lambda: again.fetch("k/x/1", tmp_path / "out"),
+        lambda: again.delete("k/x/1"),
+    ]
+    for use in uses:
+        with pytest.raises(OSError, match="not mounted, or new") as caught:
+            use()
+        assert not isinstance(caught.value, FileNotFoundError)
+    assert list(shared.iterdir()) == []
+    shared.rmdir()
+    (tmp_path / "mounted").rename(shared)
+    assert again.keys("k") == ["k/x/1"]
 
 
 @pytest.mark.requires("object-store")
@@ -194,6 +221,19 @@ def test_a_leader_removes_what_earlier_ones_left(server: Callable[[str, int], Bl
     for digest in leader.names():
         leader.delete(digest)
     assert leader.names() == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 8, b"\0" * 7, b"\0" * 400])
+def test_a_vector_that_was_damaged_here_is_fetched_again(depot: Depot, tmp_path: Path, damage: bytes) -> None:
+    spool, vector = Spool(tmp_path / "red", shelf=Shelf(depot, "runs/r1", 1)), np.arange(100, dtype=np.float32)
+    digest = spool.store(vector)
+    spool.blobs.path(digest).write_bytes(damage)
+    assert np.array_equal(spool.vector(digest), vector)
+    assert np.array_equal(Spool(tmp_path / "red").vector(digest), vector), "and is here"
+    depot.delete(f"runs/r1/{digest}/1")
+    spool.blobs.path(digest).write_bytes(damage)
+    with pytest.raises(ProtocolError, match="a vector in the spool is damaged"):
+        spool.vector(digest)
 
 
 def test_a_run_goes_on_at_another_server(depot: Depot, tmp_path: Path) -> None:

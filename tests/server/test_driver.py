@@ -238,6 +238,21 @@ async def test_a_run_can_be_stopped_paused_and_resumed(server: Running) -> None:
     assert (await server.model(run)).tolist() == [1.0] * 4
 
 
+async def test_nodes_that_rest_do_not_count_as_being_there(server: Running) -> None:
+    """After a restart the first who are back may be those who have answered in this tree already: that is no reason to give up."""
+    privacy = {"epsilon": 8.0, "delta": 1e-5, "clip": 2.0, "unit": "node", "mechanism": "ftrl", "tree_rounds": 2}
+    early = await server.nodes("ada", "ben")
+    run, asks = await server.begun(*early, rounds=2, clients={"select": 2, "min_per_round": 2}, privacy=privacy)
+    for node, ask in zip(early, asks, strict=True):
+        await node.answer(ask, weight=1.0)
+    await event(server, run, "closed")
+    for node in await server.nodes("cleo", "dora"):
+        await node.answer(await node.ask("train"), weight=1.0)
+    _, record = await server.over(run)
+    assert (record["status"], record["reason"]) == ("completed", "")
+    assert [row["answered"] for row in record["rounds"]] == [["ada", "ben"], ["cleo", "dora"]]
+
+
 async def test_two_runs_at_once_do_not_meet(server: Running) -> None:
     nodes = await server.nodes("ada", "ben")
     runs = [await server.submit(plan_text(rounds=3, every=1, seed=seed, clients={"min_per_round": 2})) for seed in (1, 2)]
@@ -252,6 +267,15 @@ async def test_two_runs_at_once_do_not_meet(server: Running) -> None:
         assert ups == {("train", 2 * 56), ("train", 2 * 56 + 16), ("evaluate", 2 * 40)}
         # The model of every round is fetched once by each node for each phase, and here the bundle by nobody.
         assert {r["bytes_down"] for r in record["rounds"]} == {2 * 16}
+
+
+async def test_a_model_that_another_run_has_left_behind_is_found_where_it_was_kept(server: Running) -> None:
+    ada = await server.node("ada")
+    ada.work()
+    runs = [await server.submit(plan_text(rounds=rounds, clients={"min_per_round": 1})) for rounds in (6, 1)]
+    for run in runs:
+        await server.over(run)
+    assert [(await server.model(run)).tolist() for run in runs] == [[6.0] * 4, [1.0] * 4]
 
 
 async def test_a_poisoned_answer_is_shown_and_leaves_no_trace_in_the_model(server: Running) -> None:

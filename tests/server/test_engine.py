@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedscale.errors import ConfigError
+from fedscale.errors import ConfigError, Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import digest_of
+from fedscale_server import engine as engines
 from fedscale_server.app import serve
 from fedscale_server.home import Home
 from fedscale_server.logbook import Logbook
@@ -117,6 +119,35 @@ async def test_a_run_that_cannot_be_brought_back_does_not_keep_the_others_from_s
     ada.taken = len(ada.asks) - 1
     ada.work()
     assert (await server.over(sound))[0].info.status == "completed"
+
+
+@pytest.mark.parametrize("hidden", [".", "runs"])
+async def test_a_run_waits_for_shared_blobs_that_are_out_of_sight(tmp_path: Path, hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared folder is not mounted, or not all of it is seen, where another coordinator goes on with the run."""
+    monkeypatch.setattr(engines, "AGAIN_SECONDS", 0.02)
+    shared, away = tmp_path / "shared", tmp_path / "away"
+    server = await Running.start(tmp_path / "home", blobs=str(shared))
+    try:
+        ada = await server.node("ada")
+        run, _ = await server.begun(ada)
+        await server.stop()
+        shutil.rmtree(server.path / "runs" / run / "blobs")
+        (shared / hidden).rename(away)
+        await back(server)
+        assert (await server.detail(run))[0].info.status == "running"
+        with pytest.raises(Unreachable, match="cannot store the run at the moment"):
+            server.engine.check(run)
+        if hidden == ".":
+            shared.rmdir()
+        away.rename(shared / hidden)
+        await until(lambda: server.engine.driver(run))
+        await until(lambda: not server.engine._retries)
+        await ada.leave()
+        ada.channel = ada.credentials.channel(server.ready.address)
+        (await ada.connect()).work()
+        assert (await server.over(run))[0].info.status == "completed"
+    finally:
+        await server.close()
 
 
 async def test_a_second_submission_while_the_first_begins_waits_for_it(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

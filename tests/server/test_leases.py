@@ -32,7 +32,6 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "enrol": lambda store: store.enrol("beta", "ward", Role.NODE, "5e", NOW, NOW),
     "redeem": lambda store: store.redeem("t1", HASH, "beta", "5e", NOW, NOW),
     "seen": lambda store: store.seen("alpha", ["x"], "1", later(9)),
-    "anchor": lambda store: store.anchor({"alpha": "1:aa"}),
     "renewed": lambda store: store.renewed("alpha", "77", later(9)),
     "revoke": lambda store: store.revoke("alpha", later(9)),
     "put_account": lambda store: store.put_account(Account(name="ada", role="auditor", password="x", created=NOW)),
@@ -48,7 +47,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
 }
 READS = {
     "projects", "has_project", "ticket", "member", "members", "revoked", "account", "accounts", "login", "run", "runs", "unfinished", "journal",
-    "before_last", "last_checkpoint", "outcomes", "holder",
+    "before_last", "last_checkpoint", "outcomes", "holders",
 }  # fmt: skip
 OTHERS = {"open", "close", "epoch", "stands_by", "fence", "of_term"}
 

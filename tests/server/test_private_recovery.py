@@ -110,11 +110,30 @@ def test_the_ends_of_ledgers_are_in_the_record_and_with_the_members(opening: Cal
     assert {member.name: member.ledger for member in store.members() if member.ledger} == told
 
 
+def test_a_site_that_joined_anew_is_not_held_to_the_ledger_it_had(opening: Callable[[], Logbook], store: Store) -> None:
+    for name in NODES:
+        add_member(store, name)
+    book, told, first = opening(), dict[str, str](), dict[str, str]()
+    while book.run.number < 3:
+        event = due(book.run, book)
+        detail = {}
+        if isinstance(event, Answered):
+            told[event.node] = detail["ledger"] = end(len(told) + 5)
+        book.apply(event, later(1), detail=detail)
+        if book.run.number == 2 and not first:
+            first = dict(told)
+            for name in first:
+                add_member(store, name, again=True)
+    assert first
+    assert {member.name: member.ledger for member in store.members() if member.ledger} == {n: h for n, h in told.items() if n not in first}
+
+
 def test_an_end_that_was_noted_only_moves_forward_until_the_node_joins_again(store: Store) -> None:
     for name in ("ada", "ben"):
         add_member(store, name)
+    add_run(store, "first")
     for heads in ({"ada": end(9), "ben": end(3), "nobody": end(1)}, {"ada": end(7)}, {"ben": end(10)}):
-        store.anchor(heads)
+        store.checkpoint("first", 1, 1, "train", {}, "m", {}, None, later(1), heads)
     assert [member.ledger for member in store.members()] == [end(9), end(10)]
     add_member(store, "ada", again=True)
     assert [member.ledger for member in store.members()] == [None, end(10)]

@@ -102,6 +102,16 @@ def test_an_answer_that_lost_its_end_is_not_read_as_zeros(spool: Spool) -> None:
         sealed[:]
 
 
+def test_an_answer_is_read_on_where_the_system_stops(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux reads at most 0x7ffff000 bytes a call; here it is seven."""
+    sealed = spool.words(keep(spool, np.arange(50, dtype=WORD)))
+    one, several = os.pread, os.preadv
+    monkeypatch.setattr(os, "pread", lambda file, count, offset: one(file, min(count, 7), offset))
+    monkeypatch.setattr(os, "preadv", lambda file, parts, offset: several(file, [parts[0][:7]], offset))
+    assert sealed[:].tolist() == list(range(50))
+    assert sealed[9:31].tolist() == list(range(9, 31))
+
+
 def test_two_answers_of_one_node_do_not_share_a_file(spool: Spool) -> None:
     assert keep(spool) != keep(spool, WORDS + 1)
     assert len(list(spool.answers.iterdir())) == 2
@@ -122,9 +132,10 @@ def test_a_vector_is_checked_when_it_is_read(spool: Spool) -> None:
     vector = np.array([1.0, -2.5], np.float32)
     digest = spool.store(vector)
     assert spool.vector(digest).tolist() == [1.0, -2.5]
-    spool.blobs.path(digest).write_bytes(b"\0" * 8)
-    with pytest.raises(ProtocolError, match="a vector in the spool is damaged"):
-        spool.vector(digest)
+    for damage in (b"\0" * 8, b"\0" * 7, b""):
+        spool.blobs.path(digest).write_bytes(damage)
+        with pytest.raises(ProtocolError, match="a vector in the spool is damaged"):
+            spool.vector(digest)
     with pytest.raises(NotFound, match="no such blob"):
         spool.vector("0" * 64)
 

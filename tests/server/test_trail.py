@@ -207,3 +207,49 @@ def test_verify_fails_with_what_is_wrong(home: Path) -> None:
     failed = fedscale("audit", "verify", "--home", home, "--head", head, "--json").error
     assert (failed["exit_code"], failed["why"]) == (1, "it ends with line 0, and had 1")
     assert fedscale("audit", "verify", "--home", home / "nowhere").code == 2
+
+
+def test_whatever_is_said_leaves_room_for_the_next_line(trail: Trail) -> None:
+    long = "x" * 1_000_000
+    deed = trail.note(long, "certificate", "run stop", long, reason=long)
+    assert {len(deed.who), len(deed.target), len(deed.facts["reason"])} == {200}
+    assert trail.note("grace", "dashboard", "logged in").seq == LINES + 2
+    assert trail.verify()[0] == LINES + 2
+
+
+def test_a_trail_that_was_cut_off_is_not_gone_on_with(trail: Trail) -> None:
+    trail.path.write_bytes(b"".join(lines(trail)[:2]))
+    with pytest.raises(ConfigError, match="ends before the head that was noted"):
+        trail.note("grace", "dashboard", "logged in")
+    trail.path.unlink()
+    with pytest.raises(ConfigError, match="ends before the head that was noted"):
+        trail.note("grace", "dashboard", "logged in")
+    with pytest.raises(RunFailed):
+        trail.verify()
+
+
+def test_a_head_that_a_crash_left_behind_does_no_harm(trail: Trail) -> None:
+    head = trail.path.with_suffix(".head")
+    before = head.read_bytes()
+    trail.note("grace", "dashboard", "logged in")
+    head.write_bytes(before)
+    assert trail.verify()[0] == LINES + 1
+    assert trail.note("grace", "dashboard", "logged in").seq == LINES + 2
+
+
+def test_a_line_that_a_crash_cut_off_is_none(trail: Trail) -> None:
+    head = trail.verify()
+    with trail.path.open("ab") as file:
+        file.write(b'{"seq": 7, "who"')
+    assert len(trail.read()) == LINES
+    assert trail.verify() == head
+
+
+def test_a_full_disk_leaves_no_half_of_a_line(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:20]))
+    with pytest.raises(OSError, match="No space left"):
+        trail.note("grace", "dashboard", "logged in")
+    monkeypatch.undo()
+    assert trail.verify()[0] == LINES
+    assert trail.note("grace", "dashboard", "logged in").seq == LINES + 1

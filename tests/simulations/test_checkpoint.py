@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,21 @@ from fedscale_simulations.simulator import simulate
 from tests.simulations.samples import Mean, Place, sites
 
 OPTIONS: dict[str, Any] = {"rounds": 4, "seed": 3, "clients": {"select": 3}, "evaluate": {"patience": 9}}
+
+
+@pytest.fixture(autouse=True)
+def _every_phase_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the disk is: what is resumed here must begin where it was stopped."""
+    monkeypatch.setattr(checkpoint, "CHEAP", math.inf)
+
+
+def test_checkpoints_that_take_long_are_left_out_but_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[str] = []
+    monkeypatch.setattr(checkpoint, "CHEAP", -1.0)
+    monkeypatch.setattr(checkpoint, "SHARE", 1e9)
+    monkeypatch.setattr(checkpoint, "save", lambda folder, run, *_: saved.append(run.status))
+    simulate(Mean(), sites(5), folder=tmp_path, **OPTIONS)
+    assert saved == ["running", "completed"]
 
 
 def interrupted(folder: Path, place: Place, strategy: Any = None) -> None:

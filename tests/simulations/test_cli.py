@@ -11,7 +11,7 @@ import pytest
 from fedscale import console
 from fedscale.errors import Cause, ConfigError, Failure
 from fedscale.record import RoundRecord
-from fedscale_simulations import cli
+from fedscale_simulations import checkpoint, cli
 from fedscale_simulations.result import Progress
 from tests.command import caught, fedscale
 
@@ -134,6 +134,7 @@ def test_ctrl_c_leaves_something_that_goes_on(job: Path, monkeypatch: pytest.Mon
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "Show", Impatient)
+    monkeypatch.setattr(checkpoint, "CHEAP", float("inf"))  # a slow disk must not cost the last round
     broken = fedscale("simulate", job, "--out", "again")
     assert broken.code == 130
     assert broken.err.splitlines()[-1] == f"interrupted; go on where it stopped: fedscale simulate {job} --out again --resume, with the same options"
@@ -148,7 +149,7 @@ def test_ctrl_c_before_the_first_round_promises_nothing(job: Path, monkeypatch: 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "Show", lambda bar: type("Stop", (), {"rounds": 0, "__call__": interrupt})())
+    monkeypatch.setattr(cli, "Show", lambda *_: type("Stop", (), {"rounds": 0, "__call__": interrupt})())
     assert fedscale("simulate", job).err == "interrupted\n"
 
 

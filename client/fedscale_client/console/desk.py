@@ -13,8 +13,8 @@ from fedscale_client import chronicle, facts, policy, spending
 from fedscale_client.chronicle import Asked
 from fedscale_client.declarations import Declaration, listed
 from fedscale_client.home import NodeHome
+from fedscale_client.ledger import reading
 from fedscale_client.ledger.accounts import Account, uncovered
-from fedscale_client.ledger.book import Ledger
 
 SHOWN_BYTES = 200_000
 
@@ -88,10 +88,9 @@ class Desk:
         """Whether the ledger verifies, and where it ends; ``head`` is what to note elsewhere."""
         if not self.home.ledger.exists():
             return {"problem": "", "head": "", "entries": 0}
-        book = Ledger.open(self.home)
-        if problem := book.verify():
+        problem, head = reading.verify(self.home)
+        if problem:
             return {"problem": problem, "head": "", "entries": 0}
-        head = book.head()
         return {"problem": "", "head": f"{head.seq}:{head.digest}", "entries": head.seq}
 
     def policy(self) -> dict[str, Any]:

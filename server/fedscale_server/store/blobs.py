@@ -66,7 +66,7 @@ class Blobs:
 
     def find(self, digest: str) -> bool:
         """Whether the blob is here, fetched from the shelf if need be."""
-        return self.has(digest) or (_is_digest(digest) and self._fetched(digest))
+        return self.has(digest) or (_is_digest(digest) and self.fetch(digest))
 
     def share(self, digest: str) -> bool:
         """Whether the blob is here; if so, other servers can fetch it from now on."""
@@ -87,8 +87,13 @@ class Blobs:
             raise NotFound("no such blob", where=digest[:12])
         return path
 
-    def _fetched(self, digest: str) -> bool:
-        """Whether the blob is on the shelf; it is here then, and whole."""
+    def fetch(self, digest: str) -> bool:
+        """Whether the blob is on the shelf; it is here then, whole and durable, in the place of what had its name.
+
+        Raises:
+            NotFound: what is on the shelf is damaged.
+            OSError: disk or depot refuse.
+        """
         if self._shelf is None:
             return False
         draft = self.staging()
@@ -99,6 +104,7 @@ class Blobs:
                 if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise NotFound("a shared blob is damaged", where=digest[:12], why="its bytes have another digest", hint="restore it")
             draft.chmod(0o600)
+            files.sync(draft)
             files.move(draft, self._named(digest))
         finally:
             draft.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from fedscale_server import files
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
+MARK = "fedscale-blobs"  # tells the shared folder from the empty one that is seen where it is not mounted
 PIECE = 8 << 20
 PARTS_AT_ONCE = 2
 REQUEST_SECONDS, RETRY_SECONDS = 60, 30
@@ -30,6 +31,9 @@ REQUEST_SECONDS, RETRY_SECONDS = 60, 30
 
 class Depot(Protocol):
     """Files by key; a key is words that are divided by ``/``. All methods block and raise OSError when the depot refuses."""
+
+    def begin(self) -> None:
+        """Take a new depot into use, once, before anything is stored there."""
 
     def put(self, key: str, path: Path) -> None:
         """Store a file, durably."""
@@ -45,7 +49,7 @@ class Depot(Protocol):
 
 
 class FolderDepot:
-    """A folder that all servers see.
+    """A folder that all servers see. While it has no mark everything but ``begin`` raises OSError: it may not be mounted.
 
     Args:
         folder: where it lies; made when missing.
@@ -54,9 +58,13 @@ class FolderDepot:
     def __init__(self, folder: Path) -> None:
         self._folder = files.private_folder(folder)
 
+    def begin(self) -> None:
+        """Mark the folder."""
+        files.write(self._folder / MARK, b"")
+
     def put(self, key: str, path: Path) -> None:
         """Store a file: copied beside its place, then renamed."""
-        target = self._folder / key
+        target = self._mounted() / key
         files.private_folder(target.parent)
         draft = target.with_name(f".{target.name}-{os.getpid()}")
         try:
@@ -68,19 +76,26 @@ class FolderDepot:
 
     def fetch(self, key: str, path: Path) -> None:
         """Write what is stored to a file."""
-        shutil.copyfile(self._folder / key, path)
+        shutil.copyfile(self._mounted() / key, path)
 
     def keys(self, prefix: str) -> list[str]:
         """All keys that begin with ``prefix/``, in order."""
-        found = (path for path in (self._folder / prefix).rglob("*") if path.is_file() and not path.name.startswith("."))
+        found = (path for path in (self._mounted() / prefix).rglob("*") if path.is_file() and not path.name.startswith("."))
         return sorted(str(path.relative_to(self._folder)) for path in found)
 
     def delete(self, key: str) -> None:
         """Remove what is stored, and the folder of its blob when it was the last copy."""
-        path = self._folder / key
+        path = self._mounted() / key
         path.unlink(missing_ok=True)
         with suppress(OSError):
             path.parent.rmdir()
+
+    def _mounted(self) -> Path:
+        """The folder, now that it is certain to be the shared one."""
+        if not (self._folder / MARK).is_file():
+            # No errno: as a FileNotFoundError it would be taken for a blob that is lost.
+            raise OSError(f"the shared folder has no file {MARK}: it is not mounted, or new")
+        return self._folder
 
 
 class ObjectDepot:
@@ -97,6 +112,9 @@ class ObjectDepot:
 
     def __init__(self, bucket: str, prefix: str, endpoint: str) -> None:
         self._store = _s3(bucket, prefix, endpoint)
+
+    def begin(self) -> None:
+        """Nothing: a bucket that is not there refuses everything by itself."""
 
     def put(self, key: str, path: Path) -> None:
         """Store a file, in parts when it is large."""

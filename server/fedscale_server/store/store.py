@@ -211,14 +211,6 @@ class Store:
         known = {"identity": identity} if identity else {}
         self._change_member(name, last_seen=now, datasets=list(datasets), version=version, **known)
 
-    def anchor(self, heads: Mapping[str, str]) -> None:
-        """Note the ends of nodes' ledgers, ``NUMBER:HASH`` by name; an earlier end than the one that is known changes nothing."""
-        with self._write() as session:
-            for member in session.exec(select(Member).where(col(Member.name).in_(heads))):
-                if _number(member.ledger) < _number(heads[member.name]):
-                    member.ledger = heads[member.name]
-                    session.add(member)
-
     def renewed(self, name: str, serial: str, expires_at: datetime) -> None:
         """A member has a new certificate.
 
@@ -422,8 +414,9 @@ class Store:
         slots: dict[str, str],
         outcome: dict[str, Any] | None,
         at: datetime,
+        heads: Mapping[str, str] | None = None,
     ) -> None:
-        """Store a run between two rounds; the same ``seq`` again takes the place of the first.
+        """Store a run between two rounds, with the ends of ledgers that it brought; the same ``seq`` again takes the place of the first.
 
         What the nodes said under secure aggregation before it is never replayed: their lines stay for whoever watches, their messages go.
 
@@ -434,6 +427,7 @@ class Store:
         try:
             with self._write() as session:
                 session.merge(row)
+                _anchor(session, heads or {})
                 since = select(func.coalesce(func.max(Checkpoint.seq), 0)).where(col(Checkpoint.run) == run, col(Checkpoint.seq) < seq)
                 between = (col(Journal.seq) > since.scalar_subquery()) & (col(Journal.seq) <= seq)
                 for line in session.exec(select(Journal).where(col(Journal.run) == run, between, col(Journal.kind) == SPOKEN)):
@@ -446,16 +440,24 @@ class Store:
         with self._read() as session:
             return session.exec(select(Checkpoint).where(col(Checkpoint.run) == run).order_by(col(Checkpoint.seq).desc()).limit(1)).first()
 
-    def holder(self, model: str) -> str:
-        """A run that has, or had, this model; empty for none."""
+    def holders(self, model: str) -> list[str]:
+        """The runs that have, or had, this model."""
         with self._read() as session:
-            return session.exec(select(Checkpoint.run).where(col(Checkpoint.model) == model).limit(1)).first() or ""
+            return list(session.exec(select(Checkpoint.run).where(col(Checkpoint.model) == model).distinct()))
 
     def outcomes(self, run: str) -> list[dict[str, Any]]:
         """The outcomes of a run's closed rounds, in order."""
         closed = select(Checkpoint.outcome).where(col(Checkpoint.run) == run, col(Checkpoint.outcome).is_not(None)).order_by(col(Checkpoint.seq))
         with self._read() as session:
             return [dict(outcome) for outcome in session.exec(closed) if outcome is not None]
+
+
+def _anchor(session: Session, heads: Mapping[str, str]) -> None:
+    """Note the ends of nodes' ledgers, ``NUMBER:HASH`` by name; an earlier end than the one that is known changes nothing."""
+    for member in session.exec(select(Member).where(col(Member.name).in_(heads))):
+        if _number(member.ledger) < _number(heads[member.name]):
+            member.ledger = heads[member.name]
+            session.add(member)
 
 
 def _number(head: str | None) -> int:

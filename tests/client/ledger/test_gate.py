@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -273,6 +274,24 @@ async def test_a_ledger_that_lacks_what_the_coordinator_has_noted_allows_nothing
         assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, "the privacy ledger of this site cannot be used")
         (event,) = node.events("ledger rolled back")
     assert event["problem"]
+    assert items(home) == ()
+
+
+async def test_a_disk_that_refuses_at_the_greeting_allows_nothing_and_keeps_the_node(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    coordinator.ledger = f"0:{'00' * 32}"
+    monkeypatch.setattr(Ledger, "lacks", refuse)
+    monkeypatch.setattr(NodeHome, "remember", refuse)
+    async with start() as node:
+        await coordinator.connected()
+        failure = await coordinator.failure(coordinator.assign(app, plan=private_plan())[0])
+        assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, "the privacy ledger of this site cannot be used")
+        assert [event["problem"] for event in node.events("ledger rolled back")] == ["the ledger cannot be read: No space left on device"]
+        assert not node.task.done()
     assert items(home) == ()
 
 

@@ -149,6 +149,7 @@ def test_the_grid_moves_with_the_clip() -> None:
         ({"mechanism": "ftrl", "unit": "node"}, {"clients": {"select": 0.5}}, "clients.select"),
         ({"tree_rounds": 3}, {"clients": TURNS}, "privacy.tree_rounds"),
         ({"mechanism": "ftrl", "unit": "node"}, {"clients": TURNS, "strategy": {"name": "fedavg", "clip_norm": 1.0}}, "strategy"),
+        ({"mechanism": "ftrl", "unit": "node"}, {"clients": TURNS, "strategy": {"name": "flower", "of": "FedMedian"}}, "strategy.name"),
     ],
 )
 def test_combinations_that_are_not_sound_are_refused_with_the_reason(privacy: dict[str, Any], tables: dict[str, Any], where: str) -> None:

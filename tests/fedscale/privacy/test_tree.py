@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from fedscale.errors import PlanError
+from fedscale.privacy import tree as module
 from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.events import Spend
+from fedscale.privacy.noise import Floats, gaussian
 from fedscale.privacy.tree import Tree, nodes_of
 
 KEY = bytes(range(32))
@@ -45,6 +49,22 @@ def test_steps_add_up_to_the_running_noise() -> None:
     assert not TREE.running(0).any()
 
 
+@pytest.mark.parametrize(("number", "nodes"), [(1, ["0/0"]), (7, ["0/6"]), (8, ["3/0", "2/0", "1/2", "0/6"]), (12, ["2/2", "1/4", "0/10"])])
+def test_a_step_draws_only_the_nodes_that_come_and_go(number: int, nodes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[bytes | None] = []
+
+    def watched(size: int, sigma: float, key: bytes | None = None) -> Floats:
+        drawn.append(key)
+        return gaussian(size, sigma, key)
+
+    monkeypatch.setattr(module, "gaussian", watched)
+    noise = TREE.step(number)
+    keys = [hashlib.blake2b(node.encode(), key=KEY, digest_size=32).digest() for node in nodes]
+    assert drawn == keys
+    of_nodes = [gaussian(TREE.size, 3.0, key) for key in keys]
+    np.testing.assert_allclose(noise, of_nodes[0] - sum(of_nodes[1:]), atol=1e-9)
+
+
 def test_nodes_have_noise_of_their_own() -> None:
     # Rounds 32 and 37 share the node of rounds 1 to 32; 37 has two more.
     early, all_of = TREE.running(32), TREE.running(37)
@@ -67,7 +87,17 @@ def test_a_tree_costs_its_levels_and_beats_noise_on_each_round() -> None:
     assert TREE.running(37).std() < 3.0 * 37**0.5 / 2
 
 
-@pytest.mark.parametrize("ask", [lambda: Tree(0, 3, 1.0, KEY), lambda: Tree(3, 0, 1.0, KEY), lambda: TREE.running(38), lambda: TREE.running(-1)])
+REFUSED = (
+    lambda: Tree(0, 3, 1.0, KEY),
+    lambda: Tree(3, 0, 1.0, KEY),
+    lambda: TREE.running(38),
+    lambda: TREE.running(-1),
+    lambda: TREE.step(0),
+    lambda: TREE.step(38),
+)
+
+
+@pytest.mark.parametrize("ask", REFUSED)
 def test_rounds_that_are_not_there_are_refused(ask: object) -> None:
     with pytest.raises(PlanError):
         ask()  # type: ignore[operator]
