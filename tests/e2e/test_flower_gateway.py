@@ -66,10 +66,11 @@ def test_a_site_may_keep_its_supernode(tmp_path: Path) -> None:
     app = samples.write(tmp_path / "app")
     with Federation(tmp_path) as federation, supernode(tmp_path, port) as log:
         federation.join_all(("ann", "bob"), lambda name: {"default": ("--loader", f"{tmp_path / name}.py:load")})
+        runs = []
         for _ in range(2):
-            run = federation.submit(app, *TOGETHER[:3], "num-server-rounds=1", "evaluate.every=0")
-            watching = federation.watch(run)
+            runs.append(federation.submit(app, *TOGETHER[:3], "num-server-rounds=1", "evaluate.every=0"))
+            watching = federation.watch(runs[-1])
             assert watching.wait(2 * PATIENCE).code == 0, log.read_text(errors="replace")[-4000:]
-            assert [row.answered for row in federation.record(run).rounds] == [("ann", "bob")]
-        federation.manage("run", "export", run, "--out", tmp_path / "model.safetensors")
+            assert [row.answered for row in federation.record(runs[-1]).rounds] == [("ann", "bob")]
+        federation.manage("run", "export", runs[-1], "--out", tmp_path / "model.safetensors")
     assert load_file(tmp_path / "model.safetensors")["0"].ravel().tolist() == pytest.approx([expected(1)] * 6, rel=1e-5)
