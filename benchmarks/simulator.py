@@ -106,7 +106,8 @@ def run(python: Path, name: str, workload: str, data: Path, rounds: int | None =
             sizes = [_sizes(each) for each in _family(process.pid)]
             peak, anonymous = max(peak, sum(whole for whole, _ in sizes)), max(anonymous, sum(part for _, part in sizes))
             if time.monotonic() - began > limit:
-                said.append(f"it took more than {limit:.0f} s\n")
+                late = f"it took more than {limit:.0f} s\n"
+                said += [] if late in said else [late]
                 _kill(_family(process.pid))
             time.sleep(0.2)
         listener.join(5)
