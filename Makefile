@@ -16,7 +16,7 @@ generate = $(BIN)/python -m grpc_tools.protoc -I protos \
 	--plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
 
-.PHONY: help setup demo test release-tests check fix docs bench proto clean
+.PHONY: help setup demo test release-tests check fix docs bench proto
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; do printf '  make %-13s %s\n' "$$name" "$$what"; done
@@ -67,7 +67,3 @@ bench: setup ## measure: throughput, memory, accuracy (benchmarks/)
 
 proto: setup ## regenerate fedscale/proto/v1 from protos/
 	$(call generate,.)
-
-clean: ## remove .venv and everything that can be made again
-	rm -rf .venv build dist runs htmlcov .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +

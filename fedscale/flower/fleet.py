@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from flwr.app import Message
 from flwr.common.serde import message_to_proto
@@ -25,8 +25,6 @@ from fedscale.errors import AccessDenied, ProtocolError, Unreachable
 from fedscale.flower import touches
 from fedscale.flower.directory import Scalar
 from fedscale.flower.fab import Parcel
-
-Handler: TypeAlias = Callable[[Any], Any]
 
 LOOK_SECONDS = 0.5
 MOST_BYTES = 1 << 31

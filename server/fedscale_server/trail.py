@@ -28,6 +28,7 @@ CONTEXT = b"fedscale/audit/v1\0"
 ORIGIN = hashlib.sha256(CONTEXT).hexdigest()
 TAIL_BYTES = 64 << 10
 LONGEST = 200
+LOOK = "look at it: fedscale audit verify"
 Head: TypeAlias = tuple[int, str]
 
 
@@ -87,9 +88,8 @@ class Trail:
             noted = self._noted()
             # A head that is behind the file is what a crash leaves, one that is ahead is not.
             if noted and (noted[0] > seq or (noted[0] == seq and noted[1] != digest)):
-                raise ConfigError(
-                    "the audit trail ends before the head that was noted", where=str(self.path), hint="look at it: fedscale audit verify"
-                )
+                why = f"line {noted[0]} was noted, the last one is {seq}" if noted[0] > seq else f"line {seq} is another than the one that was noted"
+                raise ConfigError("the audit trail ends before the head that was noted", where=str(self.path), why=why, hint=LOOK)
             at = self._now().isoformat(timespec="milliseconds")
             deed = Deed(seq + 1, at, who[:LONGEST], door, action, target[:LONGEST], facts, digest, "")
             deed = Deed(**{**asdict(deed), "digest": deed.hashed()})
@@ -188,7 +188,7 @@ def _deed(line: bytes, number: int, path: Path) -> Deed:
         return Deed(**json.loads(line))
     except (ValueError, TypeError):
         where = f"{path}:{number}" if number else str(path)
-        raise ConfigError("this is no line of an audit trail", where=where, hint="look at it: fedscale audit verify") from None
+        raise ConfigError("this is no line of an audit trail", where=where, hint=LOOK) from None
 
 
 def _flaws(deeds: list[Deed]) -> Iterator[str]:

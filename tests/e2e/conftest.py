@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fedscale.data import from_csv
 from fedscale.plan import Plan
+from fedscale_simulations.simulator import simulate
 from tests.e2e import trial
 from tests.e2e.federation import living
 
@@ -49,6 +52,26 @@ def write_table(path: Path, name: str, how: int = trial.WELL, patient: str = "so
 def declared(table: Path) -> dict[str, tuple[object, ...]]:
     """A table as a site declares it."""
     return {DATASET: ("--path", table, "--label", "y", "--group", "patient")}
+
+
+@pytest.fixture(scope="module")
+def tables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The files of the sites that a module names in ``SITES``."""
+    folder = tmp_path_factory.mktemp("tables")
+    return {name: write_table(folder / f"{name}.csv", name) for name in request.module.SITES}
+
+
+@pytest.fixture
+def expected(tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
+    """The digest of the model that a job comes to without masks and when nothing happens, from a simulation."""
+    monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=lambda seconds: None))
+    data = {name: from_csv(path, "y", group="patient") for name, path in tables.items()}
+
+    def digest(job: Path) -> str:
+        tree = Plan.load(job).model_dump(exclude={"secagg"})
+        return simulate(trial.app, data, plan=Plan.model_validate(tree)).digest
+
+    return digest
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,17 +11,11 @@ from fedscale.data import from_csv
 from fedscale.plan import Plan
 from fedscale_simulations.simulator import simulate
 from tests.e2e import trial
-from tests.e2e.conftest import declared, write_table
+from tests.e2e.conftest import declared
 from tests.e2e.federation import Federation
 
-NAMES = ("ann", "bob", "cid", "dot")
+SITES = ("ann", "bob", "cid", "dot")
 ALL = {"wait_for": 4, "min_per_round": 3, "deadline": 60.0, "rejoin": 60.0}
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("tables")
-    return {name: write_table(folder / f"{name}.csv", name) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +23,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Path]
     with Federation(tmp_path_factory.mktemp("masked")) as made:
         made.join_all(tables, lambda name: declared(tables[name]))
         yield made
-
-
-@pytest.fixture
-def expected(tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The digest of the model that a job comes to without masks and when nothing happens, from a simulation."""
-    monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=lambda seconds: None))
-    data = {name: from_csv(path, "y", group="patient") for name, path in tables.items()}
-
-    def digest(job: Path) -> str:
-        tree = Plan.load(job).model_dump(exclude={"secagg"})
-        return simulate(trial.app, data, plan=Plan.model_validate(tree)).digest
-
-    return digest
 
 
 def test_a_masked_run_comes_to_the_bits_of_a_plain_one(
@@ -57,14 +37,14 @@ def test_a_masked_run_comes_to_the_bits_of_a_plain_one(
     data = {name: from_csv(path, "y", group="patient") for name, path in tables.items()}
     assert simulate(trial.app, data, plan=Plan.load(file)).digest == record.model_digest
     assert record.extra["secagg"] == {"mode": "protocol", "profile": "malicious"}
-    assert {row.answered for row in record.rounds} == {NAMES}
+    assert {row.answered for row in record.rounds} == {SITES}
     assert [row.sites for row in record.rounds] == [{}] * len(record.rounds)
 
 
 def test_a_server_that_is_killed_at_any_step_goes_on_to_the_same_bits(
     federation: Federation, job: Callable[..., Path], expected: Callable[[Path], str]
 ) -> None:
-    file = job(rounds=5, epochs=4, clients={**ALL, "min_per_round": len(NAMES)}, secagg={})
+    file = job(rounds=5, epochs=4, clients={**ALL, "min_per_round": len(SITES)}, secagg={})
     run = federation.submit(file)
     events = federation.watch(run)
     for number, step in enumerate(("keys", "shares", "", "consent", "opening"), 1):
@@ -76,7 +56,7 @@ def test_a_server_that_is_killed_at_any_step_goes_on_to_the_same_bits(
         federation.start_server()
     assert events.wait().code == 0, federation.record(run).reason
     record = federation.record(run)
-    assert {row.answered for row in record.rounds} == {NAMES}
+    assert {row.answered for row in record.rounds} == {SITES}
     assert record.model_digest == expected(file)
 
 
@@ -98,7 +78,7 @@ def test_a_node_that_dies_or_refuses_is_left_out_and_named(federation: Federatio
     federation.start_node("dot")
     assert events.wait().code == 0, federation.record(run).reason
     rounds = {row.number: row for row in federation.record(run).rounds if row.phase == "train"}
-    assert rounds[2].answered == NAMES[:3]
+    assert rounds[2].answered == SITES[:3]
     assert "dot" in rounds[3].answered
 
     policy.write_text("min_cohort = 5\n")
@@ -111,4 +91,4 @@ def test_a_node_that_dies_or_refuses_is_left_out_and_named(federation: Federatio
         policy.unlink()
     assert refusal["detail"]["cause"] == "policy"
     assert "the site asks for at least 5" in refusal["detail"]["what"]
-    assert federation.record(run).rounds[0].answered == NAMES[1:]
+    assert federation.record(run).rounds[0].answered == SITES[1:]

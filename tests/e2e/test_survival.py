@@ -5,26 +5,15 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from fedscale.data import from_csv
-from fedscale.plan import Plan
-from fedscale_simulations.simulator import simulate
-from tests.e2e import trial
-from tests.e2e.conftest import declared, write_table
+from tests.e2e.conftest import declared
 from tests.e2e.federation import Federation, until
 from tests.e2e.sockets import Socket, family, sockets
 
-NAMES = ("ann", "bob", "cid")
+SITES = ("ann", "bob", "cid")
 ALL = {"wait_for": 3, "min_per_round": 3, "deadline": 60.0, "rejoin": 60.0}
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("tables")
-    return {name: write_table(folder / f"{name}.csv", name) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +21,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Path]
     with Federation(tmp_path_factory.mktemp("survival")) as made:
         made.join_all(tables, lambda name: declared(tables[name]))
         yield made
-
-
-@pytest.fixture
-def expected(tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The digest of the model that a job comes to when nothing happens, from a simulation."""
-    monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=lambda seconds: None))
-    data = {name: from_csv(path, "y", group="patient") for name, path in tables.items()}
-    return lambda job: simulate(trial.app, data, plan=Plan.load(job)).digest
 
 
 def crash(federation: Federation) -> None:
@@ -63,7 +44,7 @@ def test_a_killed_server_goes_on_when_it_is_started_again(federation: Federation
     assert events.wait().code == 0
     record = federation.record(run)
     assert (record.status, record.reason, len(record.rounds)) == ("completed", "", 6)
-    assert {row.answered for row in record.rounds} == {NAMES}
+    assert {row.answered for row in record.rounds} == {SITES}
     assert record.model_digest == expected(file)
     sequence = [event["sequence"] for event in events.events() if event["sequence"]]
     assert sequence == list(range(1, len(sequence) + 1)), "a watcher that outlives the coordinator misses nothing and hears nothing twice"
@@ -81,7 +62,7 @@ def test_a_killed_node_rejoins_its_round(federation: Federation, job: Callable[.
 
     assert events.wait().code == 0
     record = federation.record(run)
-    assert {row.answered for row in record.rounds} == {NAMES}
+    assert {row.answered for row in record.rounds} == {SITES}
     assert record.model_digest == expected(file)
 
 

@@ -89,9 +89,10 @@ async function send(form) {
 
 function done(form, value) {
   const { then, goto, show } = form.dataset;
-  if (then) location.assign(then);
-  else if (goto) location.assign(goto.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(value[name])));
-  else if (show) {
+  // Whoever leaves needs nothing fresh: a refresh that is refused meanwhile would be a second way out.
+  if (then) return location.assign(then);
+  if (goto) return location.assign(goto.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(value[name])));
+  if (show) {
     const output = $("output", form);
     output.textContent = value[show];
     for (const part of [output, $("[data-with-output]", form)]) part.hidden = false;
