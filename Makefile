@@ -39,7 +39,7 @@ demo: setup ## a coordinator and hospital nodes on this machine, trained on real
 	$(BIN)/fedscale demo
 
 test: setup ## all tests; a part of them: make test ONLY=tests/fedscale
-	$(BIN)/python -m pytest $(ONLY)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ONLY)
 
 release-tests: setup ## faults against real processes at full size, an hour; a shorter one: make release-tests KILLS=150
 	@for words in "kill --kills $(KILLS)" "pause --faults 60" "partition --faults 100" "disk --faults 100"; do \

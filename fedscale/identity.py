@@ -470,11 +470,6 @@ def secret_hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def same_secret(secret: str, stored_hash: str) -> bool:
-    """Whether ``secret`` is the one that was stored as ``stored_hash``, in a time that tells nothing about either."""
-    return hmac.compare_digest(secret_hash(secret).encode(), stored_hash.encode())
-
-
 def _endpoint(address: str) -> tuple[str, int]:
     """``host:port`` or ``[IPv6]:port`` in two."""
     host, _, port = address.rpartition(":")

@@ -95,8 +95,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Name a failure at once: whatever ends the run early, what failed before is on record."""
-    if report.failed:
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         print(f"\nfailed in {report.when}: {report.nodeid}\n{str(report.longrepr)[-2000:]}", file=sys.__stderr__, flush=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests measured: ``record_property("measured", "...")`` arrives from every process that runs tests."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(f"measured: {value}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -119,7 +119,7 @@ class Gate:
             NotFound: nothing of that name.
         """
         host = headers.get("host", "")
-        if (urlsplit(f"//{host}").hostname or "") not in self._house.hosts:
+        if _host_name(host) not in self._house.hosts:
             raise ProtocolError(
                 f"the {self._house.name} is not known by this name", hint="open it by a name of this machine, or add the name to its settings"
             )
@@ -164,6 +164,14 @@ class Gate:
         return dressed
 
 
+def _host_name(authority: str) -> str:
+    """The name or address in ``HOST[:PORT]``, empty for what is neither."""
+    try:
+        return urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def _cookie(header: str, name: str) -> str:
     """The token in a cookie header, empty when there is none."""
     try:
@@ -180,7 +188,7 @@ def _unforged(headers: Headers, host: str, visitor: Visitor) -> None:
         AccessDenied: the request comes from elsewhere or lacks the proof.
     """
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin.partition("://")[2] != host:
         raise AccessDenied("the request comes from another site", where="Origin")
     if not visitor.token or not compare_digest(headers.get(PROOF, "").encode(), visitor.proof.encode()):
         raise AccessDenied("the request lacks the page's proof", where=PROOF, hint="load the page again")

@@ -13,7 +13,6 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from fedscale.errors import ProtocolError, Unreachable
-from fedscale.ring import WORD, Words
 from fedscale.vector import Vector
 from fedscale.wire.limits import FRAME
 
@@ -131,14 +130,3 @@ def model_from(data: bytes | memoryview, size: int) -> Vector:
     if len(data) != 4 * size:
         raise ProtocolError(f"a model of {len(data)} bytes", why=f"the schema has {size} coordinates of 4 bytes")
     return np.frombuffer(data, "<f4")
-
-
-def words_from(data: bytes | memoryview, length: int) -> Words:
-    """An answer from its bytes, read-only, without a copy.
-
-    Raises:
-        ProtocolError: not ``4 * length`` bytes.
-    """
-    if len(data) != WORD.itemsize * length:
-        raise ProtocolError(f"an answer of {len(data)} bytes", why=f"the round asks for {WORD.itemsize * length}")
-    return np.frombuffer(data, WORD)

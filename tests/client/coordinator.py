@@ -22,7 +22,7 @@ from fedscale.identity import Authority, Identity, Role
 from fedscale.learner import Phase
 from fedscale.plan import Plan
 from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
-from fedscale.ring import Words
+from fedscale.ring import WORD, Words
 from fedscale.task import Task, layout_for
 from fedscale.update import Layout
 from fedscale.vector import Schema, Vector
@@ -38,7 +38,6 @@ from fedscale.wire.codec import (
     TASK_KEY,
     sealed,
     unsealed,
-    words_from,
 )
 from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, key_from_proto, key_from_text, key_to_proto
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
@@ -296,7 +295,9 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         return found[0]
 
     async def words(self, key: Key, layout: Layout) -> Words:
-        return words_from(await self.answer(key), layout.length)
+        answer = await self.answer(key)
+        assert len(answer) == WORD.itemsize * layout.length
+        return np.frombuffer(answer, WORD)
 
     async def failure(self, key: Key) -> Any:
         """Wait for the failure of a task."""

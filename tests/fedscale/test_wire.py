@@ -16,7 +16,7 @@ from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.secagg import messages as m
 from fedscale.task import Task, layout_for
 from fedscale.wire import codec, convert, limits
-from fedscale.wire.codec import Intake, digest_of, frames, model_from, words_from
+from fedscale.wire.codec import Intake, digest_of, frames, model_from
 from tests.fedscale.world import BROKEN, SCHEMA, plan_of, vector
 
 PLAN = plan_of(strategy={"name": "fedadam"}, evaluate={"metrics": ["auc"]})
@@ -130,23 +130,19 @@ def test_an_intake_refuses_anything_else(announced: int, digest: bytes, parts: l
     assert len(file.getvalue()) <= announced
 
 
-def test_models_and_answers_are_views_that_cannot_be_written() -> None:
+def test_a_model_is_a_view_that_cannot_be_written() -> None:
     data = vector(1, 2, 3).tobytes()
-    model, words = model_from(data, 3), words_from(data, 3)
-    assert (model.tolist(), words.tolist()) == ([1, 2, 3], [0x3F800000, 0x40000000, 0x40400000])
+    model = model_from(data, 3)
+    assert model.tolist() == [1, 2, 3]
     assert not model.flags.writeable
-    assert not words.flags.writeable
     assert model_from(memoryview(data), 3).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("size", [0, 11, 13, 16])
-def test_models_and_answers_of_another_length(size: int) -> None:
+def test_a_model_of_another_length(size: int) -> None:
     with pytest.raises(ProtocolError) as caught:
         model_from(bytes(size), 3)
     assert str(caught.value) == f"a model of {size} bytes (the schema has 3 coordinates of 4 bytes)"
-    with pytest.raises(ProtocolError) as caught:
-        words_from(bytes(size), 3)
-    assert str(caught.value) == f"an answer of {size} bytes (the round asks for 12)"
 
 
 def test_the_bulk_methods_belong_to_the_service() -> None:

@@ -123,7 +123,7 @@ def test_a_failed_block_writes_nothing(store: Store) -> None:
 
     with pytest.raises(RuntimeError, match="power cut"):
         fail()
-    assert store.has_project("ward")
+    assert [name for name, _, _ in store.projects()] == ["ward"]
 
 
 def test_a_failed_writer_lets_the_next_one_in(store: Store) -> None:
@@ -131,7 +131,7 @@ def test_a_failed_writer_lets_the_next_one_in(store: Store) -> None:
         with pytest.raises(FedscaleError):
             store.append("ghost", "lost", {}, NOW)
     store.create_project("clinic", NOW)
-    assert store.has_project("clinic")
+    assert "clinic" in [name for name, _, _ in store.projects()]
 
 
 def test_a_closed_store_holds_no_connection(store: Store) -> None:

@@ -46,7 +46,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "checkpoint": lambda store: store.checkpoint("first", 1, 1, "train", {}, "m", {}, None, NOW),
 }
 READS = {
-    "projects", "has_project", "ticket", "member", "members", "revoked", "account", "accounts", "login", "run", "runs", "unfinished", "journal",
+    "projects", "ticket", "member", "members", "revoked", "account", "accounts", "login", "run", "runs", "unfinished", "journal",
     "before_last", "last_checkpoint", "outcomes", "holders",
 }  # fmt: skip
 OTHERS = {"open", "close", "epoch", "stands_by", "fence", "of_term"}

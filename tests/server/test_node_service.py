@@ -59,7 +59,7 @@ def hello(identity: bytes) -> node_pb2.NodeMessage:
     return node_pb2.NodeMessage(hello=node_pb2.Hello(version="9", datasets=["default"], identity=identity))
 
 
-@pytest.mark.parametrize("proof", [b"x", claim(Ed25519PrivateKey.generate(), "somebody else")])
+@pytest.mark.parametrize("proof", [b"x", claim(Ed25519PrivateKey.generate(), "somebody else")], ids=["no proof", "another name"])
 async def test_an_identity_key_must_be_proved(server: Running, proof: bytes) -> None:
     ada = await server.node("ada", connect=False)
     error = await opening(ada, hello(proof))

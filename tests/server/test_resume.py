@@ -155,6 +155,7 @@ async def test_a_beginning_under_a_false_name_is_given_up(server: Running) -> No
     sending = asyncio.create_task(send(ada, ask, body, 0, other()))
     await until(lambda: [path for path in server.path.glob("runs/*/uploads/*") if path.stat().st_size == 400_000])
     sending.cancel()
+    assert await offset(ada, ask, body) == 400_000
     error = await refusal(send(ada, ask, body, 400_000))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "an answer does not fit its beginning" in (error.details() or "")

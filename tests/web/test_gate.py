@@ -122,7 +122,7 @@ async def test_nothing_changes_without_the_proof_of_the_page(front: Front) -> No
     for key in CHANGES:
         person = await front.person(Role.COORDINATOR)
         planted = [{}, {PROOF: ""}, {PROOF: other.proof}]
-        planted += [{PROOF: person.proof, "origin": origin} for origin in ("https://evil.example", "null", f"{front.address}.evil.example")]
+        planted += [{PROOF: person.proof, "origin": origin} for origin in ("https://evil.example", "http://[", f"{front.address}.evil.example")]
         assert [await code(person, key, headers=headers) for headers in planted] == [403] * len(planted), key
         wanted = PUBLIC[key] if key in PUBLIC else LOGGED_IN[key][0]
         assert await code(person, key, headers={PROOF: person.proof, "origin": front.address}) == wanted, key
@@ -142,7 +142,7 @@ async def test_what_is_in_no_table_is_refused(front: Front, monkeypatch: pytest.
 
 async def test_another_name_for_this_machine_gets_nothing(front: Front) -> None:
     person = await front.person(Role.COORDINATOR)
-    for host in ("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", ""):
+    for host in ("evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", "", "["):
         answer = await person.http.get("/api/status", headers={"host": host})
         assert (answer.status_code, answer.json()["error"]["what"]) == (400, "the dashboard is not known by this name")
     for host in ("localhost", "127.0.0.1:80", "[::1]:8472", "LOCALHOST:1"):

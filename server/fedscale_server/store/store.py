@@ -131,11 +131,6 @@ class Store:
         with self._read() as session:
             return [(name, of_nodes, of_runs) for name, of_nodes, of_runs in session.exec(select(Project.name, nodes, runs).order_by(Project.name))]
 
-    def has_project(self, name: str) -> bool:
-        """Whether there is such a project."""
-        with self._read() as session:
-            return session.get(Project, name) is not None
-
     # --------------------------------------------------------------------------------------------- tickets and members
 
     def add_ticket(self, ticket: Ticket) -> None:

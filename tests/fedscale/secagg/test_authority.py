@@ -63,7 +63,7 @@ def test_a_claim_proves_the_key_under_one_name() -> None:
         claimed("ann", stolen)
 
 
-@pytest.mark.parametrize("proof", [b"x", bytes(95), bytes(97), claim(KEY, "ann") + b"\0"])
+@pytest.mark.parametrize("proof", [b"x", bytes(95), bytes(97), claim(KEY, "ann") + b"\0"], ids=["one byte", "short", "long", "trailing"])
 def test_what_is_no_claim_is_refused(proof: bytes) -> None:
     with pytest.raises(ProtocolError, match="the identity of node 'ann' is malformed"):
         claimed("ann", proof)
