@@ -193,7 +193,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
             await abort(context, self.refuse, grpc.StatusCode.UNAVAILABLE)
         ticket = self.tickets.get(request.ticket)
         name = request.name or (ticket.name if ticket else None) or "unnamed"
-        if ticket is None or not identity.same_secret(request.secret, ticket.secret_hash):
+        if ticket is None or identity.secret_hash(request.secret) != ticket.secret_hash:
             await abort(context, TicketError("the ticket is unknown"), grpc.StatusCode.UNAUTHENTICATED)
         elif ticket.used:
             await abort(context, TicketError("the ticket was used already", hint="ask for another"), grpc.StatusCode.UNAUTHENTICATED)

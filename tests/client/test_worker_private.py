@@ -12,9 +12,9 @@ import pytest
 from fedscale.errors import AppError, DataError, PlanError
 from fedscale.learner import Phase
 from fedscale.plan import Plan
+from fedscale.ring import WORD
 from fedscale.task import layout_for
 from fedscale.vector import Schema
-from fedscale.wire.codec import words_from
 from fedscale_client import worker as worker_module
 from fedscale_client.declarations import Declaration
 from fedscale_client.worker import Bench
@@ -64,7 +64,7 @@ class Site:
         request = {"plan": plan.to_toml(), "node": "mercy", "phase": "train", "number": 1, "terms": 2, "clip": 0.0, "schema": SCHEMA.to_json()}
         self.bench.perform({**request, "model": str(self.folder / "model"), "answer": str(self.folder / "answer")}, lambda _: None)
         layout = layout_for(plan, Phase.TRAIN, SCHEMA.size, 2)
-        words = words_from((self.folder / "answer").read_bytes(), layout.length)
+        words = np.frombuffer((self.folder / "answer").read_bytes(), WORD)
         return layout.mean(words, layout.tail(words)[0])
 
 

@@ -19,9 +19,9 @@ import pytest
 from fedscale.errors import Cause, Failure
 from fedscale.learner import Phase
 from fedscale.plan import Plan
+from fedscale.ring import WORD
 from fedscale.task import layout_for
 from fedscale.vector import Schema
-from fedscale.wire.codec import words_from
 from fedscale_client import workers as workers_module
 from fedscale_client.declarations import Declaration
 from fedscale_client.workers import Done, Worker, Workers
@@ -112,7 +112,7 @@ async def test_an_answer_is_what_it_says(shop: Shop) -> None:
     body = (shop.folder / "answer").read_bytes()
     assert (digest(body), len(body), done.schema) == (done.digest, done.size, "")
     layout = layout_for(Plan.from_toml(plan_text()), Phase.TRAIN, SCHEMA.size, 2)
-    words = words_from(body, layout.length)
+    words = np.frombuffer(body, WORD)
     assert layout.tail(words)[0] == ROWS * 0.8
     layout.check(words)
 
@@ -296,7 +296,7 @@ app = App(model=lambda: torch.nn.Linear(2, 2), loss=torch.nn.functional.cross_en
     (shop.folder / "model").write_bytes((shop.folder / "answer").read_bytes())
     await shop.done(bundle, schema=first.schema)
     layout = layout_for(Plan.from_toml(plan_text()), Phase.TRAIN, schema.size, 2)
-    words = words_from((shop.folder / "answer").read_bytes(), layout.length)
+    words = np.frombuffer((shop.folder / "answer").read_bytes(), WORD)
     weight, sums = layout.tail(words)
     assert weight == ROWS * 0.8
     assert np.abs(layout.mean(words, weight)).max() > 0
