@@ -112,8 +112,9 @@ class Names(Sequence[str]):
 
     def index(self, value: object, start: int = 0, stop: int | None = None) -> int:
         """The position of a name; ValueError where there is none, as sequences have it."""
-        of_all = self._all.index(value) if isinstance(self._all, Numbered) else bisect_left(self._all, str(value))
-        at = of_all if self._at is None else int(np.searchsorted(self._at, of_all))
+        at = bisect_left(self._all, str(value)) if type(self._all) is tuple else self._all.index(value)
+        if self._at is not None:
+            at = int(np.searchsorted(self._at, at))
         if not start <= at < (len(self) if stop is None else min(stop, len(self))) or self[at] != value:
             raise ValueError("there is no such name")
         return at

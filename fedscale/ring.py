@@ -115,20 +115,15 @@ class FixedPoint:
 
     def extremes(self, values: Vector, factor: float) -> tuple[float, float]:
         """The least and the greatest of ``values * factor`` as integers of this format; NaN where a value is none."""
-        scale = np.float32(factor * 2.0**self.exponent)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return float(np.rint(values.min(initial=0) * scale)), float(np.rint(values.max(initial=0) * scale))
+        scale = float(np.float32(factor * 2.0**self.exponent))
+        return _rounded(float(np.minimum.reduce(values, initial=0)) * scale), _rounded(float(np.maximum.reduce(values, initial=0)) * scale)
 
     def add(self, values: Vector, factor: float, total: Words) -> None:
         """``total += encode(values * factor)`` for a positive factor, in pieces that stay in the processor's cache; nothing is checked."""
         scale, sums = np.float32(factor * 2.0**self.exponent), total.view(np.int32)
-        piece, whole = np.empty(min(PIECE, len(values)), np.float32), np.empty(min(PIECE, len(values)), np.int32)
         for start in range(0, len(values), PIECE):
-            part, some = values[start : start + PIECE], slice(0, min(PIECE, len(values) - start))
-            np.multiply(part, scale, out=piece[some])
-            np.rint(piece[some], out=piece[some])
-            np.copyto(whole[some], piece[some], casting="unsafe")
-            sums[start : start + PIECE] += whole[some]
+            piece = values[start : start + PIECE] * scale
+            sums[start : start + PIECE] += np.rint(piece, out=piece).astype(np.int32)
 
     def decode(self, words: Words, divisor: float = 1.0, *, consume: bool = False) -> Vector:
         """The values of a sum, each divided by ``divisor``: float32, shape of ``words``, and in their place where they may be consumed."""
@@ -152,6 +147,11 @@ class FixedPoint:
         return None
 
 
+def _rounded(value: float) -> float:
+    """The exact product of two float32 as float32 has it, rounded half to even; one far beyond every format as it is."""
+    return float(np.rint(np.float32(value))) if abs(value) < LIMIT else value
+
+
 def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, terms: float = 1) -> None:
     """Write each number as five words of 12 bits, least first; ``out`` has shape ``(5 * n,)``.
 
@@ -159,7 +159,7 @@ def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, ter
         UpdateRejected: a number is not finite, or so large that ``terms`` of them may pass the limit.
     """
     values = np.asarray(numbers, np.float64)
-    if not (np.abs(values) <= LIMIT / terms).all():
+    if not np.maximum.reduce(np.abs(values), axis=None, initial=0) <= LIMIT / terms:
         raise UpdateRejected("a weight or metric is not finite or too large", why=f"the limit is {LIMIT / terms:.0f}")
     integers = np.rint(values * 2.0**FRACTION_BITS).astype(np.int64)
     out.reshape(-1, LIMBS)[:] = (integers[:, None] >> SHIFTS) & ((1 << LIMB_BITS) - 1)

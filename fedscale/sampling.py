@@ -28,7 +28,7 @@ def cohort(seed: int, number: int, eligible: Iterable[str], size: int) -> tuple[
         return tuple(nodes)
     # The smallest of independent uniform draws; Philox's raw stream is fixed for ever, unlike Generator.choice.
     draws = np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)).random_raw(len(nodes))
-    return tuple(nodes[int(at)] for at in np.sort(np.argpartition(draws, size - 1)[:size]))
+    return tuple(map(nodes.__getitem__, np.sort(np.argpartition(draws, size - 1)[:size]).tolist()))
 
 
 def derived_seed(seed: int, number: int, name: str) -> int:
@@ -43,14 +43,15 @@ class Shuffle:
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
         self._fresh = self._bits.state
+        self._key = self._fresh["state"]["key"]
 
     def seed(self, seed: int) -> None:
         """Begin the stream of a seed."""
-        self._fresh["state"]["key"] = np.array([seed, 0], np.uint64)
+        self._key[0] = seed
         self._bits.state = self._fresh
 
     def draw(self, rows: int) -> npt.NDArray[np.int64]:
         """The next order of so many rows, shape ``(rows,)``: raw bits and a stable sort, because numpy keeps only those
         equal between its versions.
         """
-        return np.argsort(self._bits.random_raw(rows), kind="stable")
+        return self._bits.random_raw(rows).argsort(kind="stable")

@@ -18,7 +18,8 @@ from fedscale_simulations.result import Progress
 from fedscale_simulations.simulator import simulate
 
 workload, folder = workloads.asked()
-report, data = workloads.Report("fedscale", workload, folder), workloads.Data(workload, folder)
+mixed = os.environ["BENCH_WHO"] == "mixed"
+report, data = workloads.Report("fedscale, mixed" if mixed else "fedscale", workload, folder), workloads.Data(workload, folder)
 names = {workloads.name_of(at): at for at in range(workload.clients)}
 
 
@@ -50,7 +51,7 @@ ended = simulate(
     rounds=workload.rounds,
     seed=workloads.SEED,
     clients={"select": workload.cohort},
-    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": "cpu"},
+    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": "cpu", "amp": mixed},
     aggregate={"weight_cap": float(workload.rows), "bound": 1.0},
     evaluate={"every": 0, "holdout": 0.0},
     on_progress=watch,

@@ -18,7 +18,8 @@ from fedscale.sampling import Shuffle
 from fedscale.torch_learner import kernels
 from fedscale.torch_learner.chain import Dense, Stage, chain_of
 from fedscale.torch_learner.examples import Examples
-from fedscale.torch_learner.factored import Activation, Function, Layer, Own, Pace, Rectifier, Seen, Shared, shares
+from fedscale.torch_learner.factored import Activation, Function, Layer, Own, Pace, Rectifier, Shared, factors
+from fedscale.torch_learner.lineup import Again, Once, Orders, Room, Seen, ordered, shares, side_by_side, taken
 from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
 from fedscale.vector import Packed, Schema, Vector
 
@@ -121,7 +122,7 @@ class Blocks:
 
     def __init__(self, stages: Sequence[Stage], loss: Loss, schema: Schema, training: Training, proximal: float) -> None:
         self._stages, self._loss, self._schema, self._training, self._proximal = stages, loss, schema, training, proximal
-        self._shuffle, self._space = Shuffle(), torch.empty(0)
+        self._shuffle, self._room = Shuffle(), Room()
         self._product = kernels.product if kernels.gains() else _product
         self._width = next(stage.inputs for stage in stages if isinstance(stage, Dense))
         self._outputs = next(stage.outputs for stage in reversed(stages) if isinstance(stage, Dense))
@@ -160,29 +161,25 @@ class Blocks:
 
     def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int]) -> tuple[Seen, Tensor, Tensor]:
         """Features, and in the order in which each client sees its rows targets and what a row counts in its batch; padding counts nothing."""
-        count, sizes = pace.steps * pace.batch, [own.targets.shape[0] for own in examples]
+        sizes = [own.targets.shape[0] for own in examples]
         flat = [own.features if own.features.ndim == 2 else own.features.flatten(1) for own in examples]
         alike = {(own.targets.ndim, own.targets.dtype, rows.shape[1], rows.dtype) for own, rows in zip(examples, flat, strict=True)}
         if alike != {(1, examples[0].targets.dtype, self._width, torch.float32)}:
             raise UpdateRejected("the rows of a client do not fit the model")
-        orders = torch.from_numpy(np.stack([self._order(seed, rows, pace) for seed, rows in zip(seeds, sizes, strict=True)]))
-        if max(sizes) > count:
-            # Of more rows than the steps take only those are needed, and lie in order.
-            flat = [rows[order] for rows, order in zip(flat, orders.unbind(), strict=True)]
-            targets = torch.stack([own.targets[order] for own, order in zip(examples, orders.unbind(), strict=True)])
-            orders = torch.arange(count).expand(len(examples), -1)
-        else:
-            targets = _side_by_side([own.targets for own in examples], sizes, examples[0].targets.new_empty(0)).gather(1, orders)
+        orders = np.stack([ordered(self._shuffle, seed, rows, pace.steps, pace.batch) for seed, rows in zip(seeds, sizes, strict=True)])
+        targets = taken([own.targets for own in examples], orders, examples[0].targets.new_empty(orders.shape))
         if self._outputs > 1 and (targets.is_floating_point() or int(targets.min()) < 0 or int(targets.max()) >= self._outputs):
             raise UpdateRejected("the labels of a client do not fit the model")
-        shares = {rows: _shares(rows, pace) for rows in set(sizes)}
-        features = self._space = _side_by_side(flat, [rows.shape[0] for rows in flat], self._space)
-        return Seen(self._first(features), orders), targets, torch.stack([shares[rows] for rows in sizes])
+        kinds = {rows: shares(rows, pace.steps, pace.batch) for rows in set(sizes)}
+        return self._seen(pace, flat, orders), targets, torch.stack([kinds[rows] for rows in sizes])
 
-    def _order(self, seed: int, rows: int, pace: Pace) -> npt.NDArray[np.int64]:
-        """The rows of a client's steps, one after the other."""
-        self._shuffle.seed(seed)
-        return self._shuffle.draw(rows) if rows == pace.steps * pace.batch else _padded(self._shuffle, rows, pace)
+    def _seen(self, pace: Pace, flat: Sequence[Tensor], orders: Orders) -> Seen:
+        """The features as the steps take them."""
+        sizes = [len(rows) for rows in flat]
+        if pace.steps * pace.batch < min(sizes) + pace.batch:
+            return Once(self._first(taken(flat, orders, self._room.shaped(*orders.shape, self._width))))
+        rows = side_by_side(flat, self._room.shaped(len(flat), max(sizes), self._width))
+        return Again(self._first(rows), torch.from_numpy(orders))
 
     def _first(self, rows: Tensor) -> Tensor:
         """The rows as they enter the first linear layer."""
@@ -202,7 +199,7 @@ class Blocks:
             weight = tensor_of(model[stage.weight])
             bias = tensor_of(model[stage.bias]) if stage.bias else None
             known = None if layers else seen
-            if shares(stage, pace, first=not layers):
+            if factors(stage, pace, first=not layers):
                 layers.append(Shared(weight, bias, clients, pace, self._product, known))
             else:
                 layers.append(Own(weight, bias, clients, pace, known))
@@ -232,40 +229,6 @@ class Blocks:
         return flat
 
 
-def _side_by_side(parts: Sequence[Tensor], sizes: Sequence[int], space: Tensor) -> Tensor:
-    """The rows of all clients, shape ``(clients, most rows, ...)``, zeros where a client has fewer; in memory that was used before if it fits.
-
-    Memory that was just used is still in the cache, and new memory would have to be mapped first.
-    """
-    shape = (len(parts), max(sizes), *parts[0].shape[1:])
-    out = space if space.shape == shape else parts[0].new_empty(shape)
-    if min(sizes) == max(sizes):
-        return torch.stack(list(parts), out=out)
-    out.zero_()
-    for into, part, size in zip(out.unbind(), parts, sizes, strict=True):
-        into[:size] = part
-    return out
-
-
 def _product(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows @ weight.T`` by torch's own kernel."""
     return rows @ weight.t()
-
-
-def _padded(shuffle: Shuffle, rows: int, pace: Pace) -> npt.NDArray[np.int64]:
-    """The rows of each step in turn, epoch after epoch; where a batch is not full, its place is taken by row 0."""
-    epoch, count = -(-rows // pace.batch) * pace.batch, pace.steps * pace.batch
-    order = np.zeros(-(-count // epoch) * epoch, np.int64)
-    for begin in range(0, count, epoch):
-        order[begin : begin + rows] = shuffle.draw(rows)
-    return order[:count]
-
-
-def _shares(rows: int, pace: Pace) -> Tensor:
-    """What each place of ``_padded`` counts in the mean of its batch; nothing where it is only filled."""
-    epoch, count = -(-rows // pace.batch) * pace.batch, pace.steps * pace.batch
-    last = rows % pace.batch or pace.batch
-    share = torch.full((epoch,), 1 / pace.batch)
-    share[epoch - pace.batch :] = 0.0
-    share[epoch - pace.batch : epoch - pace.batch + last] = 1 / last
-    return share.repeat(-(-count // epoch))[:count]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy.typing as npt
@@ -15,19 +16,22 @@ from fedscale.errors import AppError, DataError
 from fedscale.torch_learner.resident import tensor_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Examples:
     """Rows as tensors on the host, in the dtypes torch computes with: float32, and int64 for whole numbers.
 
     Args:
         features: shape ``(n, ...)``.
         targets: shape ``(n,)`` or ``(n, ...)``.
-        classes: the largest label plus one, or 0 where labels are not whole numbers.
     """
 
     features: Tensor
     targets: Tensor
-    classes: int
+
+    @cached_property
+    def classes(self) -> int:
+        """The largest label plus one, or 0 where labels are not whole numbers."""
+        return 0 if self.targets.is_floating_point() else int(self.targets.max()) + 1
 
     @classmethod
     def of(cls, features: Tensor, targets: Tensor) -> Examples:
@@ -41,8 +45,7 @@ class Examples:
             raise DataError(f"{len(features)} rows and {rows} labels for this phase", why="one label a row and at least one row are needed")
         targets = targets.float() if targets.is_floating_point() else targets.long()
         targets = targets.reshape(-1) if targets.shape == (rows, 1) else targets
-        classes = 0 if targets.is_floating_point() else int(targets.max()) + 1
-        return cls(features.float() if features.is_floating_point() else features, targets, classes)
+        return cls(features.float() if features.is_floating_point() else features, targets)
 
     @classmethod
     def of_arrays(cls, features: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Examples:

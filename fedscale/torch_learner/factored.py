@@ -10,7 +10,7 @@ Momentum, weight decay and FedProx's pull are linear in weights and gradients an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fedscale.learner import LocalOptimizer
 from fedscale.torch_learner.chain import Dense, Elementwise
+from fedscale.torch_learner.lineup import Seen
 
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 # What a processor does in a second, roughly; only the ratios matter, and only for which form a layer takes.
-LARGE_PRODUCTS, SMALL_PRODUCTS, MEMORY = 100e9, 30e9, 10e9
+LARGE_PRODUCTS, SMALL_PRODUCTS, MEMORY = 100e9, 30e9, 20e9
 
 
 @dataclass(frozen=True)
@@ -144,43 +145,6 @@ def descend(own: Tensor, speed: Tensor, gradient: Tensor, first: Tensor, pace: P
     own.add_(gradient, alpha=-wanted.lr)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Rows that are known before the first step, as they lie at the clients, and the order in which the steps take them.
-
-    Args:
-        rows: shape ``(clients, most rows, in)``, zeros where a client has fewer.
-        order: numbers of rows, shape ``(clients, steps * batch)``.
-    """
-
-    rows: Tensor
-    order: Tensor
-
-    @property
-    def places(self) -> Tensor:
-        """The order as numbers among the rows of all clients."""
-        return (self.order + torch.arange(len(self.rows)).mul_(self.rows.shape[1]).unsqueeze(1)).view(-1)
-
-    def taken(self, values: Tensor) -> Tensor:
-        """Values of each row, ``(clients, most rows, n)``, in the order of the steps."""
-        return values.view(-1, values.shape[2]).index_select(0, self.places).view(*self.order.shape, -1)
-
-    def step(self, at: int, batch: int) -> Tensor:
-        """The rows of a step."""
-        some = replace(self, order=self.order[:, at * batch : (at + 1) * batch])
-        return some.taken(self.rows)
-
-    def alike(self) -> Tensor:
-        """The products of the rows with each other, both in the order of the steps."""
-        pairs = self.taken(torch.bmm(self.rows, self.rows.transpose(1, 2)))
-        return pairs.gather(2, self.order.unsqueeze(1).expand(-1, self.order.shape[1], -1))
-
-    def returned(self, values: Tensor) -> Tensor:
-        """The reverse of ``taken``, where a row that was taken several times gets the sum."""
-        into = values.new_zeros(self.rows.shape[0] * self.rows.shape[1], values.shape[2])
-        return into.index_add_(0, self.places, values.reshape(-1, values.shape[2]))
-
-
 class Own:
     """A layer of which every client has weights of its own; for layers so small that they stay in the cache."""
 
@@ -192,7 +156,7 @@ class Own:
 
     def forward(self, step: int, rows: Tensor) -> Tensor:
         """One small product a client."""
-        self._rows = rows if self._seen is None else self._seen.step(step, self._pace.batch)
+        self._rows = rows if self._seen is None else self._seen.step(step * self._pace.batch, (step + 1) * self._pace.batch)
         return self._bias.added(torch.bmm(self._rows, self._own.transpose(1, 2)))
 
     def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:  # noqa: ARG002 - a layer
@@ -226,13 +190,12 @@ class Shared:
     def __init__(self, weight: Tensor, bias: Tensor | None, clients: int, pace: Pace, product: Product, seen: Seen | None) -> None:
         self._weight, self._pace, self._product, self._bias = weight, pace, product, Bias(bias, clients, pace)
         self._a, c = pace.course()
-        self._c = torch.tensor(c).repeat_interleave(pace.batch, 1).unsqueeze(2)
+        self._c = torch.tensor(c).repeat_interleave(pace.batch, 1)
         count, (outputs, inputs) = pace.steps * pace.batch, weight.shape
         self._seen, self._gradients = seen, weight.new_empty(clients, count, outputs)
         self._rows = weight.new_empty(clients, count, inputs) if seen is None else seen.rows
         if seen is not None:
             self._outputs = seen.taken(product(seen.rows.view(-1, inputs), weight).view(clients, -1, outputs))
-            self._alike = seen.alike() if pace.steps > 1 else seen.rows
 
     def forward(self, step: int, rows: Tensor) -> Tensor:
         """The shared product, and what the client's own steps add to it."""
@@ -244,8 +207,8 @@ class Shared:
             outputs = self._product(rows.reshape(-1, rows.shape[2]), self._weight).view(*rows.shape[:2], -1)
         if not step:
             return self._bias.added(outputs.clone())
-        alike = self._alike[:, begin:end, :begin] if self._seen is not None else torch.bmm(rows, self._rows[:, :begin].transpose(1, 2))
-        return self._bias.added(torch.baddbmm(outputs, alike, self._gradients[:, :begin] * self._c[step, :begin], beta=self._a[step]))
+        alike = torch.bmm(rows, self._rows[:, :begin].transpose(1, 2)) if self._seen is None else self._seen.alike(begin, end)
+        return self._bias.added(torch.baddbmm(outputs, alike * self._c[step, :begin], self._gradients[:, :begin], beta=self._a[step]))
 
     def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:
         """Keep the gradient: that is the step."""
@@ -257,18 +220,18 @@ class Shared:
         back = self._product(gradient.reshape(-1, gradient.shape[2]), self._weight.t()).view(*gradient.shape[:2], -1)
         if not step:
             return back
-        alike = torch.bmm(gradient, (self._gradients[:, :begin] * self._c[step, :begin]).transpose(1, 2))
+        alike = torch.bmm(gradient, self._gradients[:, :begin].transpose(1, 2)).mul_(self._c[step, :begin])
         return torch.baddbmm(back, alike, self._rows[:, :begin], beta=self._a[step])
 
     def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """One product over all rows of all clients."""
-        scaled = self._gradients * (self._c[-1] * weights.view(-1, 1, 1))
+        scaled = self._gradients * (self._c[-1].unsqueeze(1) * weights.view(-1, 1, 1))
         scaled = scaled.view(-1, self._weight.shape[0]) if self._seen is None else self._seen.returned(scaled)
         moved = self._product(scaled.t(), self._rows.view(-1, self._weight.shape[1]).t())
         return moved.add_(self._weight, alpha=(self._a[-1] - 1) * float(weights.sum())), self._bias.change(weights)
 
 
-def shares(layer: Dense, pace: Pace, *, first: bool) -> bool:
+def factors(layer: Dense, pace: Pace, *, first: bool) -> bool:
     """Whether a layer is faster without weights of each client, by the work and the memory traffic of both forms."""
     rows, size, width = pace.steps * pace.batch, layer.inputs * layer.outputs, layer.inputs + layer.outputs
     products = (4 if first else 6) * rows * size

@@ -1,8 +1,8 @@
 """The fastest kernels for the layers at hand, where torch's own choice is not.
 
 On AMD's processors the matrix product of torch's BLAS leaves the widest vector units idle, and oneDNN's is faster: twice
-where those units are 512 bits wide (Zen 5), a tenth where they are half of that (Zen 4). Layers and batches too small to
-gain keep torch's own kernel.
+where those units are 512 bits wide (Zen 5), and a tenth where they are half of that (Zen 4), which only the largest products
+gain. Layers and batches too small to gain keep torch's own kernel.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
 
 LEAST_PRODUCTS = 4_000_000
 ROWS = 384
@@ -39,7 +40,7 @@ class OneDnnLinear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         return (
             product(gradient, weight.t()) if wanted[0] else None,
-            (product(rows.t(), inputs.t()) if full_width() else rows.t() @ inputs) if wanted[1] else None,
+            product(rows.t(), inputs.t()) if wanted[1] else None,
             rows.sum(0) if ctx.biased and wanted[2] else None,
         )
 
@@ -57,7 +58,7 @@ def available() -> bool:
 
 @lru_cache(maxsize=1)
 def gains() -> bool:
-    """Whether oneDNN's product is the faster one on this machine's processor.
+    """Whether oneDNN's product is the faster one for large factors on this machine's processor.
 
     A fact and not a measurement: a simulator and all workers of a machine must agree on it, because the two kernels differ
     in the last bits.
@@ -67,9 +68,25 @@ def gains() -> bool:
 
 @lru_cache(maxsize=1)
 def full_width() -> bool:
-    """Whether AMD's vector units are as wide as its instructions; where not, turning both factors round for oneDNN costs what it gains."""
+    """Whether it gains for the products of training as well: where vector units are half as wide, calling it costs what it gains."""
     family = processor("cpu family")
-    return family.isdecimal() and int(family) >= ZEN_5
+    return gains() and family.isdecimal() and int(family) >= ZEN_5
+
+
+class FullAttention(TorchFunctionMode):
+    """Computes attention in full precision where the rest is mixed: on processors torch takes four times as long for it in bfloat16."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch."""
+        kwargs = kwargs or {}
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_full, args), **{name: _full(value) for name, value in kwargs.items()})
+
+
+def _full(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
 
 
 def processor(fact: str, file: Path = Path("/proc/cpuinfo")) -> str:
@@ -85,7 +102,7 @@ def install(module: nn.Module, device: torch.device) -> None:
     """Let a module's large linear layers compute by oneDNN where that is faster."""
     layers = [part for part in module.modules() if type(part) is nn.Linear and "forward" not in vars(part)]
     layers = [part for part in layers if part.weight.dtype is torch.float32 and part.weight.numel() * ROWS >= LEAST_PRODUCTS]
-    if device.type == "cpu" and layers and gains():
+    if device.type == "cpu" and layers and full_width():
         for part in layers:
             part.forward = partial(_linear, part)  # type: ignore[method-assign]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy.typing as npt
@@ -62,9 +62,15 @@ class Resident:
             part.copy_(entry)
         return self._schema.unpack(self._flat.to("cpu", copy=True).numpy())
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """Mixed precision: half floats on CUDA, bfloat16 elsewhere."""
-        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Mixed precision: half floats on CUDA, bfloat16 elsewhere, but for attention."""
+        if self.device.type == "cuda":
+            with torch.autocast("cuda", torch.float16):
+                yield
+            return
+        with torch.autocast(self.device.type, torch.bfloat16), kernels.FullAttention():
+            yield
 
     def _knows(self, schema: Schema) -> bool:
         """Whether a schema is the module's own; one that is takes its place, so that the next look is short."""

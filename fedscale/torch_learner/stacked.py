@@ -73,16 +73,16 @@ class Stacked:
         features, targets, classes = self._side_by_side(examples)
         steps = Steps(list(stacked.values()), self._training.optimizer, self._proximal)
         descent = vmap(grad_and_value(lambda own, rows, wanted: self._objective(own, rows, wanted, classes)))
-        losses, seen = torch.zeros(len(examples), dtype=torch.float64), 0
+        losses, seen = torch.zeros(len(examples), dtype=torch.float64, device=self._device), 0
         for rows in self._batches(features.shape[1], seeds):
             gradients, means = descent(stacked, _taken(features, rows), _taken(targets, rows))
             steps.follow(list(gradients.values()))
-            losses += means.detach().to("cpu", torch.float64) * rows.shape[1]
+            losses += means.detach().double() * rows.shape[1]
             seen += rows.shape[1]
         delta = self._change(shared, stacked, torch.tensor(weights, dtype=torch.float32, device=self._device) / sum(weights))
         if not (torch.isfinite(losses).all() and np.isfinite(delta @ delta)):
             raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
-        return Learnt(delta, (losses / seen).numpy())
+        return Learnt(delta, (losses / seen).cpu().numpy())
 
     def _objective(self, own: dict[str, Tensor], rows: Tensor, wanted: Tensor, classes: int) -> Tensor:
         """The loss of one client's batch."""
@@ -109,8 +109,8 @@ class Stacked:
 
     def _change(self, shared: dict[str, Tensor], stacked: dict[str, Tensor], weights: Tensor) -> Vector:
         """The weighted mean of the model changes."""
-        changes = [(weights @ (stacked[name] - entry).flatten(1)).cpu() for name, entry in shared.items()]
-        return torch.cat(changes).numpy()
+        changes = [weights @ (stacked[name] - entry).flatten(1) for name, entry in shared.items()]
+        return torch.cat(changes).cpu().numpy()
 
 
 def stacked_for(
@@ -124,7 +124,7 @@ def stacked_for(
     """
     if why := _unfit(module, training):
         return None, why
-    few = Examples(sample.features[: training.batch_size], sample.targets[: training.batch_size], sample.classes)
+    few = Examples(sample.features[: training.batch_size], sample.targets[: training.batch_size])
     stacked = Stacked(module, loss, training, proximal, device, few.features[0].numel())
     try:
         with warnings.catch_warnings():

@@ -66,6 +66,9 @@ class World:
     def perform(self, effect: Effect) -> None:
         """Carry out what the run asks for."""
         match effect:
+            case Assign(task):
+                self.asked[task.node] = task
+                self._tasks.append(task)
             case Gather(at_least):
                 # A new step begins: whatever the last one asked and armed is void.
                 self.asked, self._timers, self._agenda, self._due, self._done = {}, {}, [], {}, 0
@@ -76,9 +79,6 @@ class World:
             case Arm(timer, seconds):
                 self._timers[timer] = self.now + math.ceil(seconds / STEP) * STEP
                 self._note(self._timers[timer], Fired(timer))
-            case Assign(task):
-                self.asked[task.node] = task
-                self._tasks.append(task)
             case Tell():
                 # Messages are small: they take no time, and what is said is heard before anything else happens.
                 if (said := self._circle.hear(effect)) is not None:

@@ -15,7 +15,7 @@ from fedscale.learner import App, LocalOptimizer, Training
 from fedscale.torch_learner import TorchLearner, kernels, one_thread
 from fedscale.torch_learner.blocks import Blocks
 from fedscale.torch_learner.chain import Dense
-from fedscale.torch_learner.factored import Pace, shares
+from fedscale.torch_learner.factored import Pace, factors
 from fedscale.torch_learner.resident import Resident
 from fedscale.torch_learner.stacked import Stacked
 from fedscale.vector import Schema
@@ -35,11 +35,9 @@ def _alone() -> Iterator[None]:
 
 
 @one_dnn
-@pytest.mark.parametrize("full", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 12), (3, 5, 12)])
-def test_one_dnns_product_is_torchs(shape: tuple[int, ...], bias: bool, full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "full_width", lambda: full)
+def test_one_dnns_product_is_torchs(shape: tuple[int, ...], *, bias: bool) -> None:
     torch.manual_seed(1)
     layer, features = nn.Linear(12, 9, bias=bias), torch.randn(shape, requires_grad=True)
     wanted = [features, *layer.parameters()]
@@ -50,7 +48,7 @@ def test_one_dnns_product_is_torchs(shape: tuple[int, ...], bias: bool, full: bo
 
 @one_dnn
 def test_large_layers_get_the_faster_kernel_and_small_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "gains", lambda: True)
+    monkeypatch.setattr(kernels, "full_width", lambda: True)
     monkeypatch.setattr(kernels, "LEAST_PRODUCTS", 20_000)
     torch.manual_seed(1)
     module = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
@@ -67,7 +65,7 @@ def test_large_layers_get_the_faster_kernel_and_small_ones_do_not(monkeypatch: p
 
 
 def test_nothing_changes_where_the_kernel_is_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "gains", lambda: False)
+    monkeypatch.setattr(kernels, "full_width", lambda: False)
     module = nn.Linear(3000, 1000)
     kernels.install(module, CPU)
     assert "forward" not in vars(module)
@@ -99,10 +97,38 @@ def test_a_processor_that_cannot_be_read_keeps_torchs_kernel(tmp_path: Path) -> 
     assert kernels.processor("vendor_id", tmp_path / "absent") == ""
 
 
-@pytest.mark.parametrize(("family", "expected"), [("26", True), ("25", False), ("", False), ("unknown", False)])
-def test_the_generation_decides_on_the_gradient_of_weights(monkeypatch: pytest.MonkeyPatch, family: str, *, expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("gains", "family", "expected"),
+    [(True, "26", True), (True, "25", False), (True, "", False), (True, "unknown", False), (False, "26", False)],
+)
+def test_the_generation_decides_on_the_layers_of_training(monkeypatch: pytest.MonkeyPatch, family: str, *, gains: bool, expected: bool) -> None:
+    monkeypatch.setattr(kernels, "gains", lambda: gains)
     monkeypatch.setattr(kernels, "processor", {"cpu family": family}.get)
     assert kernels.full_width.__wrapped__() is expected
+
+
+def test_attention_is_computed_in_full_precision_where_the_rest_is_mixed() -> None:
+    torch.manual_seed(1)
+    layer, values = nn.Linear(8, 8), torch.randn(2, 3, 5, 8)
+    attend = nn.functional.scaled_dot_product_attention
+    with torch.autocast("cpu", torch.bfloat16), kernels.FullAttention():
+        inner = layer(values)
+        outer = attend(inner, inner, value=inner, is_causal=True)
+        assert inner.dtype is layer(outer).dtype is torch.bfloat16
+    assert outer.dtype is torch.float32
+    assert torch.equal(outer, attend(inner.float(), inner.float(), inner.float(), is_causal=True))
+    masked = torch.zeros(5, 5, dtype=torch.bool).fill_diagonal_(fill_value=True)
+    with torch.autocast("cpu", torch.bfloat16), kernels.FullAttention():
+        assert torch.allclose(attend(inner, inner, inner, attn_mask=masked), inner.float())
+
+
+def test_mixed_precision_of_a_resident_keeps_attention_whole() -> None:
+    resident, values = Resident(nn.Linear(4, 4), CPU), torch.randn(1, 1, 3, 4)
+    with resident.autocast():
+        inner = resident.module(values)
+        assert inner.dtype is torch.bfloat16
+        assert nn.functional.scaled_dot_product_attention(inner, inner, inner).dtype is torch.float32
+    assert resident.module(values).dtype is torch.float32
 
 
 # --------------------------------------------------------------------------------------------------------------- resident
@@ -174,9 +200,9 @@ def test_the_course_of_the_weights_is_that_of_the_steps(steps: int, lr: float, m
 
 def test_wide_layers_and_few_rows_are_shared() -> None:
     pace = Pace(2, 10, LocalOptimizer(), 0.0)
-    assert shares(Dense("w", "b", 784, 64), pace, first=True)
-    assert not shares(Dense("w", "b", 784, 64), replace(pace, steps=100), first=True)
-    assert not shares(Dense("w", "b", 16, 4), replace(pace, steps=10), first=False)
+    assert factors(Dense("w", "b", 784, 64), pace, first=True)
+    assert not factors(Dense("w", "b", 784, 64), replace(pace, steps=100), first=True)
+    assert not factors(Dense("w", "b", 16, 4), replace(pace, steps=10), first=False)
 
 
 def test_what_sgd_alone_can_do_others_do_stacked() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +137,13 @@ def test_ctrl_c_leaves_something_that_goes_on(job: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(cli, "Show", Impatient)
     monkeypatch.setattr(checkpoint, "CHEAP", float("inf"))  # a slow disk must not cost the last round
-    broken = fedscale("simulate", job, "--out", "again")
+    broken = fedscale("simulate", job, "--out", "again", "--set", "job.name=half")
     assert broken.code == 130
-    assert broken.err.splitlines()[-1] == f"interrupted; go on where it stopped: fedscale simulate {job} --out again --resume, with the same options"
+    told = f"interrupted; go on where it stopped: fedscale simulate {job} --out again --set job.name=half --resume"
+    assert broken.err.splitlines()[-1] == told
     monkeypatch.undo()
     monkeypatch.chdir(job.parents[1])
-    resumed = fedscale("simulate", job, "--out", "again", "--resume", "--json")
+    resumed = fedscale(*shlex.split(told.partition(": ")[2])[1:], "--json")
     assert resumed.data["model_digest"] == whole
     assert resumed.err.splitlines()[0].startswith("train 3/3")
 
@@ -223,6 +226,10 @@ def test_a_table_needs_a_label() -> None:
         cli._table(Path("rows.csv"), "", "iid")
 
 
+def offline(*_: object, **__: object) -> None:
+    raise AssertionError("a template asks the network for something")
+
+
 @pytest.mark.requires("torch", "sklearn")
 @pytest.mark.parametrize(
     ("template", "clients", "metric", "at_least"),
@@ -237,6 +244,8 @@ def test_a_table_needs_a_label() -> None:
 )
 def test_templates_learn(template: str, clients: int | None, metric: str, at_least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, offline)
     fedscale("init", "job", "--template", template)
     words = ["--clients", clients] if clients else []
     data = fedscale("simulate", "job/job.toml", *words, "--json").data

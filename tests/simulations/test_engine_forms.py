@@ -150,7 +150,7 @@ def test_blocks_stop_where_the_clients_stop(epochs: int, steps: int | None, batc
 
 def test_both_forms_of_a_layer_are_the_clients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in (True, False):
-        monkeypatch.setattr(blocks, "shares", lambda *_, wanted=wanted, **__: wanted)
+        monkeypatch.setattr(blocks, "factors", lambda *_, wanted=wanted, **__: wanted)
         assert difference(stand(ZOO["deep"], train={"batch_size": 4, "epochs": 2, "optimizer": SETTINGS[3], "device": "cpu"})) <= 1e-6
 
 

@@ -131,7 +131,7 @@ class Chooser:
     def _workers(self, clients: int, each: float) -> int:
         """How many processes: one where they would not earn their start, or where the learner's work cannot be forked."""
         engine, workers = self._choice.engine, self._choice.workers
-        if engine == "sequential" or workers == 1:
+        if engine == "sequential" or workers == 1 or self._on_cuda():
             return 1
         if engine == "auto":
             rounds = self._desk.plan.strategy.rounds
@@ -141,8 +141,12 @@ class Chooser:
 
     def _forkable(self) -> bool:
         """Whether other processes can do the learner's work: we know it of apps on the processor, and of nothing else."""
+        return isinstance(self._desk.learner, TorchLearner) and not self._on_cuda() and not beside_grpc()
+
+    def _on_cuda(self) -> bool:
+        """Whether clients are trained on CUDA, which a forked process cannot use; one process fills the device."""
         learner = self._desk.learner
-        return isinstance(learner, TorchLearner) and not learner.on_cuda(self._desk.plan.train.device) and not beside_grpc()
+        return isinstance(learner, TorchLearner) and learner.on_cuda(self._desk.plan.train.device)
 
 
 def beside_grpc() -> bool:

@@ -64,8 +64,7 @@ class Alone:
 
     def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
         """The client's answer, added."""
-        failed = [self._desk.add(task, model, total) for task in block]
-        return [failure for failure in failed if failure is not None]
+        return [failed for task in block if (failed := self._desk.add(task, model, total)) is not None]
 
 
 class Together:

@@ -8,6 +8,7 @@ one ``C`` are done.
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import struct
@@ -59,6 +60,7 @@ class Worker:
     def serve(self, pipe: Connection, others: Sequence[Connection]) -> None:
         """Work until the pipe is closed, which it is when the process at the other end dies."""
         settle_fork()
+        gc.freeze()  # collecting garbage would write into, and so copy, every page with an object of the process it was forked from
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started the simulation
         for other in others:
             other.close()

@@ -154,7 +154,7 @@ def test_as_many_go_together_as_stay_in_the_cache() -> None:
 
 def test_clients_with_other_rows_do_not_go_together() -> None:
     ours = trainer()
-    for other in (rows(11), rows(width=5), Examples(rows().features, rows().targets.float(), 0)):
+    for other in (rows(11), rows(width=5), Examples(rows().features, rows().targets.float())):
         with pytest.raises(UpdateRejected, match="another shape"):
             ours.train(ours.first(), [rows(), other], (1, 2), (1.0, 1.0))
 
