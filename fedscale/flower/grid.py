@@ -1,7 +1,7 @@
 """The grid under a ServerApp: messages go to virtual supernodes in this process, one after the other, without a copy of an array.
 
-Clients work one at a time, in the thread that waits for them, so that an app's code never runs twice at once, as in a Flower
-actor; the legacy server, which asks every client from a thread of its own, waits in line.
+Clients work one at a time in a thread of their own, so that an app's code never runs twice at once, as in a Flower actor, and
+finds no event loop, gradient mode or random numbers of the ServerApp's.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -20,10 +20,14 @@ from flwr.serverapp import Grid
 from fedscale.causes import attempted
 from fedscale.errors import RunFailed
 from fedscale.flower import records, touches
+from fedscale.flower.chance import Chance
 from fedscale.flower.nodes import Nodes
 
-RAISED = 2  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+T = TypeVar("T")
+
+RAISED, UNAVAILABLE = 2, 3  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION and MESSAGE_UNAVAILABLE
 # Who looks so often for so long without asking anybody waits for nodes that will never come.
+LEADER, LANE = "flower-server", "flower-client"
 LOOKS, WAIT_SECONDS = 15, 15.0
 
 
@@ -52,8 +56,8 @@ class LocalGrid(Grid):
     def __init__(self, nodes: Nodes, run: int, watch: Watch) -> None:
         self._nodes, self._number, self._watch = nodes, run, watch
         self._run = touches.run_facts(run)
-        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flower-client")
-        self._names, self._closed, self._lock = itertools.count(1), threading.Event(), threading.Lock()
+        self._lane = ThreadPoolExecutor(max_workers=1, thread_name_prefix=LANE)
+        self._names, self._closed, self._chance = itertools.count(1), threading.Event(), Chance()
         self._open: dict[str, tuple[Message, Future[Message]]] = {}
         self._looks, self._since = 0, time.monotonic()
 
@@ -61,6 +65,10 @@ class LocalGrid(Grid):
         """Ask nobody any more and wait for whoever is at work."""
         self._closed.set()
         self._lane.shutdown(wait=True, cancel_futures=True)
+
+    def among_clients(self, work: Callable[[], T]) -> T:
+        """Do something where clients work: in their thread, with their random numbers."""
+        return work() if _in(LANE) else self._lane.submit(self._apart, work).result()
 
     def set_run(self, run: Any) -> None:
         """The run is set already."""
@@ -80,7 +88,8 @@ class LocalGrid(Grid):
         Raises:
             RunFailed: the ServerApp waits for more of them than there are.
         """
-        self._looks += threading.current_thread().name.startswith("flower-server")
+        idle = all(future.done() for _, future in self._open.values())
+        self._looks += idle and _in(LEADER)
         if self._looks > LOOKS and time.monotonic() > self._since + WAIT_SECONDS:
             count = len(self._nodes.places)
             hint = "raise --clients, or lower min_available_nodes"
@@ -94,12 +103,13 @@ class LocalGrid(Grid):
             RunFailed: the run was stopped.
         """
         sent = self._sent(messages)
-        self._open |= {message.metadata.message_id: (message, self._lane.submit(self._work, message)) for message in sent}
+        self._open |= {message.metadata.message_id: (message, self._later(message)) for message in self._in_order(sent)}
         return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that are there, each handed out once."""
-        names = [name for name in message_ids if name in self._open and self._open[name][1].done()]
+        """Replies that are there, each handed out once, in the order in which they came."""
+        asked = set(message_ids)
+        names = [name for name, (_, future) in self._open.items() if name in asked and future.done()]
         return [self._open.pop(name)[1].result() for name in names]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -109,8 +119,30 @@ class LocalGrid(Grid):
             RunFailed: the run was stopped.
         """
         ends = math.inf if timeout is None else time.monotonic() + timeout
+        asked = self._in_order(self._sent(messages))
+        return self.among_clients(lambda: self._replies(asked, ends))
+
+    def _sent(self, messages: Iterable[Message]) -> list[Message]:
+        """Messages to those that there are, named."""
+        if self._closed.is_set():
+            raise RunFailed("the run was stopped")
+        sent = [message for message in messages if message.metadata.dst_node_id in self._nodes.places]
+        for message in sent:
+            touches.stamp(message, f"m{next(self._names)}", self._number)
+        self._looks, self._since = 0, time.monotonic()
+        return sent
+
+    def _in_order(self, sent: list[Message]) -> list[Message]:
+        """In the order of the nodes, each as its node gets it: Flower draws and adds up in any order, here the same app comes to the same bits."""
+        places = self._nodes.places
+        parcels = [records.parcel(message) for message in sorted(sent, key=lambda message: places[message.metadata.dst_node_id])]
+        self._watch.asked(parcels)
+        return parcels
+
+    def _replies(self, messages: list[Message], ends: float) -> list[Message]:
+        """The replies that came in time."""
         replies = []
-        for message in self._sent(messages):
+        for message in messages:
             reply = self._work(message) if time.monotonic() < ends else None
             if reply is not None and time.monotonic() < ends:
                 replies.append(reply)
@@ -118,20 +150,13 @@ class LocalGrid(Grid):
                 self._watch.late(message)
         return replies
 
-    def _sent(self, messages: Iterable[Message]) -> list[Message]:
-        """Messages to those that there are, named, each with records of its own: a strategy hands the same ones to all nodes."""
-        if self._closed.is_set():
-            raise RunFailed("the run was stopped")
-        places = self._nodes.places
-        # Flower draws and adds up in any order; in the order of the nodes the same app comes to the same bits.
-        known = (message for message in messages if message.metadata.dst_node_id in places)
-        sent = sorted(known, key=lambda message: places[message.metadata.dst_node_id])
-        for message in sent:
-            touches.stamp(message, f"m{next(self._names)}", self._number)
-            message.content = records.apart(message.content)
-        self._watch.asked(sent)
-        self._looks, self._since = 0, time.monotonic()
-        return sent
+    def _later(self, message: Message) -> Future[Message]:
+        """One client's reply, when it is its turn."""
+        return self._lane.submit(self._apart, lambda: self._work(message))
+
+    def _apart(self, work: Callable[[], T]) -> T:
+        with self._chance.of_clients():
+            return work()
 
     def _work(self, message: Message) -> Message:
         """One client's reply, with records that nobody else has, or Flower's error.
@@ -139,13 +164,18 @@ class LocalGrid(Grid):
         Raises:
             RunFailed: the run was stopped.
         """
-        with self._lock:
-            if self._closed.is_set():
-                raise RunFailed("the run was stopped")
-            done = attempted(lambda: self._nodes.work(message))
-            self._watch.answered(message, done)
+        if self._closed.is_set():
+            raise RunFailed("the run was stopped")
+        done = attempted(lambda: self._nodes.work(message))
+        self._watch.answered(message, done)
         if isinstance(done, Exception):
-            return Message(Error(RAISED, f"{type(done).__name__}: {done}"), reply_to=message)
-        if done.has_content():
-            done.content = records.apart(done.content)
-        return done
+            done = Message(Error(RAISED, f"{type(done).__name__}: {done}"), reply_to=message)
+        elif time.time() > message.metadata.created_at + message.metadata.ttl:
+            self._watch.late(message)
+            done = Message(Error(UNAVAILABLE, "the message's time to live was over"), reply_to=message)
+        return records.parcel(done, f"r{message.metadata.message_id}")
+
+
+def _in(thread: str) -> bool:
+    """Whether the current thread is one of those that go by this name."""
+    return threading.current_thread().name.startswith(thread)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from datetime import UTC, datetime
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedscale.flower import quick, touches
+
 Mail: TypeAlias = Message
+Record = TypeVar("Record", RecordDict, ArrayRecord, MetricRecord, ConfigRecord)
 
 EXAMPLES = ("num-examples", "num_examples")
 ROUND = "server-round"
@@ -17,15 +21,36 @@ ROUND = "server-round"
 
 def apart(content: RecordDict) -> RecordDict:
     """A copy that can be changed without anybody else noticing; only the bytes of arrays, which cannot change, are shared."""
-    return RecordDict({name: _copied(record) for name, record in content.items()})
+    return _holding(content, {name: _holding(record, {key: _own(value) for key, value in record.items()}) for name, record in content.items()})
 
 
-def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> ArrayRecord | MetricRecord | ConfigRecord:
-    if isinstance(record, ArrayRecord):
-        return ArrayRecord(dict(record))
-    if not any(isinstance(value, list) for value in record.values()):
-        return record.copy()
-    return type(record)({key: list(value) if isinstance(value, list) else value for key, value in record.items()})
+def _holding(record: Record, held: dict[str, Any]) -> Record:
+    """A record of the same kind."""
+    made = record.copy()
+    touches.entries(made).update(held)
+    return made
+
+
+def _own(value: Any) -> Any:
+    """An entry that can be changed."""
+    if isinstance(value, Array):
+        return Array(value.dtype, tuple(value.shape), value.stype, value.data)
+    return list(value) if isinstance(value, list) else value
+
+
+def parcel(message: Message, name: str | None = None) -> Message:
+    """A message as the other side gets it: what either does with its own, the other does not see.
+
+    Args:
+        message: as it was sent.
+        name: what it is called under way; by default it keeps its name.
+    """
+    metadata = touches.twin(message.metadata, **({touches.NAME: name} if name else {}))
+    metadata.delivered_at = datetime.now(UTC).isoformat()
+    made = touches.twin(message, **{touches.METADATA: metadata})
+    if message.has_content():
+        made.content = apart(message.content)
+    return made
 
 
 def phase_of(message: Message) -> str:
@@ -63,7 +88,7 @@ def _numbers(content: RecordDict) -> Iterator[tuple[str, float]]:
 
 def numpy_of(record: ArrayRecord) -> dict[str, npt.NDArray[np.generic]]:
     """The arrays of a record by name; an empty legacy model has none."""
-    return {name: array.numpy() for name, array in record.items() if array.data}
+    return {name: quick.numpy(array) for name, array in record.items() if array.data}
 
 
 def record_of(arrays: Mapping[str, npt.NDArray[np.generic]]) -> ArrayRecord:

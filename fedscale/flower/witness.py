@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 from unittest import mock
 
 from flwr.app import Array, ArrayRecord
-from flwr.server import Server
-from flwr.serverapp.strategy import Strategy
+from flwr.server import History, Server
+from flwr.server.workflow import DefaultWorkflow
+from flwr.serverapp.strategy import Result, Strategy
 
 from fedscale.flower.records import numpy_of
 from fedscale.vector import Arrays
@@ -22,7 +23,7 @@ from fedscale.vector import Arrays
 # Metrics by phase, round and name.
 Metrics: TypeAlias = dict[tuple[str, int], dict[str, float]]
 
-SERVER = "server_"
+SERVER, MODEL = "server_", "parameters"  # flwr.server.workflow.constant.MAIN_PARAMS_RECORD
 
 
 @dataclass
@@ -53,10 +54,14 @@ class Outcome:
             for number, values in rounds.items():
                 self.note(phase, number, values, prefix)
 
-    def of_server(self, server: Any, history: Any) -> None:
+    def of_server(self, server: Any, history: History) -> None:
         """Take what a legacy server holds after its last round, and its ``History``."""
         named = enumerate(server.parameters.tensors)
-        self.arrays = numpy_of(ArrayRecord(dict(_arrays(named, server.parameters.tensor_type)))) or self.arrays
+        self.of_history(ArrayRecord(dict(_arrays(named, server.parameters.tensor_type))), history)
+
+    def of_history(self, model: ArrayRecord, history: History) -> None:
+        """Take a legacy ``History`` and the model that belongs to it."""
+        self.arrays = numpy_of(model) or self.arrays
         for phase, prefix, losses, metrics in (
             ("train", "", [], history.metrics_distributed_fit),
             ("evaluate", "", history.losses_distributed, history.metrics_distributed),
@@ -76,21 +81,42 @@ def _arrays(named: Iterator[tuple[int, bytes]], kind: str) -> Iterator[tuple[str
 
 @contextmanager
 def witnessed(outcome: Outcome) -> Iterator[None]:
-    """See what the loops of Flower's strategies return inside the ``with`` block."""
+    """See what the loops of Flower's strategies, and those that an app has put in their place, return inside the ``with`` block."""
+
+    def of_strategy(_strategy: Any, _arguments: Any, result: Any) -> None:
+        if isinstance(result, Result):
+            outcome.of_strategy(result)
+
+    def of_server(server: Any, _arguments: Any, result: Any) -> None:
+        history = result[0] if isinstance(result, tuple) else result
+        if isinstance(history, History):
+            outcome.of_server(server, history)
+
+    def of_workflow(_workflow: Any, arguments: Any, _result: Any) -> None:
+        context = arguments[1]
+        outcome.of_history(context.state.array_records.get(MODEL, ArrayRecord()), context.history)
+
     with ExitStack() as stack:
-        stack.enter_context(_seen(Strategy, "start", lambda _, result: outcome.of_strategy(result)))
-        stack.enter_context(_seen(Server, "fit", lambda made, result: outcome.of_server(made, result[0] if isinstance(result, tuple) else result)))
+        for base, name, tell in ((Strategy, "start", of_strategy), (Server, "fit", of_server), (DefaultWorkflow, "__call__", of_workflow)):
+            for kind in _kinds(base):
+                if name in vars(kind):
+                    stack.enter_context(_seen(kind, name, tell))
         yield
 
 
-def _seen(kind: type, name: str, tell: Callable[[Any, Any], None]) -> Any:
-    """A method of a class with its results told to somebody."""
+def _kinds(base: type) -> set[type]:
+    """A class and all that inherit from it."""
+    return {base}.union(*map(_kinds, base.__subclasses__()))
+
+
+def _seen(kind: type, name: str, tell: Callable[[Any, Any, Any], None]) -> Any:
+    """A method of a class with its arguments and results told to somebody."""
     method = getattr(kind, name)
 
     @functools.wraps(method)
     def told(self: Any, *arguments: Any, **named: Any) -> Any:
         result = method(self, *arguments, **named)
-        tell(self, result)
+        tell(self, arguments, result)
         return result
 
     return mock.patch.object(kind, name, told)

@@ -19,8 +19,10 @@ from fedscale import report
 from fedscale.errors import RunFailed
 from fedscale.flower import apps, touches
 from fedscale.flower.directory import Directory, read
-from fedscale.flower.grid import LocalGrid
+from fedscale.flower.grid import LEADER, LocalGrid
 from fedscale.flower.nodes import Nodes
+from fedscale.flower.quick import quick
+from fedscale.flower.turns import in_turn
 from fedscale.flower.witness import Outcome, witnessed
 from fedscale.record import RunRecord
 from fedscale.vector import Arrays
@@ -105,9 +107,9 @@ def _run(directory: Directory, on_progress: Watch) -> FlowerSimulation:
     diary = Diary(nodes, int(directory.config.get("num-server-rounds", 0)), on_progress)
     grid = LocalGrid(nodes, number, diary)
     # As in Flower, a ServerApp has a thread of its own, so that Ctrl-C reaches us and not its code.
-    with ThreadPoolExecutor(1, thread_name_prefix="flower-server") as lane:
+    with ThreadPoolExecutor(1, thread_name_prefix=LEADER) as lane:
         try:
-            with witnessed(outcome):
+            with witnessed(outcome), in_turn(grid.among_clients), quick():
                 led = lane.submit(server, grid, nodes.server_context)
                 _wait(led)
         finally:

@@ -15,7 +15,9 @@ import pytest
 import fedscale.flower  # noqa: F401 - Flower's telemetry is off before flwr is loaded
 from tests.flower import samples
 
-NEEDING = [f"test_{name}.py" for name in ("simulation", "grid", "bridge", "beside_flwr", "strategies", "templates", "gateway")]
+NEEDING = [
+    f"test_{name}.py" for name in ("simulation", "grid", "bridge", "beside_flwr", "strategies", "templates", "gateway", "quick", "mail", "lead")
+]
 # Without Flower only what reads an app's directory can be tested.
 collect_ignore_glob = [] if importlib.util.find_spec("flwr") else NEEDING
 

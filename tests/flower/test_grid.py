@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 
 from fedscale.errors import Cause, RunFailed
-from fedscale.flower import records, touches
+from fedscale.flower import grid, records, touches
 from fedscale.flower.directory import Directory
 from fedscale.flower.grid import LocalGrid
 from fedscale.flower.nodes import Nodes
@@ -141,6 +142,95 @@ def test_what_was_pushed_is_pulled_once(table: Table) -> None:
         time.sleep(0.001)
     assert {reply.metadata.reply_to_message_id for reply in replies} == set(names)
     assert list(table.grid.pull_messages([*names, "unknown"])) == []
+
+
+def test_names_of_what_was_pushed_come_in_the_order_of_the_messages(table: Table) -> None:
+    messages = [Message(RecordDict(), node, "train") for node in reversed(table.ids)]
+    names = list(table.grid.push_messages(messages))
+    assert names == [message.metadata.message_id for message in messages]
+    places, ends = dict(zip(names, (2, 1, 0), strict=True)), time.monotonic() + 30
+    while places and time.monotonic() < ends:
+        for reply in table.grid.pull_messages(set(places)):
+            assert reply.content["metrics"]["place"] == places.pop(reply.metadata.reply_to_message_id)
+    assert places == {}
+
+
+def test_a_message_is_the_senders_and_can_be_sent_again(table: Table) -> None:
+    """As in Flower, where a client gets a copy: it is delivered, and what it does to the message and its metadata stays with it."""
+    got: list[Message] = []
+
+    def staining(message: Message, _context: Any) -> Message:
+        got.append(message)
+        message.content["config"]["stain"] = 1
+        message.metadata.group_id = "mine"
+        return Message(RecordDict(), reply_to=message)
+
+    table.nodes._app = ClientApp()
+    table.nodes._app.query()(staining)
+    sent = Message(RecordDict({"config": ConfigRecord({"n": 1})}), table.ids[0], "query", group_id="4")
+    first, again = (table.grid.send_and_receive([sent])[0] for _ in range(2))
+    assert sent.content == RecordDict({"config": ConfigRecord({"n": 1})})
+    assert (sent.metadata.group_id, sent.metadata.delivered_at) == ("4", "")
+    assert all(message.metadata.delivered_at for message in (first, again, *got))
+    assert len({message.metadata.message_id for message in (first, again, *got)}) == 4
+    assert [reply.metadata.reply_to_message_id for reply in (first, again)] == [message.metadata.message_id for message in got]
+    assert again.metadata.dst_node_id == sent.metadata.src_node_id == 1
+
+
+def test_a_reply_to_a_message_whose_time_was_over_is_an_error(table: Table) -> None:
+    def slow(message: Message, _context: Any) -> Message:
+        time.sleep(0.02)
+        return Message(RecordDict(), reply_to=message)
+
+    table.nodes._app = ClientApp()
+    table.nodes._app.train()(slow)
+    replies = [table.grid.send_and_receive([Message(RecordDict(), table.ids[0], "train", ttl=ttl, group_id="1")])[0] for ttl in (0.001, 600.0)]
+    assert [reply.has_error() and reply.error.code for reply in replies] == [3, False]
+    table.ask("train", 1, group="1")
+    assert table.rounds() == [("train", 1, 2)]
+
+
+def test_a_client_finds_no_event_loop_and_no_gradient_mode_of_the_server(table: Table) -> None:
+    """Both are a thread's own."""
+    where: list[threading.Thread] = []
+
+    def looping(message: Message, _context: Any) -> Message:
+        where.append(threading.current_thread())
+        asyncio.run(asyncio.sleep(0))
+        return Message(RecordDict(), reply_to=message)
+
+    table.nodes._app = ClientApp()
+    table.nodes._app.train()(looping)
+
+    async def lead() -> list[Message]:
+        return table.ask("train")
+
+    assert not any(reply.has_error() for reply in asyncio.run(lead()))
+    assert len(set(where)) == 1
+    assert where[0] is not threading.current_thread()
+
+
+def test_looking_for_nodes_while_one_works_is_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid, "LOOKS", 2)
+    monkeypatch.setattr(grid, "WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(grid, "LEADER", threading.current_thread().name)
+    table, done = Table(), threading.Event()
+
+    def slow(message: Message, _context: Any) -> Message:
+        assert done.wait(60)
+        return Message(RecordDict(), reply_to=message)
+
+    table.nodes._app = ClientApp()
+    table.nodes._app.train()(slow)
+    name = next(iter(table.grid.push_messages([Message(RecordDict(), table.ids[0], "train")])))
+    assert all(len(list(table.grid.get_node_ids())) == 3 for _ in range(9))
+    done.set()
+    ends = time.monotonic() + 30
+    while not list(table.grid.pull_messages([name])) and time.monotonic() < ends:
+        time.sleep(0.001)
+    with pytest.raises(RunFailed, match="waits for more than the 3 clients"):
+        [table.grid.get_node_ids() for _ in range(9)]
+    table.grid.close()
 
 
 def test_clients_never_work_at_the_same_time() -> None:

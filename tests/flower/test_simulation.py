@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -195,6 +196,17 @@ def test_two_runs_are_alike_and_leave_nothing_behind(app: Callable[..., Path]) -
     assert sys.path == before[1]
 
 
+def test_a_client_that_seeds_does_not_choose_who_is_sampled(app: Callable[..., Path]) -> None:
+    client = edited(samples.MESSAGES, ("place, config = context", "__import__('random').seed(1)\n        place, config = context"))
+    server = edited(samples.STRATEGY, ("min_available_nodes=2", "fraction_train=0.1, fraction_evaluate=0.0, min_train_nodes=1"))
+    server = edited(server, ("config = context.run_config", "__import__('random').seed(4)\n        config = context.run_config"))
+    asked = [
+        [row.answered for row in simulate_app(app(code, server), 20, ["num-server-rounds=6"]).record.rounds] for code in (samples.MESSAGES, client)
+    ]
+    assert asked[0] == asked[1]
+    assert len(set(asked[0])) > 1
+
+
 def test_progress_is_told_of_every_client_and_every_phase(app: Callable[..., Path]) -> None:
     seen: list[Progress] = []
     simulate_app(app(), on_progress=seen.append)
@@ -285,6 +297,26 @@ def test_missing_touches_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(touches.missing()) == ["Run.create_empty"]
     monkeypatch.setattr(touches, "stamp", lambda message, name, run: None)
     assert list(touches.missing())[1:] == ["the name and sender of a message"]
+    for name, gone in (("POOLS", "futures"), ("READER", "reader"), ("HELD", {"_other"})):
+        monkeypatch.setattr(touches, name, gone)
+    assert list(touches.missing())[2:] == ["the pools of threads of the legacy server", "how legacy parameters are read", "what a record holds"]
+
+
+def test_what_an_app_logs_is_shown_and_what_flower_logs_is_not(app: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app's authors use Flower's logger as well."""
+    imports = "from logging import INFO\n    from flwr.common.logger import log\n    import numpy as np"
+    server = edited(samples.STRATEGY, ("import numpy as np", imports), ('print("final"', 'log(INFO, "all wards answered")\n        print("final"'))
+    seen, logger = list[logging.LogRecord](), logging.getLogger("flwr")
+    watching = logging.Handler()
+    monkeypatch.setattr(watching, "emit", seen.append)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger._cache.clear()  # type: ignore[attr-defined]
+    logger.addHandler(watching)
+    try:
+        simulate_app(app(server=server), overrides=["num-server-rounds=1"])
+    finally:
+        logger.removeHandler(watching)
+    assert [record.getMessage() for record in seen] == ["all wards answered"]
 
 
 def test_nothing_is_written_beside_the_app(app: Callable[..., Path]) -> None:
