@@ -18,6 +18,7 @@ import grpc.aio
 import numpy as np
 
 import fedscale
+from fedscale.heap import share_one_heap
 from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
 from fedscale.update import Layout, Update
 from fedscale.vector import Schema
@@ -111,6 +112,7 @@ async def _pour(home: NodeHome, address: str, size: int) -> None:
 
 def main(role: str, home: str, *rest: str) -> None:
     """Play a role until it is over, or for ever."""
+    share_one_heap()
     if role == "node":
         asyncio.run(_node(NodeHome(Path(home)), int(rest[0])))
     elif role == "sink":

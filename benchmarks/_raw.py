@@ -62,13 +62,13 @@ def play(federation: Federation, nodes: int, size: int, rounds: int, *, masked: 
     """A run to its end with so many nodes and a model of ``size`` coordinates; everything that happened."""
     homes = join(federation, nodes)
     watching = federation.watch(federation.submit(write_job(federation.folder / "job", size, rounds, nodes, masked=masked)))
-    asyncio.run(_take_part(homes, size, watching))
+    asyncio.run(take_part(homes, size, watching))
     done = watching.wait()
     assert done.code == 0, done
     return watching.events()
 
 
-async def _take_part(homes: Sequence[NodeHome], size: int, watching: Process) -> None:
+async def take_part(homes: Sequence[NodeHome], size: int, watching: Process) -> None:
     """Be these nodes for as long as somebody watches."""
     async with asyncio.TaskGroup() as group:
         nodes = [group.create_task(_node(home, size)) for home in homes]
@@ -108,13 +108,13 @@ async def _node(home: NodeHome, size: int) -> None:
         masking = Masking(home, lambda *told: said.put_nowait(_spoken(*told)), _refused)
         hello = node_pb2.Hello(version=fedscale.__version__, datasets=[DATASET], identity=masking.identity())
         await stream.write(node_pb2.NodeMessage(hello=hello))
-        taken: set[tuple[str, int]] = set()
+        taken: set[tuple[str, str, int]] = set()
         async with asyncio.TaskGroup() as group, _talking(stream, said):
             while isinstance(message := await stream.read(), node_pb2.ServerMessage):
                 key = message.assignment.key
                 # A task may be asked for twice around a connection; it is answered once.
-                if message.WhichOneof("message") == "assignment" and (key.phase, key.number) not in taken:
-                    taken.add((key.phase, key.number))
+                if message.WhichOneof("message") == "assignment" and (key.run, key.phase, key.number) not in taken:
+                    taken.add((key.run, key.phase, key.number))
                     group.create_task(_answer(bulk, home, masking, message.assignment, size))
                 elif message.WhichOneof("message") == "told":
                     told = message.told

@@ -12,40 +12,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import grpc.aio
-import numpy as np
 
-import fedscale
 from benchmarks import Figure, _raw
-from fedscale.identity import Identity, Role, certificate_pem, key_pem, new_key, new_request
-from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
-from fedscale.update import Update
-from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed
-from fedscale.wire.convert import assignment_from_proto, key_text
-from fedscale.wire.limits import CHANNEL_OPTIONS, FRAME, HEARTBEAT_SECONDS
+from benchmarks._crowd import SLOW_SIZE, Light, Member, crawl, enrolled, stream
+from fedscale.wire.limits import CHANNEL_OPTIONS, SILENCE_SECONDS
 from fedscale_client.home import NodeHome
-from fedscale_server.home import Home
-from fedscale_server.store.store import Store
-from tests.e2e.federation import PROJECT, Federation, until
+from tests.e2e.federation import Federation, until
 
 INGEST_NODES, INGEST_SIZE, INGEST_ROUNDS = 2, 32 << 20, 3
 PATIENCE = 600.0
 IDLE = int(os.environ.get("FEDSCALE_BENCH_IDLE", "200"))
-IDLE_KIB = 120.0
+EARLY, IDLE_KIB, BACK_SECONDS = 10, 120.0, 60.0
 JOURNALED, RESTARTS = 1_000, 12
 RESTART_P50, RESTART_P99 = 1.0, 3.0
-SLOW, SLOW_RATE, SLOW_SIZE, SLOW_MORE = 20, 10_000, 1 << 20, 20.0
-HEALTHY_SIZE, HEALTHY_ROUNDS, CRAWL_SECONDS = 4 << 20, 6, 3.0
+SLOW = int(os.environ.get("FEDSCALE_BENCH_SLOW", "50"))
+SLOW_MORE, SLOW_MIB = 20.0, 600.0
+HEALTHY_SIZE, HEALTHY_ROUNDS, CRAWL_SECONDS, TURNS = 4 << 20, 8, 5.0, 2
 
 
 def measure() -> Iterator[Figure]:
@@ -114,134 +104,93 @@ def _line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-# -------------------------------------------------------------------------------------------------------------- nodes
-
-
-@dataclass(frozen=True)
-class Member:
-    """A node that is known by its certificate alone and keeps no folder."""
-
-    name: str
-    key: bytes
-    certificate: bytes
-    authority: bytes
-
-    def channel(self, federation: Federation) -> grpc.aio.Channel:
-        """A connection of its own."""
-        credentials = grpc.ssl_channel_credentials(self.authority, self.key, self.certificate)
-        options = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
-        return grpc.aio.secure_channel(f"localhost:{federation.ports[0]}", credentials, options)
-
-
-def enrolled(federation: Federation, prefix: str, count: int) -> list[Member]:
-    """So many nodes, entered into the database while the coordinator is down, for tickets would take minutes."""
-    federation.server.stop()
-    home, store, now, made = Home.load(federation.home), Store.open(f"sqlite:///{federation.home / 'server.db'}"), datetime.now(UTC), []
-    for number in range(count):
-        name, key = f"{prefix}-{number:04}", new_key()
-        certificate = home.authority.issue(new_request(key, name), Identity("trial", Role.NODE, name), now, 24)
-        serial = f"{certificate.serial_number:x}"
-        store.enrol(name, PROJECT, Role.NODE, serial, certificate.not_valid_after_utc, certificate.not_valid_before_utc)
-        made.append(Member(name, key_pem(key), certificate_pem(certificate), certificate_pem(home.authority.certificate)))
-    store.close()
-    federation.start_server()
-    return made
-
-
-@asynccontextmanager
-async def stream(federation: Federation, member: Member, dataset: str) -> AsyncIterator[Any]:
-    """A control stream that was greeted, and its connection; heartbeats go on until it is left."""
-    async with member.channel(federation) as channel:
-        opened: Any = node_pb2_grpc.NodeStub(channel).Connect()
-        await opened.write(node_pb2.NodeMessage(hello=node_pb2.Hello(version=fedscale.__version__, datasets=[dataset])))
-        assert isinstance(await opened.read(), node_pb2.ServerMessage)
-        beating = asyncio.create_task(_beat(opened))
-        try:
-            yield opened, channel
-        finally:
-            beating.cancel()
-            opened.cancel()
-
-
-async def _beat(opened: Any) -> None:
-    while True:
-        await opened.write(node_pb2.NodeMessage(heartbeat=node_pb2.Heartbeat()))
-        await asyncio.sleep(HEARTBEAT_SECONDS)
+# ---------------------------------------------------------------------------------------------------------- idle nodes
 
 
 def idle(federation: Federation) -> Iterator[Figure]:
-    """Nodes that are connected and have nothing to do, each with a TLS session, a stream and heartbeats."""
-    yield from asyncio.run(_idle(federation, enrolled(federation, "idle", IDLE)))
+    """Nodes that are connected and have nothing to do, each with a TLS session, a stream and heartbeats, and all of them back after a restart."""
+    yield from asyncio.run(_idle(federation, [Light(member) for member in enrolled(federation, "idle", IDLE)]))
 
 
-async def _idle(federation: Federation, members: list[Member]) -> list[Figure]:
-    async with AsyncExitStack() as stack:
-        for member in members[:10]:
-            await stack.enter_async_context(stream(federation, member, "none"))
+async def _idle(federation: Federation, lights: list[Light]) -> list[Figure]:
+    early, others = lights[:EARLY], lights[EARLY:]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(light.live(federation)) for light in early]
+        await _greeted(early, 1)
         before, began = memory(federation), time.monotonic()
-        await asyncio.gather(*(stack.enter_async_context(stream(federation, member, "none")) for member in members[10:]))
-        seconds, after = time.monotonic() - began, memory(federation)
-    return [
-        Figure(f"memory of an idle stream, {IDLE} of them", (after - before) / (IDLE - 10), "KiB", IDLE_KIB),
-        Figure(f"{IDLE - 10} nodes connecting at once", seconds, "s"),
-    ]
+        tasks += [group.create_task(light.live(federation)) for light in others]
+        await _greeted(others, 1)
+        figures = [Figure(f"{len(others)} nodes connecting at once", time.monotonic() - began, "s")]
+        figures.append(Figure(f"memory of an idle stream, {IDLE} of them", (memory(federation) - before) / len(others), "KiB", IDLE_KIB))
+        silence = max(max(light.silence, time.monotonic() - light.heard) for light in early)
+        figures.append(Figure("longest silence of the server meanwhile", silence, "s", SILENCE_SECONDS))
+        federation.server.kill()
+        await asyncio.to_thread(federation.start_server)
+        began = time.monotonic()
+        await _greeted(lights, 2)
+        figures.append(Figure(f"{IDLE} nodes coming back at once after a restart", time.monotonic() - began, "s", BACK_SECONDS))
+        for task in tasks:
+            task.cancel()
+    return figures
+
+
+async def _greeted(lights: list[Light], times: int) -> None:
+    """Wait until each was greeted so often."""
+    await asyncio.to_thread(until, lambda: all(light.greeted >= times for light in lights), f"{len(lights)} nodes", PATIENCE)
 
 
 # ------------------------------------------------------------------------------------------------------- slow uploads
 
 
 def loris(federation: Federation) -> Iterator[Figure]:
-    """Rounds of two healthy nodes, without and with uploads of other nodes that crawl."""
+    """Rounds of two healthy nodes beside others that have nothing to do, and beside the same while their uploads crawl; by turns."""
     homes, members = _raw.join(federation, 2), enrolled(federation, "slow", SLOW)
-    quick = sum(asyncio.run(_rounds(federation, homes, [])))
-    before = memory(federation)
-    slowed = asyncio.run(_rounds(federation, homes, members))
-    yield Figure(f"a healthy round with {SLOW} uploads at 10 kB/s, more", 100 * (sum(slowed) / quick - 1), "%", SLOW_MORE)
-    yield Figure(f"memory for {SLOW} uploads at 10 kB/s, more", (memory(federation) - before) / 1024, "MiB", 600.0)
+    yield from asyncio.run(_loris(federation, homes, members))
 
 
-async def _rounds(federation: Federation, homes: list[NodeHome], slow: list[Member]) -> list[float]:
-    """Seconds of each healthy round while the slow ones crawl."""
-    folder = federation.folder / ("jobs-slow" if slow else "jobs")
+async def _loris(federation: Federation, homes: list[NodeHome], members: list[Member]) -> list[Figure]:
+    times: dict[bool, list[float]] = {False: [], True: []}
+    taken: dict[bool, list[float]] = {False: [], True: []}
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         tasks = []
-        if slow:
-            job = _raw.write_job(folder / "slow", SLOW_SIZE, 1, len(slow))
-            (job.parent / "job.toml").write_text(job.read_text().replace(f'data = "{_raw.DATASET}"', 'data = "slow"'))
-            for member in slow:
-                opened, channel = await stack.enter_async_context(stream(federation, member, "slow"))
-                tasks.append(group.create_task(_crawl(member, opened, channel)))
-            await asyncio.to_thread(federation.submit, job)
-            await asyncio.sleep(CRAWL_SECONDS)
-        tasks += [group.create_task(_raw._node(home, HEALTHY_SIZE)) for home in homes]  # noqa: SLF001 - a helper of these benchmarks
-        run = await asyncio.to_thread(federation.submit, _raw.write_job(folder / "healthy", HEALTHY_SIZE, HEALTHY_ROUNDS, len(homes)))
-        watching = federation.watch(run)
-        await asyncio.to_thread(watching.wait)
+        for member in members:
+            opened, channel = await stack.enter_async_context(stream(federation, member, "slow"))
+            tasks.append(group.create_task(crawl(member, opened, channel)))
+        for home in homes:
+            stack.enter_context(_process("node", home.path, HEALTHY_SIZE))
+        for turn in range(2 * TURNS):
+            crawling = turn % 2 == 1
+            slow = await _begin_to_crawl(federation, f"slow-{turn}") if crawling else ""
+            times[crawling] += await _healthy(federation, f"healthy-{turn}")
+            taken[crawling].append(memory(federation))
+            if slow:
+                await asyncio.to_thread(federation.manage, "run", "stop", slow)
         for task in tasks:
             task.cancel()
+    more = 100 * (median(times[True]) / median(times[False]) - 1)
+    return [
+        Figure(f"a healthy round beside {SLOW} nodes that are idle", median(times[False]), "s"),
+        Figure(f"a healthy round with {SLOW} uploads at 10 kB/s, more", more, "%", SLOW_MORE),
+        Figure(f"memory for {SLOW} uploads at 10 kB/s, more", (max(taken[True]) - taken[False][0]) / 1024, "MiB", SLOW_MIB),
+    ]
+
+
+async def _begin_to_crawl(federation: Federation, name: str) -> str:
+    """A run whose answers crawl, under way."""
+    job = _raw.write_job(federation.folder / name, SLOW_SIZE, 1, SLOW)
+    job.write_text(job.read_text().replace(f'data = "{_raw.DATASET}"', 'data = "slow"'))
+    run = await asyncio.to_thread(federation.submit, job)
+    await asyncio.sleep(CRAWL_SECONDS)
+    return run
+
+
+async def _healthy(federation: Federation, name: str) -> list[float]:
+    """Seconds of each round of the healthy nodes but the first, in which they make their answers."""
+    run = await asyncio.to_thread(federation.submit, _raw.write_job(federation.folder / name, HEALTHY_SIZE, HEALTHY_ROUNDS, 2))
+    watching = federation.watch(run)
+    await asyncio.to_thread(watching.wait, PATIENCE)
     times = [event["at"] for event in watching.events() if event["kind"] == "opened"]
-    return [end - begin for begin, end in pairwise(times)]
-
-
-async def _crawl(member: Member, opened: Any, channel: grpc.aio.Channel) -> None:
-    """Make the first model at once, and hand in an answer at 10 kB/s."""
-    while isinstance(message := await opened.read(), node_pb2.ServerMessage):
-        if message.WhichOneof("message") == "assignment":
-            run, _, task = assignment_from_proto(message.assignment, member.name)
-            first = task.schema is None
-            body = bytes(4 * SLOW_SIZE) if first else task.layout.encode(Update(np.zeros(SLOW_SIZE, np.float32), 1.0, {"loss": np.ones(1)})).tobytes()
-            facts = [(TASK_KEY, key_text((run, task.phase, task.number))), (DIGEST_KEY, digest_of(body)), (SIZE_KEY, str(len(body)))]
-            schema = [(SCHEMA_KEY, Schema.of({"w": np.zeros(SLOW_SIZE, np.float32)}).to_json().encode())] if first else []
-            submit: Any = channel.stream_unary(SUBMIT, sealed, bulk_pb2.Receipt.FromString)
-            with suppress(grpc.aio.AioRpcError):
-                await submit(_frames(body, FRAME if first else SLOW_RATE // 10, 0.0 if first else 0.1), metadata=[*facts, *schema])
-
-
-async def _frames(body: bytes, size: int, pause: float) -> AsyncIterator[bytes]:
-    """So many bytes, then a pause, then more."""
-    for start in range(0, len(body), size):
-        yield body[start : start + size]
-        await asyncio.sleep(pause)
+    return [end - begin for begin, end in pairwise(times)][1:]
 
 
 # ---------------------------------------------------------------------------------------------------------- restart

@@ -45,6 +45,8 @@ class Assignment:
         bundle: SHA-256 of the app's bundle.
         seconds: how long the server will wait.
         roster: the signed roster of secure aggregation, and the statement of whoever signed it.
+        envelope: of a message of a led run; empty for any other task.
+        size: bytes of such a message's content, whose name stands in the place of the model's.
     """
 
     key: Key
@@ -55,6 +57,8 @@ class Assignment:
     bundle: str
     seconds: float
     roster: tuple[bytes, bytes] = (b"", b"")
+    envelope: str = ""
+    size: int = 0
 
 
 class Receiver(Protocol):
@@ -131,9 +135,9 @@ class Connection:
         """Say that a task is being worked on."""
         self._say(pb.NodeMessage(accepted=pb.Accepted(key=key_to_proto(key))))
 
-    def progress(self, key: Key, fraction: float) -> None:
-        """Say how far a task is."""
-        self._say(pb.NodeMessage(progress=pb.Progress(key=key_to_proto(key), fraction=fraction)))
+    def progress(self, key: Key, fraction: float, stage: str = "") -> None:
+        """Say how far a task is, or what ``stage`` of it begins."""
+        self._say(pb.NodeMessage(progress=pb.Progress(key=key_to_proto(key), fraction=fraction, stage=stage)))
 
     def speak(self, key: Key, step: str, data: bytes) -> None:
         """Answer a message of secure aggregation."""
@@ -222,7 +226,8 @@ class Connection:
             return
         seconds = message.deadline_seconds if message.deadline_seconds > 0 else plan.clients.deadline
         signed = (message.roster, message.authority)
-        self._receiver.assigned(Assignment(key, plan, message.plan, task, message.terms, message.bundle, seconds, signed))
+        letter = (message.envelope, message.size)
+        self._receiver.assigned(Assignment(key, plan, message.plan, task, message.terms, message.bundle, seconds, signed, *letter))
 
 
 async def _within(seconds: float, step: Awaitable[T]) -> T:

@@ -197,7 +197,7 @@ class Transfer:
             try:
                 with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                     file.seek(offset)
-                    await self._write(call, reading, file, max(FRAME >> min(2 + tries.failures, 8), LEAST_FRAME))
+                    await self._write(call, reading, file, max(FRAME >> min(3 + tries.failures, 8), LEAST_FRAME))
                     await _soon(call.done_writing())
                 return await _soon(reading)
             finally:
@@ -207,8 +207,8 @@ class Transfer:
     async def _write(self, call: grpc.aio.StreamStreamCall[bytes, pb.Receipt], reading: asyncio.Task[pb.Receipt], file: BinaryIO, size: int) -> None:
         """Send a file from where it stands until it ends or the server answers; frames grow while the line is quick."""
         while not reading.done() and (frame := await asyncio.to_thread(file.read, size)):
-            await self._throttle.take(len(frame))
             began = asyncio.get_running_loop().time()
+            await self._throttle.take(len(frame))
             await _soon(call.write(frame))
             seconds = asyncio.get_running_loop().time() - began
             if seconds < QUICK_SECONDS:

@@ -21,7 +21,7 @@ SUBMIT = "/fedscale.v1.Bulk/Submit"
 PUT = "/fedscale.v1.Bulk/Put"
 OFFSET = "/fedscale.v1.Bulk/Offset"
 TASK_KEY, DIGEST_KEY, SIZE_KEY, SCHEMA_KEY = "fedscale-task", "fedscale-digest", "fedscale-size", "fedscale-schema-bin"
-OFFSET_KEY, LEDGER_KEY = "fedscale-offset", "fedscale-ledger"
+OFFSET_KEY, LEDGER_KEY, RUN_KEY = "fedscale-offset", "fedscale-ledger", "fedscale-run"
 SEAL = 4
 Frame = TypeVar("Frame", bytes, memoryview)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from fedscale.errors import Cause, Failure, ProtocolError
 from fedscale.learner import Phase
+from fedscale.letters import Letter
 from fedscale.plan import Plan
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.task import Task, layout_for
@@ -72,6 +73,20 @@ def assignment_to_proto(
     )
 
 
+def letter_to_proto(run: str, letter: Letter, plan_toml: str, bundle: str, seconds: float) -> pb.Assignment:
+    """A message of a led run as the server sends it."""
+    return pb.Assignment(
+        key=key_to_proto((run, Phase.MESSAGE, letter.number)),
+        plan=plan_toml,
+        bundle=bundle,
+        model=letter.content,
+        terms=1,
+        deadline_seconds=seconds,
+        envelope=letter.envelope,
+        size=letter.size,
+    )
+
+
 def assignment_from_proto(message: pb.Assignment, node: str) -> tuple[str, Plan, Task]:
     """Run, plan and task behind an assignment, everything recomputed from the plan.
 
@@ -81,8 +96,10 @@ def assignment_from_proto(message: pb.Assignment, node: str) -> tuple[str, Plan,
     """
     run, phase, number = key_from_proto(message.key)
     plan = Plan.from_toml(message.plan, file=f"plan of run {run}")
-    if (phase is Phase.INIT) != (not message.schema) or (phase is Phase.INIT) != (not message.model):
+    if (phase in (Phase.INIT, Phase.MESSAGE)) != (not message.schema) or (phase is Phase.INIT) != (not message.model):
         raise ProtocolError("an assignment lacks the model, or carries one where the first is asked for", where=f"run {run}")
+    if (phase is Phase.MESSAGE) != plan.strategy.build().led:
+        raise ProtocolError("an assignment asks for what its plan does not", where=f"run {run}")
     schema = Schema.from_json(message.schema) if message.schema else None
     layout = layout_for(plan, phase, schema.size if schema else 0, message.terms, message.clip)
     return run, plan, Task(node, phase, number, layout, schema, message.model)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-FRAME = 1 << 18
+FRAME = 1 << 19
+LOOKAHEAD = 1 << 20
 MESSAGE = 4 << 20
 BUNDLE = 64 << 20
+# The content of a led run's message, and a reply to one.
+LETTER = 1 << 30
 # A longer message of secure aggregation comes in parts; with all its parts it is the keys of 200,000 nodes at most.
 TOLD_PART, TOLD = 1 << 20, 256 << 20
+CONNECTIONS = 16_384
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 4.0
 
 # Bandwidth probing lets a slow reader pile up megabytes per connection; a fixed window does not.
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.lookahead_bytes", LOOKAHEAD),
     ("grpc.max_receive_message_length", MESSAGE),
     ("grpc.max_send_message_length", MESSAGE),
     ("grpc.keepalive_time_ms", 20_000),
@@ -29,7 +33,7 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
     # Whoever opens connections without using them gets no further than this.
     ("grpc.max_concurrent_streams", 128),
-    ("grpc.max_allowed_incoming_connections", 16_384),
+    ("grpc.max_allowed_incoming_connections", CONNECTIONS),
     ("grpc.server_handshake_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )

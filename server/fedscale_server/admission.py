@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedscale.errors import Busy, FedscaleError
+from fedscale.wire.limits import FRAME, LOOKAHEAD
 
-# What gRPC and this process hold of one upload at most: the window, a frame on its way and one being written.
-LEAST_COST, MOST_COST = 64 << 10, 3 << 20
+# What is held of one upload at most: what gRPC has read ahead, and a frame that waits for its turn. Only the few that have one hold more.
+LEAST_COST, MOST_COST = 64 << 10, LOOKAHEAD + FRAME
 IDLE_SECONDS = 10.0
 BASE_SECONDS, MOST_SECONDS = 0.5, 30.0
 MOST_PROMISES = 4096

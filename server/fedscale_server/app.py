@@ -19,9 +19,11 @@ from fedscale.clock import Clock, SystemClock
 from fedscale.errors import ConfigError
 from fedscale.proto.v1 import control_pb2_grpc, node_pb2_grpc
 from fedscale.secagg.authority import RosterAuthority
+from fedscale.sinks import chosen
 from fedscale.wire.limits import SERVER_OPTIONS
 from fedscale_server.certificates import Certificates
 from fedscale_server.coordinator import Coordinator
+from fedscale_server.curves import Curves
 from fedscale_server.engine import Engine
 from fedscale_server.home import Home
 from fedscale_server.leadership import Leadership, Place
@@ -33,6 +35,7 @@ from fedscale_server.services.guard import Guard
 from fedscale_server.services.node import NodeService
 from fedscale_server.sessions import Sessions
 from fedscale_server.settings import Settings
+from fedscale_server.spool import Keeping
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Shelf, depot_of
 from fedscale_server.store.leases import STANDBY
@@ -112,18 +115,21 @@ async def _rise(engine: Engine, registry: Registry) -> None:
 
 
 def _engine(store: Store, home: Home, settings: Settings, clock: Clock) -> Engine:
-    """The runs; of several replicas none keeps answers, for the next one to lead could not read them and they would outlive their round."""
+    """The runs; of several replicas whichever leads goes on with the rounds that the last one has left open."""
     depot = depot_of(settings.blobs, settings.blobs_endpoint)
-    return Engine(
+    engine = Engine(
         store,
         Blobs(home.path / "bundles", Shelf(depot, "bundles", STANDBY) if depot else None),
         home.path / "runs",
         Sessions(),
         clock,
-        lasting=settings.durability == "spool" and not settings.replicas,
+        keeping=Keeping.NOWHERE if settings.durability == "resend" else Keeping.COMMON if settings.replicas else Keeping.HERE,
         rosters=RosterAuthority.of(home.authority.key),
         depot=depot,
     )
+    if settings.sinks:
+        engine.curves = Curves(chosen(settings.sinks, settings.mlflow_uri), home.path / "curves")
+    return engine
 
 
 async def _first(*ends: Coroutine[Any, Any, None]) -> None:
@@ -165,7 +171,7 @@ def _add_services(
     coordinator = Coordinator(engine, registry, settings.federation, settings.address, settings.enrolment_address, leadership, trail)
     node_pb2_grpc.add_NodeServicer_to_server(NodeService(engine, registry, leadership), main)
     control_pb2_grpc.add_ControlServicer_to_server(ControlService(coordinator), main)
-    main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once, settings.upload_bytes).handler(),))
+    main.add_generic_rpc_handlers((BulkService(engine, registry, settings.uploads_at_once, settings.upload_bytes, trail).handler(),))
     node_pb2_grpc.add_EnrolmentServicer_to_server(EnrolmentService(registry, settings.address, leadership, trail), doors)
     return coordinator
 

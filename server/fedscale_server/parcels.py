@@ -7,25 +7,26 @@ from typing import Any
 
 from fedscale.errors import BundleError, ProtocolError
 from fedscale.proto.v1 import bulk_pb2 as pb
-from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SIZE_KEY, digest_of, frames, intact, sealed, unsealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, RUN_KEY, SIZE_KEY, digest_of, frames, intact, sealed, unsealed
 from fedscale_server.control import Control
 
 BASE_SECONDS, SLOWEST = 30.0, 64 << 10
 
 
-def put(control: Control, bundle: bytes, progress: Callable[[float], None] = lambda _: None) -> str:
+def put(control: Control, bundle: bytes, progress: Callable[[float], None] = lambda _: None, *, run: str = "") -> str:
     """Store a bundle at the coordinator, once for each content; returns its digest.
 
     Args:
         control: the connection.
         bundle: what ``fedscale.bundle.pack`` gave.
         progress: called with the fraction that was sent.
+        run: the led run whose letter this is the content of; empty for a bundle.
 
     Raises:
         BundleError: the coordinator does not accept it.
     """
     digest = digest_of(bundle)
-    metadata = ((DIGEST_KEY, digest), (SIZE_KEY, str(len(bundle))))
+    metadata = ((DIGEST_KEY, digest), (SIZE_KEY, str(len(bundle))), *(((RUN_KEY, run),) if run else ()))
 
     def send() -> Any:
         call: Any = control.channel.stream_unary(PUT, request_serializer=sealed, response_deserializer=pb.Receipt.FromString)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from cryptography import x509
 
 from fedscale.clock import Clock
-from fedscale.errors import AccessDenied, ConfigError, NotFound
+from fedscale.errors import AccessDenied, ConfigError, FedscaleError, NotFound
 from fedscale.identity import (
     SKEW,
     Authority,
@@ -27,6 +27,7 @@ from fedscale.identity import (
 )
 from fedscale_server.home import OPERATOR, OPERATOR_DAYS
 from fedscale_server.store import tables
+from fedscale_server.store.admission import Arrival
 from fedscale_server.store.store import Store
 
 LONGEST_TICKET = timedelta(days=30)
@@ -88,7 +89,9 @@ class Registry:
         self._store.add_ticket(row)
         return ticket
 
-    def join(self, ticket_id: str, secret: str, name: str, csr_pem: bytes) -> tuple[bytes, tables.Member]:
+    def join(
+        self, ticket_id: str, secret: str, name: str, csr_pem: bytes, note: Callable[[tables.Member], object] = lambda _: None
+    ) -> tuple[bytes, tables.Member]:
         """Trade a ticket for a certificate. Nothing is used up unless all of it succeeds.
 
         Args:
@@ -96,6 +99,7 @@ class Registry:
             secret: its secret.
             name: the wanted name; may be empty when the ticket is made out for one.
             csr_pem: certificate request, signed by the new member's key.
+            note: told of the member before anything is used up for good; what it raises prevents that.
 
         Returns:
             The certificate in PEM and the member.
@@ -110,7 +114,7 @@ class Registry:
         ticket = self._store.ticket(ticket_id, digest, now)
         name = valid_name(name or ticket.name or "")
         certificate = self._issue(Identity(self._federation, Role(ticket.role), name), csr_pem, now)
-        member = self._store.redeem(ticket_id, digest, name, serial_of(certificate), certificate.not_valid_after_utc, now)
+        member = self._store.redeem(ticket_id, digest, name, serial_of(certificate), certificate.not_valid_after_utc, now, note)
         self._refresh(name)
         return certificate_pem(certificate), member
 
@@ -172,22 +176,20 @@ class Registry:
             raise NotFound(f"no member '{name}'")
         return member
 
-    def seen(self, name: str, datasets: Iterable[str], version: str, identity: str = "") -> tables.Member:
-        """Note that a node has connected, what it offers, and the identity key that it has proved to hold.
+    def seen(self, arrivals: Sequence[Arrival]) -> list[tables.Member | FedscaleError]:
+        """Note of nodes that have connected what each offers, and the identity key that it has proved to hold.
 
-        Raises:
-            NotFound: no such member.
-            AccessDenied: it had another key before, or another member has this one.
+        Returns:
+            For each the member as it is now, or why it is not let in: it had another key before, another has this one, or nobody is called so.
         """
-        if identity:
-            others = self._store.members()
-            if any(member.identity == identity and member.name != name for member in others):
-                raise AccessDenied(f"the identity key of '{name}' is that of another member", hint="give each node a home of its own")
-            if any(member.identity not in (None, identity) and member.name == name for member in others):
-                why = "whoever joins again may bring a new one"
-                raise AccessDenied(f"'{name}' was known by another identity key", why=why, hint="bring identity.pem back, or ask for a new ticket")
-        self._store.seen(name, datasets, version, self._clock.now(), identity)
-        return self.member(name)
+        with self._turn:
+            # From memory: to read everybody at every arrival would cost the square of a federation that comes back at once.
+            keys = {name: member.identity for name, member in self._members.items() if member.identity}
+            holders = {key: name for name, key in keys.items()}
+            faults = [_claim(each, keys, holders) for each in arrivals]
+            found = self._store.seen([each for each, fault in zip(arrivals, faults, strict=True) if not fault], self._clock.now())
+            self._members |= found
+        return [fault or found.get(each.name) or NotFound(f"no member '{each.name}'") for each, fault in zip(arrivals, faults, strict=True)]
 
     def revoke(self, name: str) -> None:
         """Shut a member out, from the next call on; streams that are open are the caller's to close.
@@ -205,3 +207,14 @@ class Registry:
             if member is not None:
                 self._members[name] = member
             return member
+
+
+def _claim(arrival: Arrival, keys: dict[str, str], holders: dict[str, str]) -> AccessDenied | None:
+    """Enter a member's identity key, if it has one, among those of all; why that cannot be."""
+    name, key = arrival.name, arrival.identity
+    if key and holders.setdefault(key, name) != name:
+        return AccessDenied(f"the identity key of '{name}' is that of another member", hint="give each node a home of its own")
+    if key and keys.setdefault(name, key) != key:
+        why = "whoever joins again may bring a new one"
+        return AccessDenied(f"'{name}' was known by another identity key", why=why, hint="bring identity.pem back, or ask for a new ticket")
+    return None

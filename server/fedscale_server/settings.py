@@ -45,6 +45,10 @@ class Settings(BaseModel):
     lease_seconds: float = Field(10.0, ge=1, le=3600, description="how long a server that leads is waited for before another one takes over")
     blobs: str = Field("", description="where all replicas find models and bundles: s3://bucket/prefix or a shared folder; empty for this home alone")
     blobs_endpoint: str = Field("", description="URL of the object store where it is not Amazon's; credentials come from the environment")
+    sinks: tuple[Literal["csv", "tensorboard", "mlflow"], ...] = Field(
+        (), description="where the curves of all runs go as they go on: csv, tensorboard, mlflow; each in a folder of its name in curves/RUN"
+    )
+    mlflow_uri: str = Field("", repr=False, description="an MLflow tracking server or database; empty for a local one for each run")
     federation: str = Field("fedscale", description="part of everybody's identity; cannot change once the server is made")
 
     @property

@@ -10,6 +10,7 @@ import hashlib
 import mmap
 import os
 import weakref
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,21 @@ import numpy as np
 from fedscale.errors import NotFound, ProtocolError
 from fedscale.learner import Phase
 from fedscale.ring import WORD, Pieces, Words
-from fedscale.vector import PIECE, Vector, release
+from fedscale.vector import PIECE, Vector, pieces
 from fedscale_server import files
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Shelf
-from fedscale_server.vault import BLOCK, Vault
+from fedscale_server.vault import BLOCK, KEY, Vault
 
 KEPT_MODELS = 2
+
+
+class Keeping(Enum):
+    """Where the answers of open rounds are kept."""
+
+    HERE = "in this server's home"
+    COMMON = "where other servers find them if they lie under masks, and else nowhere: those would outlive their round on a machine that is down"
+    NOWHERE = "at the nodes, which are asked again after a crash"
 
 
 class Sealed:
@@ -66,11 +75,11 @@ class Sealed:
         plain.flags.writeable = False
         return plain[skipped : skipped + count].view(WORD)
 
-    def _bytes(self, begin: int, count: int) -> bytearray:
+    def _bytes(self, begin: int, count: int) -> memoryview:
         """Part of the file as it lies there; a single call reads less than 2 GiB on Linux, however much is asked for."""
-        found, read = bytearray(count), 0
+        found, read = np.empty(count, np.uint8).data, 0
         while read < count:
-            got = os.preadv(self._file, [memoryview(found)[read:]], begin + read)
+            got = os.preadv(self._file, [found[read:]], begin + read)
             if not got:
                 raise NotFound("an answer in the spool is cut off", where=self._name)
             read += got
@@ -84,17 +93,32 @@ class Spool:
         folder: the run's own folder, made when missing.
         lasting: whether answers are kept; otherwise nodes are asked again after a crash.
         shelf: where other servers find the models.
+        common: where another server finds the answers of the open round and their key; ``None`` where they are nobody else's business.
     """
 
-    def __init__(self, folder: Path, *, lasting: bool = True, shelf: Shelf | None = None) -> None:
-        self.folder, self.lasting = folder, lasting
+    def __init__(self, folder: Path, *, lasting: bool = True, shelf: Shelf | None = None, common: Shelf | None = None) -> None:
+        self.folder, self.lasting, self._common = folder, lasting, common
         self.answers, self.uploads = folder / "answers", folder / "uploads"
         for each in (self.answers, self.uploads):
             if not each.is_dir():
                 files.private_folder(each)
         self.blobs = Blobs(folder / "blobs", shelf)
-        self.vault = Vault(folder / "round.key", lasting=lasting)
+        self.vault = Vault(folder / KEY, lasting=lasting, shelf=common)
         self._models: list[str] = []
+
+    def inherit(self) -> None:
+        """Begin with the answers and the key that are on the shelf, whoever put them there; what is here may be of a round long past.
+
+        Raises:
+            OSError: disk or depot refuse.
+        """
+        if self._common is None:
+            return
+        for path in (self.folder / KEY, *self.answers.iterdir(), *self.uploads.iterdir()):
+            path.unlink(missing_ok=True)
+        for name in self._common.names():
+            self._common.fetch(name, (self.folder if name == KEY else self.answers) / name)
+        self.vault = Vault(self.folder / KEY, lasting=self.lasting, shelf=self._common)
 
     def answer(self, phase: str, number: int, node: str, digest: str) -> Path:
         """Where a node's answer of a round lies; the digest keeps a second, different one from taking its place."""
@@ -116,6 +140,8 @@ class Spool:
             return
         staged.chmod(0o600)
         files.sync(staged)
+        if self._common:
+            self._common.put(target.name, staged)
         files.move(staged, target)
 
     def words(self, path: Path, digest: str = "", *, name: str = "") -> Sealed:
@@ -144,6 +170,8 @@ class Spool:
     def clear(self) -> None:
         """Drop all answers: the round is closed and only its sum remains. First of all goes the key."""
         self.vault.destroy()
+        if self._common:
+            self._common.clear()
         for folder in (self.answers, self.uploads):
             for path in folder.iterdir():
                 path.unlink(missing_ok=True)
@@ -165,8 +193,8 @@ class Spool:
         staged = self.blobs.staging()
         try:
             with staged.open("wb") as file:
-                for start in range(0, len(vector), PIECE):
-                    file.write(vector[start : start + PIECE].astype("<f4", copy=False).data)
+                for part in pieces(vector):
+                    file.write(vector[part].astype("<f4", copy=False).data)
             self.blobs.adopt(staged, digest)
         finally:
             staged.unlink(missing_ok=True)
@@ -218,8 +246,7 @@ def mapped(path: Path) -> Vector:
 def _digest(content: Pieces | Vector) -> str:
     """SHA-256 of words or of a vector, piece by piece."""
     digest = hashlib.sha256()
-    for start in range(0, content.size, PIECE):
-        digest.update(content[start : start + PIECE].data)
-        if isinstance(content, np.ndarray):
-            release(content, slice(start, start + PIECE))
+    parts = pieces(content) if isinstance(content, np.ndarray) else (slice(start, start + PIECE) for start in range(0, content.size, PIECE))
+    for part in parts:
+        digest.update(content[part].data)
     return digest.hexdigest()

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.wire.codec import Intake
-from fedscale_server import vault
+from fedscale_server import files, vault
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
 
 BLOCK = 1 << 20
+# So much is handed to the disk at a time, while more arrives.
+STRIDE = 8 << 20
 
 
 class Upload:
@@ -25,10 +27,12 @@ class Upload:
         digest: SHA-256 in hex of the whole.
         offset: how many bytes the sender leaves out, for they are here.
         cipher: the key stream under which they lie on disk; ``None`` for what nobody has to hide.
+        lasting: whether the whole is to survive a power cut.
     """
 
-    def __init__(self, path: Path, size: int, digest: str, offset: int, cipher: CipherContext | None) -> None:
-        self._path, self._cipher, self._offset = path, cipher, offset
+    def __init__(self, path: Path, size: int, digest: str, offset: int, cipher: CipherContext | None, *, lasting: bool = True) -> None:
+        self._path, self._cipher, self._offset, self._lasting = path, cipher, offset, lasting
+        self._begun = self._end = offset
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
         self._intake = Intake(self, size, digest)
         self._room = bytearray()
@@ -49,7 +53,11 @@ class Upload:
         """Append what ``take`` has checked."""
         view = self._passed(frame)
         while view:
-            view = view[self._file.write(view) :]
+            written = self._file.write(view)
+            view, self._end = view[written:], self._end + written
+        if self._lasting and self._end - self._begun >= STRIDE:
+            files.begin_sync(self._file.fileno(), self._begun, self._end - self._begun)
+            self._begun = self._end
 
     def take(self, frame: bytes | memoryview) -> None:
         """Keep one frame; a disk that refuses, or a stream that is too long, costs everything that has arrived.
@@ -68,11 +76,12 @@ class Upload:
             raise Unreachable("the server cannot store an answer", why=error.strerror or type(error).__name__) from None
 
     def done(self, target: Path) -> None:
-        """Hand the whole over as ``target``.
+        """Hand the whole over as ``target``, on disk if it is to last.
 
         Raises:
             ProtocolError: it is not what was announced.
             Unreachable: the same, but its beginning is of an earlier attempt, so it is worth another one.
+            OSError: the disk refuses.
         """
         try:
             self._intake.done()
@@ -81,6 +90,8 @@ class Upload:
             if self._offset:
                 raise Unreachable("an answer does not fit its beginning", why=error.what, hint="send all of it again") from None
             raise
+        if self._lasting:
+            os.fsync(self._file.fileno())
         self._path.replace(target)
 
     def drop(self) -> None:

@@ -17,8 +17,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 
 from fedscale.errors import NotFound
 from fedscale_server import files
+from fedscale_server.store.depot import Shelf
 
 KEY_BYTES, BLOCK = 32, 16
+KEY = "round.key"
 
 
 class Vault:
@@ -27,10 +29,11 @@ class Vault:
     Args:
         path: the key's file.
         lasting: whether the key survives the process; one that does not is never written down.
+        shelf: where other servers find it as ``KEY``; ``None`` where it is nobody else's business.
     """
 
-    def __init__(self, path: Path, *, lasting: bool = True) -> None:
-        self._path, self._lasting = path, lasting
+    def __init__(self, path: Path, *, lasting: bool = True, shelf: Shelf | None = None) -> None:
+        self._path, self._lasting, self._shelf = path, lasting, shelf
         self._secret = bytearray(path.read_bytes()) if lasting and path.exists() else bytearray()
         self._lock = threading.Lock()
 
@@ -46,6 +49,8 @@ class Vault:
                 secret = bytearray(secrets.token_bytes(KEY_BYTES))
                 if self._lasting:
                     files.write(self._path, memoryview(secret))
+                if self._shelf:
+                    self._shelf.put(KEY, self._path)
                 # Only now: a key that could not be written down would open nothing after a crash.
                 self._secret = secret
         return self.reading(name)
@@ -67,6 +72,10 @@ class Vault:
         with self._lock:
             self._secret[:] = bytes(len(self._secret))
             self._secret = bytearray()
+            if self._shelf:
+                self._shelf.delete(KEY)
+            for draft in self._path.parent.glob(f".{self._path.name}.*"):  # left by a crash while a key was written down
+                draft.unlink(missing_ok=True)
             if not self._path.exists():
                 return
             with self._path.open("r+b") as file:

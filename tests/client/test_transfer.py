@@ -231,13 +231,30 @@ async def test_frames_grow_on_a_quick_line_and_shrink_on_a_slow_one(
     monkeypatch.setattr(line._throttle, "take", noted)
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 3600.0)
     await line.submit(KEY, answer)
-    assert (sizes[:3], max(sizes), sum(sizes)) == ([FRAME // 4, FRAME // 2, FRAME], FRAME, len(BIG))
+    assert (sizes[:4], max(sizes), sum(sizes)) == ([FRAME >> 3, FRAME >> 2, FRAME >> 1, FRAME], FRAME, len(BIG))
     sizes.clear()
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.0)
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.0)
     await line.submit(KEY, answer)
-    assert sizes[:3] == [FRAME // 4, FRAME // 8, FRAME // 16]
+    assert sizes[:3] == [FRAME >> 3, FRAME >> 4, FRAME >> 5]
     assert set(sizes[2:-1]) == {transfer.LEAST_FRAME}
+
+
+async def test_frames_stay_small_where_the_site_gives_little_of_its_line(
+    coordinator: Coordinator, line: Transfer, answer: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server takes a stream for dead in which nothing comes for long; at a low rate a large frame would take that long."""
+    sizes: list[int] = []
+
+    async def waited(count: int) -> None:
+        sizes.append(count)
+        await asyncio.sleep(0.02)
+
+    monkeypatch.setattr(line._throttle, "take", waited)
+    monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.015)
+    monkeypatch.setattr(transfer, "SLOW_SECONDS", 3600.0)
+    await line.submit(KEY, answer)
+    assert set(sizes[:-1]) == {FRAME >> 3}
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])

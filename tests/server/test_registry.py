@@ -16,6 +16,7 @@ from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, 
 from fedscale.identity import Authority, Identity, Role, Ticket
 from fedscale_server import home, settings
 from fedscale_server.registry import Registry
+from fedscale_server.store.admission import Arrival
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Member
 from tests.server.samples import NOW, later
@@ -341,36 +342,72 @@ def test_who_joined_through_another_server_of_the_same_database(registry: Regist
     assert registry.admit(pem) == ALPHA
 
 
+def seen(registry: Registry, name: str, identity: str = "", *, datasets: tuple[str, ...] = (), version: str = "") -> Member:
+    """A single arrival."""
+    (found,) = registry.seen([Arrival(name, datasets, version, identity)])
+    if isinstance(found, FedscaleError):
+        raise found
+    return found
+
+
 def test_what_a_node_says_is_remembered(registry: Registry) -> None:
     join(registry, invite(registry))
-    row = registry.seen("alpha", ["icu"], "0.1.0")
+    row = seen(registry, "alpha", datasets=("icu",), version="0.1.0")
     assert (row.datasets, row.version, row.last_seen) == (["icu"], "0.1.0", later(1))
     assert registry.member("alpha") == row
-    for ask in (lambda: registry.seen("beta", [], ""), lambda: registry.member("beta")):
+    for ask in (lambda: seen(registry, "beta"), lambda: registry.member("beta")):
         with pytest.raises(NotFound, match="no member 'beta'"):
             ask()
 
 
 def test_an_identity_key_stays_with_its_member_until_it_joins_again(registry: Registry) -> None:
     join(registry, invite(registry, "alpha"))
-    assert registry.seen("alpha", [], "").identity is None
-    assert registry.seen("alpha", [], "", "aa" * 32).identity == "aa" * 32
-    assert registry.seen("alpha", [], "", "aa" * 32).identity == "aa" * 32
-    assert registry.seen("alpha", [], "").identity == "aa" * 32, "an older release says nothing of keys"
+    assert seen(registry, "alpha").identity is None
+    assert seen(registry, "alpha", "aa" * 32).identity == "aa" * 32
+    assert seen(registry, "alpha", "aa" * 32).identity == "aa" * 32
+    assert seen(registry, "alpha").identity == "aa" * 32, "an older release says nothing of keys"
     with pytest.raises(AccessDenied, match="'alpha' was known by another identity key"):
-        registry.seen("alpha", ["other"], "", "bb" * 32)
+        seen(registry, "alpha", "bb" * 32, datasets=("other",))
     assert registry.member("alpha").datasets == []
     join(registry, invite(registry, "alpha"))
-    assert registry.seen("alpha", [], "", "bb" * 32).identity == "bb" * 32
+    assert seen(registry, "alpha", "bb" * 32).identity == "bb" * 32
 
 
 def test_no_two_members_have_one_identity_key(registry: Registry) -> None:
     for name in ("alpha", "beta"):
         join(registry, invite(registry), name)
-    registry.seen("alpha", [], "", "aa" * 32)
+    seen(registry, "alpha", "aa" * 32)
     with pytest.raises(AccessDenied, match="the identity key of 'beta' is that of another member; give each node a home of its own"):
-        registry.seen("beta", [], "", "aa" * 32)
-    assert registry.seen("beta", [], "", "cc" * 32).identity == "cc" * 32
+        seen(registry, "beta", "aa" * 32)
+    assert seen(registry, "beta", "cc" * 32).identity == "cc" * 32
+
+
+def test_an_arrival_does_not_read_everybody(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("alpha", "beta"):
+        join(registry, invite(registry), name)
+    seen(registry, "alpha", "aa" * 32)
+    read: list[object] = []
+    monkeypatch.setattr(registry._store, "members", lambda *_: read.append(1))
+    assert seen(registry, "beta", "bb" * 32).identity == "bb" * 32
+    with pytest.raises(AccessDenied, match="is that of another member"):
+        seen(registry, "beta", "aa" * 32)
+    assert read == []
+
+
+def test_of_nodes_that_arrive_together_each_is_judged_by_itself(registry: Registry) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        join(registry, invite(registry), name)
+    seen(registry, "alpha", "aa" * 32)
+    named = [("alpha", "aa" * 32), ("beta", "aa" * 32), ("beta", "bb" * 32), ("gamma", "bb" * 32), ("gamma", ""), ("delta", ""), ("beta", "cc" * 32)]
+    told = [str(found) if isinstance(found, FedscaleError) else found.identity for found in registry.seen([Arrival(n, (), "", i) for n, i in named])]
+    taken, changed = "is that of another member; give each node a home of its own", "was known by another identity key"
+    assert told[:1] == ["aa" * 32]
+    assert told[1] == f"the identity key of 'beta' {taken}"
+    assert told[2] == "bb" * 32
+    assert told[3] == f"the identity key of 'gamma' {taken}"
+    assert told[4:6] == [None, "no member 'delta'"]
+    assert str(told[6]).startswith(f"'beta' {changed}")
+    assert registry.member("beta").identity == "bb" * 32
 
 
 def test_a_certificate_without_an_identity_is_refused(registry: Registry, authority: Authority) -> None:

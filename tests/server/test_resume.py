@@ -228,8 +228,9 @@ async def test_only_who_owes_an_answer_hears_or_leaves_anything(server: Running)
     assert (await send(ada, ask, body, 100_000)).verdict == Receipt.ACCEPTED
 
 
-async def test_slow_uploads_hold_no_healthy_one_up(server: Running) -> None:
-    """More of them than there are turns, each with a frame that never ends."""
+async def test_slow_uploads_hold_no_healthy_one_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are turns, each with a frame that never ends; none of them flows, so none is waited for."""
+    monkeypatch.setattr(bulk, "FLOW_SECONDS", 3600.0)
     slow = await server.nodes(*(f"s{i}" for i in range(3 * server.settings.uploads_at_once)))
     fit = await server.node("fit")
     names = len(slow) + 1

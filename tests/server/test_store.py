@@ -12,6 +12,7 @@ from sqlalchemy.exc import StatementError
 
 from fedscale.errors import Conflict, NotFound, TicketError
 from fedscale.identity import Role, secret_hash
+from fedscale_server.store.admission import Arrival
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Member, Ticket
 from tests.server.samples import NOW, SECRET, add_member, add_run, add_ticket, later
@@ -185,7 +186,7 @@ def test_nobody_joins_again_as_somebody_else(store: Store, other: dict[str, str]
 
 def test_joining_again_begins_anew(store: Store) -> None:
     add_member(store)
-    store.seen("alpha", ["icu"], "0.1.0", NOW)
+    store.seen([Arrival("alpha", ("icu",), "0.1.0")], NOW)
     add_member(store, serial="6f", now=later(5), again=True)
     row = store.member("alpha")
     assert row is not None
@@ -229,10 +230,20 @@ def test_a_ticket_made_out_for_a_member_lets_it_join_again(store: Store) -> None
 
 def test_what_a_node_says_is_remembered(store: Store) -> None:
     add_member(store)
-    store.seen("alpha", ("icu", "ward-7"), "0.1.0\0", later(7))
+    store.seen([Arrival("alpha", ("icu", "ward-7"), "0.1.0\0")], later(7))
     row = store.member("alpha")
     assert row is not None
     assert (row.last_seen, row.datasets, row.version) == (later(7), ["icu", "ward-7"], "0.1.0\N{REPLACEMENT CHARACTER}")
+
+
+def test_nodes_that_arrive_together_are_written_down_together(store: Store) -> None:
+    add_member(store)
+    add_member(store, name="beta")
+    arrivals = [Arrival("alpha", ("icu",), "1"), Arrival("gamma", (), ""), Arrival("beta", (), "2", "bb" * 32)]
+    found = store.seen(arrivals, later(7))
+    told = {name: (row.datasets, row.version, row.identity) for name, row in found.items()}
+    assert told == {"alpha": (["icu"], "1", None), "beta": ([], "2", "bb" * 32)}
+    assert [row for row in store.members() if row.last_seen == later(7)] == [found["alpha"], found["beta"]]
 
 
 def test_a_renewed_certificate_is_remembered(store: Store) -> None:
@@ -252,10 +263,10 @@ def test_the_first_revocation_counts(store: Store) -> None:
     assert row.revoked_at == later(1)
 
 
-@pytest.mark.parametrize("change", ["seen", "renewed", "revoke"])
+@pytest.mark.parametrize("change", ["renewed", "revoke"])
 def test_changing_a_member_that_is_not_there(store: Store, change: str) -> None:
     add_member(store)
-    arguments = {"seen": ((), "", NOW), "renewed": ("", NOW), "revoke": (NOW,)}[change]
+    arguments = {"renewed": ("", NOW), "revoke": (NOW,)}[change]
     with pytest.raises(NotFound, match="no member 'alpa'; did you mean 'alpha'"):
         getattr(store, change)("alpa", *arguments)
 

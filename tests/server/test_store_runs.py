@@ -126,10 +126,10 @@ def test_the_beginning_of_an_id_is_enough(store: Store) -> None:
     ("asked", "message"),
     [
         ("sepsis-", "several runs begin with 'sepsis-' (sepsis-0a1b2c, sepsis-0b0000); give more of the id"),
-        ("str", "no run 'str'"),
+        ("str", "no run 'str'; see: fedscale run list"),
         ("sepsis-1a1b2c", "no run 'sepsis-1a1b2c'; did you mean 'sepsis-0a1b2c'?"),
-        ("%epsis", "no run '%epsis'"),
-        ("", "no run ''"),
+        ("%epsis", "no run '%epsis'; see: fedscale run list"),
+        ("", "no run ''; see: fedscale run list"),
     ],
 )
 def test_a_run_that_is_not_found(store: Store, asked: str, message: str) -> None:

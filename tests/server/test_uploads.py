@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.wire.codec import digest_of
+from fedscale_server import files, uploads
 from fedscale_server.uploads import Upload, arrived
 from fedscale_server.vault import Vault
 
@@ -135,3 +136,42 @@ def test_a_full_disk_is_the_servers_fault_and_is_freed(path: Path, vault: Vault)
                 upload.take(BODY[3000:])
         upload._file = file
     assert arrived(path) == 0
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_what_is_to_last_goes_to_the_disk_while_more_arrives_and_is_there_before_it_has_a_name(
+    path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch, *, lasting: bool
+) -> None:
+    told: list[tuple[object, ...]] = []
+    target = path.with_name("whole")
+    monkeypatch.setattr(uploads, "STRIDE", 1500)
+    monkeypatch.setattr(files, "begin_sync", lambda _, *part: told.append(part))
+    sent(path, vault, 500)
+    monkeypatch.setattr(os, "fsync", lambda _: told.append(("sync", path.stat().st_size, target.exists())))
+    with closing(Upload(path, len(BODY), DIGEST, 500, vault.reading(path.name), lasting=lasting)) as upload:
+        upload.resume()
+        for start in range(500, len(BODY), 1000):
+            upload.take(BODY[start : start + 1000])
+        upload.done(target)
+    assert plain(target, vault, path.name) == BODY
+    assert told == ([(500, 2000), (2500, 2000), ("sync", len(BODY), False)] if lasting else [])
+
+
+def test_a_part_that_is_handed_to_the_disk_stays_as_it_is(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        file.write(BODY)
+        files.begin_sync(file.fileno(), 1000, 3000)
+        file.write(BODY)
+        assert (tmp_path / "file").read_bytes() == BODY * 2
+
+
+def test_a_disk_that_refuses_in_the_end_is_heard(path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with closing(begin(path, vault)) as upload:
+        upload.take(BODY)
+        monkeypatch.setattr(os, "fsync", refuses)
+        with pytest.raises(OSError, match="No space left"):
+            upload.done(path.with_name("whole"))
+    assert not path.with_name("whole").exists()

@@ -65,6 +65,14 @@ def test_a_destroyed_key_is_nowhere(path: Path) -> None:
     vault.destroy()
 
 
+def test_a_key_that_a_crash_has_left_half_written_goes_with_the_others(path: Path) -> None:
+    draft, other = path.with_name(f".{path.name}.0a1b"), path.with_name("other")
+    for left in (draft, other):
+        left.write_bytes(bytes(KEY_BYTES))
+    Vault(path).destroy()
+    assert list(path.parent.iterdir()) == [other]
+
+
 def test_a_key_that_does_not_last_is_never_written_down(path: Path) -> None:
     vault = Vault(path, lasting=False)
     hidden = vault.writing("x").update(TEXT)

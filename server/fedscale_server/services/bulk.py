@@ -15,6 +15,7 @@ import grpc
 
 from fedscale.errors import NotFound, ProtocolError, Unreachable
 from fedscale.identity import Role
+from fedscale.lanes import DOWNLOAD, UPLOAD
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2 as pb
 from fedscale.wire.codec import (
@@ -24,6 +25,7 @@ from fedscale.wire.codec import (
     OFFSET,
     OFFSET_KEY,
     PUT,
+    RUN_KEY,
     SCHEMA_KEY,
     SEAL,
     SIZE_KEY,
@@ -34,16 +36,18 @@ from fedscale.wire.codec import (
     sealed,
 )
 from fedscale.wire.convert import Key, key_from_text
-from fedscale.wire.limits import BUNDLE, FRAME
+from fedscale.wire.limits import BUNDLE, FRAME, LETTER
 from fedscale_server.admission import Admission, Pass
+from fedscale_server.courier import Courier
 from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.inflow import AHEAD, Inflow
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
+from fedscale_server.trail import Trail
 from fedscale_server.uploads import Upload, arrived
 
-# A stream whose next frame is not there by then lets another one have its turn; without any for so long it has ended.
+# A stream that flows and whose next frame is not there by then lets another one have its turn; without any for so long it has ended.
 FLOW_SECONDS, STALL_SECONDS = 0.05, 60.0
 LEAST_FRAME = 16 << 10
 T = TypeVar("T")
@@ -77,10 +81,11 @@ class BulkService:
         registry: who belongs to which project.
         uploads: how many streams are written at the same time; the others wait in the senders' windows.
         budget: bytes of memory that open uploads may take together.
+        trail: remembers who took a model.
     """
 
-    def __init__(self, engine: Engine, registry: Registry, uploads: int, budget: int) -> None:
-        self._engine, self._registry = engine, registry
+    def __init__(self, engine: Engine, registry: Registry, uploads: int, budget: int, trail: Trail) -> None:
+        self._engine, self._registry, self._trail = engine, registry, trail
         self._turns = asyncio.Semaphore(uploads)
         self._admission = Admission(budget, engine.clock.monotonic)
         self._seats: dict[tuple[str, str], _Seat] = {}
@@ -108,12 +113,21 @@ class BulkService:
             if request.offset > os.fstat(file.fileno()).st_size:
                 raise ProtocolError("a blob was asked for from beyond its end", where=request.digest[:12])
             file.seek(request.offset)
+            if identity.role is not Role.NODE and path.parent != self._engine.bundles.folder:
+                await asyncio.to_thread(self._note, identity.name, request, driver)
+            if driver is not None:
+                driver.doing(identity.name, DOWNLOAD, again=request.offset > 0)
             size = min(max(request.frame, LEAST_FRAME), FRAME) if request.frame else FRAME
             while batch := await asyncio.to_thread(_batch, file, size):
                 for frame in batch:
                     if driver is not None:
                         driver.book.traffic.down += len(frame) - SEAL
                     yield frame
+
+    def _note(self, who: str, request: pb.FetchRequest, driver: Driver | Courier | None) -> None:
+        """Write down who takes a model: no byte of it leaves before."""
+        runs = [driver.id] if driver else self._engine.store.holders(request.digest)
+        self._trail.insist(who, "certificate", "model taken", ", ".join(runs), model=request.digest, offset=request.offset)
 
     async def offset(self, request: pb.OffsetRequest, context: Context) -> pb.OffsetReply:  # noqa: ARG002 - gRPC's shape
         """How much of an answer is here already."""
@@ -137,9 +151,8 @@ class BulkService:
             return pb.Receipt(verdict=pb.Receipt.CLOSED, reason="the run is over")
         if not driver.owes(key, node):
             return driver.receipt(key, node, given.digest)
-        expected = driver.expected(key, given.schema)
-        if given.size != expected:
-            raise ProtocolError(f"an answer of {given.size} bytes", why=f"the round asks for {expected}")
+        driver.require_size(key, given.size, given.schema)
+        driver.doing(node, UPLOAD, again=True)
         async with self._admitted((key[0], node), given) as (seat, leave):
             # Whoever had the seat before may have brought it in.
             if not driver.owes(key, node):
@@ -152,12 +165,15 @@ class BulkService:
             finally:
                 seat.whole = None
 
-    async def _received(self, driver: Driver, key: Key, node: str, given: Announced, staged: Path, frames: AsyncIterator[bytes], leave: Pass) -> None:
+    async def _received(
+        self, driver: Driver | Courier, key: Key, node: str, given: Announced, staged: Path, frames: AsyncIterator[bytes], leave: Pass
+    ) -> None:
         """Write what arrives behind what is there, and check the whole; what breaks off stays for the next attempt."""
         path = await asyncio.to_thread(_place, driver, key, node, given.digest)
         # A first model is for everybody to see; an answer is not.
         cipher = None if key[1] is Phase.INIT else await asyncio.to_thread(driver.book.spool.vault.writing, path.name)
-        with closing(Upload(path, given.size, given.digest, given.offset, cipher)) as upload:
+        lasting = driver.book.spool.lasting
+        with closing(Upload(path, given.size, given.digest, given.offset, cipher, lasting=lasting)) as upload:
             try:
                 await _carried(asyncio.to_thread(upload.resume))
                 await self._pour(frames, upload.take, leave)
@@ -167,19 +183,21 @@ class BulkService:
                     upload.drop()
 
     async def put(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
-        """A bundle from a coordinator."""
-        given = _announced(_facts(context))
-        if given.size > BUNDLE:
-            raise ProtocolError(f"a bundle of {given.size} bytes", why=f"the limit is {BUNDLE}")
-        if await asyncio.to_thread(self._engine.bundles.has, given.digest):
+        """A bundle from a coordinator, or the content of a letter from the leader of a run."""
+        facts = _facts(context)
+        given, run = _announced(facts), facts.get(RUN_KEY, "")
+        blobs, limit = (self._engine.courier(run).book.spool.blobs, LETTER) if run else (self._engine.bundles, BUNDLE)
+        if given.size > limit:
+            raise ProtocolError(f"a {'letter' if run else 'bundle'} of {given.size} bytes", why=f"the limit is {limit}")
+        if await asyncio.to_thread(blobs.has, given.digest):
             return pb.Receipt(verdict=pb.Receipt.DUPLICATE)
-        staged = self._engine.bundles.staging()
+        staged = blobs.staging()
         try:
             with staged.open("wb") as file:
                 intake = Intake(file, given.size, given.digest)
                 await self._pour(frames, intake.take, self._admission.guest())
                 intake.done()
-            await _carried(asyncio.to_thread(self._engine.bundles.adopt, staged, given.digest))
+            await _carried(asyncio.to_thread(blobs.adopt, staged, given.digest))
         finally:
             await asyncio.to_thread(staged.unlink, missing_ok=True)
         return pb.Receipt(verdict=pb.Receipt.ACCEPTED)
@@ -215,9 +233,12 @@ class BulkService:
             while True:
                 async with self._turns:
                     inflow.turn(ours=True)
-                    while await inflow.wait(FLOW_SECONDS):
+                    brought = 0
+                    # Only a stream that flows is waited for: a few hundred that crawl would have all turns to themselves.
+                    while await inflow.wait(FLOW_SECONDS if brought >= AHEAD else 0.0):
                         if (parts := inflow.take()) is None:
                             return
+                        brought += sum(map(len, parts))
                         await _carried(asyncio.to_thread(_taken, take, parts))
                         self._admission.moved(leave)
                         _still(leave)
@@ -237,12 +258,12 @@ def _taken(take: Callable[[memoryview], None], parts: list[bytes]) -> None:
 
 
 def _batch(file: BinaryIO, size: int) -> list[bytes]:
-    """The next frames of a file as they travel: several at a time, for handing work to a thread costs as much as reading one. None at its end."""
-    data = memoryview(file.read(max(size, AHEAD)))
+    """The next frames of a file as they travel, several where they are small: handing work to a thread costs as much as reading. None at its end."""
+    data = memoryview(file.read(max(size, FRAME)))
     return [sealed(data[start : start + size]) for start in range(0, len(data), size)]
 
 
-def _place(driver: Driver, key: Key, node: str, digest: str) -> Path:
+def _place(driver: Driver | Courier, key: Key, node: str, digest: str) -> Path:
     """Where an answer lies while it arrives."""
     spool = driver.book.spool
     return spool.upload(spool.answer(str(key[1]), key[2], node, digest))
@@ -261,6 +282,8 @@ async def _carried(work: Awaitable[T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # nobody is left to hear of it
         raise
 
 

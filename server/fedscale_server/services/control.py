@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import control_pb2_grpc
+from fedscale_server import collection
 from fedscale_server.answers import Site, Status
 from fedscale_server.coordinator import Coordinator
 from fedscale_server.services.guard import Context, caller
+from fedscale_server.services.letters import letter_from_proto, metrics_from_text, reply_to_proto
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -84,6 +87,33 @@ class ControlService(control_pb2_grpc.ControlServicer):
         """Stop, pause or resume."""
         info = await self._coordinator.steer(request.run, request.action, request.reason, caller().name)
         await self._noted(f"run {request.action}", info.run, reason=request.reason)
+        return pb.RunInfo(**_facts(info))
+
+    async def Post(self, request: pb.PostRequest, context: Context) -> pb.PostReply:  # noqa: ARG002, N802 - gRPC's names
+        """Letters from the leader of a run."""
+        missing = await self._coordinator.engine.courier(request.run).post(list(map(letter_from_proto, request.letters)))
+        return pb.PostReply(missing=missing)
+
+    async def Collect(self, request: pb.CollectRequest, context: Context) -> AsyncIterator[pb.Reply]:  # noqa: ARG002, N802 - gRPC's names
+        """Who takes part, then all replies from ``after`` on, as they come."""
+        courier = self._coordinator.engine.courier(request.run)
+        await self._noted("run led", request.run)
+        yield pb.Reply(members=await collection.members(courier))
+        collecting = collection.replies(courier, request.after)
+        try:
+            async for reply in collecting:
+                parts = reply_to_proto(reply, courier.book.content(reply) if reply.digest else iter([b""]))
+                while part := await asyncio.to_thread(next, parts, None):
+                    yield part
+        finally:
+            await collecting.aclose()
+
+    async def Conclude(self, request: pb.ConcludeRequest, context: Context) -> pb.RunInfo:  # noqa: ARG002, N802 - gRPC's names
+        """The leader of a run has come to its end; the first time counts."""
+        if not (info := await self._coordinator.run(request.run)).finished:
+            await self._coordinator.engine.courier(request.run).conclude(request.reason, metrics_from_text(request.metrics))
+            await self._noted("run led to its end", request.run, reason=request.reason)
+            info = await self._coordinator.run(request.run)
         return pb.RunInfo(**_facts(info))
 
     async def _noted(self, action: str, target: str, **facts: str) -> None:

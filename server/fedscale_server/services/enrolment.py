@@ -9,6 +9,7 @@ from fedscale.proto.v1 import node_pb2, node_pb2_grpc
 from fedscale_server.leadership import Leadership
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context
+from fedscale_server.store.tables import Member
 from fedscale_server.trail import Trail
 
 
@@ -31,8 +32,8 @@ class EnrolmentService(node_pb2_grpc.EnrolmentServicer):
 
     async def Join(self, request: node_pb2.JoinRequest, context: Context) -> node_pb2.JoinReply:  # noqa: ARG002, N802 - gRPC's names
         """A certificate for a ticket."""
-        certificate, member = await asyncio.to_thread(self._registry.join, request.ticket, request.secret, request.name, request.request)
-        await asyncio.to_thread(self._trail.note, member.name, "ticket", "joined", member.project)
+        given = (request.ticket, request.secret, request.name, request.request)
+        certificate, member = await asyncio.to_thread(self._registry.join, *given, self._note)
         authority = certificate_pem(self._registry.authority.certificate)
         addresses = [place.address for place in self._leadership.places]
         return node_pb2.JoinReply(
@@ -44,3 +45,7 @@ class EnrolmentService(node_pb2_grpc.EnrolmentServicer):
             role=member.role,
             addresses=addresses,
         )
+
+    def _note(self, member: Member) -> None:
+        """Write down who is about to join: nobody does of whom the trail does not know."""
+        self._trail.insist(member.name, "ticket", "joined", member.project)

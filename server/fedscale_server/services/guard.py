@@ -49,6 +49,9 @@ RIGHTS: dict[str, frozenset[Role]] = {
     "/fedscale.v1.Control/GetRun": READERS,
     "/fedscale.v1.Control/WatchRun": READERS,
     "/fedscale.v1.Control/SteerRun": OPERATORS,
+    "/fedscale.v1.Control/Post": OPERATORS,
+    "/fedscale.v1.Control/Collect": OPERATORS,
+    "/fedscale.v1.Control/Conclude": OPERATORS,
 }
 
 STATUS: dict[type[FedscaleError], grpc.StatusCode] = {

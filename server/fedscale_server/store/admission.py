@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from hmac import compare_digest
 
@@ -12,6 +13,16 @@ from fedscale.errors import Conflict, TicketError
 from fedscale_server.store.tables import Member, Ticket
 
 FRESH = "ask the coordinator for a new ticket"
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a node says when it connects: the datasets it offers, its release, and the identity key that it has proved to hold, if any."""
+
+    name: str
+    datasets: tuple[str, ...]
+    version: str
+    identity: str = ""
 
 
 def open_ticket(session: Session, ticket_id: str, secret_hash: str, now: datetime) -> Ticket:

@@ -58,7 +58,7 @@ class Blobs:
     def names(self) -> list[str]:
         """The digests of all blobs, in order."""
         here = {path.name for path in self.folder.iterdir() if _is_digest(path.name)}
-        return sorted(here | self._shelf.digests() if self._shelf else here)
+        return sorted(here | self._shelf.names() if self._shelf else here)
 
     def has(self, digest: str) -> bool:
         """Whether the blob is here."""

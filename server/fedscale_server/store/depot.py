@@ -196,22 +196,34 @@ class Shelf:
         """Write a blob to a file; ``False`` when there is none."""
         copies = self.depot.keys(f"{self.collection}/{digest}")
         if copies:
-            self.depot.fetch(copies[-1], path)
+            self.depot.fetch(max(copies, key=_epoch), path)
         return bool(copies)
 
     def has(self, digest: str) -> bool:
         """Whether there is such a blob."""
         return bool(self.depot.keys(f"{self.collection}/{digest}"))
 
-    def digests(self) -> set[str]:
-        """The digests of all blobs."""
+    def names(self) -> set[str]:
+        """What all blobs are stored under: their digests, or names that whoever uses the collection gives."""
         return {key.split("/")[-2] for key in self.depot.keys(self.collection)}
 
     def delete(self, digest: str) -> None:
         """Remove a blob, unless it was stored in a later epoch too."""
-        for key in self.depot.keys(f"{self.collection}/{digest}"):
-            if int(key.rpartition("/")[2]) <= self.epoch:
+        self._drop(f"{self.collection}/{digest}")
+
+    def clear(self) -> None:
+        """Remove everything but what was stored in a later epoch."""
+        self._drop(self.collection)
+
+    def _drop(self, prefix: str) -> None:
+        for key in self.depot.keys(prefix):
+            if _epoch(key) <= self.epoch:
                 self.depot.delete(key)
+
+
+def _epoch(key: str) -> int:
+    """The epoch in which what lies under a key was stored."""
+    return int(key.rpartition("/")[2])
 
 
 def depot_of(place: str, endpoint: str = "") -> Depot | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import difflib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -22,10 +22,12 @@ from sqlmodel import Session, col, select
 from fedscale.errors import Conflict, FedscaleError, NotFound
 from fedscale.identity import Role
 from fedscale_server.store import admission, database, leases
+from fedscale_server.store.admission import Arrival
 from fedscale_server.store.tables import Account, Checkpoint, Journal, Json, Login, Member, Project, Prose, RunRow, Ticket, Utc
 
 RUNNING, SPOKEN = "running", "spoke"
 SHORTEST_PREFIX = 4
+LISTS = {"run": "see: fedscale run list", "project": "see: fedscale project list", "member": "see: fedscale project nodes"}
 
 # The hottest statement: sequence number, uniqueness and line in one, with no way to come between.
 APPEND = text(
@@ -174,8 +176,19 @@ class Store:
             row = Member(name=name, project=project, role=role, serial=serial, expires_at=expires_at, joined_at=now)
             return admission.enrol(session, row, again=again)
 
-    def redeem(self, ticket_id: str, secret_hash: str, name: str, serial: str, expires_at: datetime, now: datetime) -> Member:
+    def redeem(
+        self,
+        ticket_id: str,
+        secret_hash: str,
+        name: str,
+        serial: str,
+        expires_at: datetime,
+        now: datetime,
+        note: Callable[[Member], object] = lambda _: None,
+    ) -> Member:
         """Use a ticket up and enter its bearer in one transaction: a crash or a taken name leaves the ticket as it was.
+
+        Whatever ``note``, which is told of the member last, raises does so too.
 
         Raises:
             TicketError: as ``claim_ticket``.
@@ -184,7 +197,10 @@ class Store:
         with self._write() as session:
             ticket = admission.claim(session, ticket_id, secret_hash, name, now)
             row = Member(name=name, project=ticket.project, role=ticket.role, serial=serial, expires_at=expires_at, joined_at=now)
-            return admission.enrol(session, row, again=ticket.name == name)
+            member = admission.enrol(session, row, again=ticket.name == name)
+            session.flush()
+            note(member)
+            return member
 
     def member(self, name: str) -> Member | None:
         """A member, revoked ones too."""
@@ -197,14 +213,15 @@ class Store:
         with self._read() as session:
             return list(session.exec(wanted if project is None else wanted.where(col(Member.project) == project)))
 
-    def seen(self, name: str, datasets: Iterable[str], version: str, now: datetime, identity: str = "") -> None:
-        """A node has connected and said what it offers, and by which key it is known if it has one.
-
-        Raises:
-            NotFound: no such member.
-        """
-        known = {"identity": identity} if identity else {}
-        self._change_member(name, last_seen=now, datasets=list(datasets), version=version, **known)
+    def seen(self, arrivals: Sequence[Arrival], now: datetime) -> dict[str, Member]:
+        """Nodes have connected and said what they offer, and by which key they are known if by one: those that are members, by name."""
+        with self._write() as session:
+            for each in arrivals:
+                known = {"identity": each.identity} if each.identity else {}
+                values = {"last_seen": now, "datasets": list(each.datasets), "version": each.version, **known}
+                session.exec(update(Member).where(col(Member.name) == each.name).values(**values))
+            found = session.exec(select(Member).where(col(Member.name).in_([each.name for each in arrivals])))
+            return {member.name: member for member in found}
 
     def renewed(self, name: str, serial: str, expires_at: datetime) -> None:
         """A member has a new certificate.
@@ -469,4 +486,4 @@ def _need_project(session: Session, name: str) -> None:
 def _unknown(kind: str, name: str, known: Iterable[str]) -> FedscaleError:
     """That there is no such thing, with what was probably meant."""
     close = difflib.get_close_matches(name, known, n=1)
-    return NotFound(f"no {kind} '{name}'", hint=f"did you mean '{close[0]}'?" if close else "")
+    return NotFound(f"no {kind} '{name}'", hint=f"did you mean '{close[0]}'?" if close else LISTS.get(kind, ""))

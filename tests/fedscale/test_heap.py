@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, threading
-from fedscale_server.heap import share_one_heap
+from fedscale.heap import share_one_heap
 
 if sys.argv[1] == "shared":
     share_one_heap()
@@ -42,7 +42,7 @@ def test_threads_share_one_heap() -> None:
 
 AGAIN = """
 import resource
-from fedscale_server.heap import share_one_heap
+from fedscale.heap import share_one_heap
 
 share_one_heap()
 frames = [bytes(1 << 18) for _ in range(8)]
