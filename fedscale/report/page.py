@@ -29,6 +29,7 @@ from fedscale.report.figures import (
     traffic_figures,
 )
 from fedscale.report.markup import Markup, pairs, table, tag
+from fedscale.report.timeline import timeline
 from fedscale.report.units import data_size, duration, number, ranges
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -55,6 +56,15 @@ def write(record: RunRecord, folder: Path) -> dict[str, Path]:
         "metrics.json": record.to_json() + "\n",
         "report.html": html(record),
     }
+    return replaced(folder, texts)
+
+
+def replaced(folder: Path, texts: Mapping[str, str]) -> dict[str, Path]:
+    """Write files by name, each in one step; returns where each lies.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -110,6 +120,8 @@ def _sections(record: RunRecord) -> Iterator[Markup]:
     else:
         yield section("Metrics", charts(metric_figures(record)) or tag("p", "The plan asked for no metric.", class_="empty"))
         yield section("Participation", participation_figure(record))
+        if lanes := timeline(record):
+            yield section("Timeline", *lanes)
     if any(row.failures for row in record.rounds):
         yield section("Failures", *_failures(record))
     if secagg := _flat(record.extra.get("secagg")):

@@ -12,6 +12,7 @@ from fedscale.cli.rounds import results, totals
 from fedscale.errors import FedscaleError, RunFailed
 from fedscale.record import RunRecord
 from fedscale_server.answers import Detail
+from fedscale_server.board import Board
 from fedscale_server.control import Control
 from fedscale_server.view import View
 
@@ -30,9 +31,11 @@ def follow(control: Control, run: str, *, as_json: bool, as_lines: bool, after: 
         The exit code: 0 when the run reached its goal, 1 when not.
     """
     view = View(control.run(run).info.rounds)
+    board = Board(view)
     try:
-        with console.Bar(run, quiet=as_lines) as bar:
+        with console.Bar(run, quiet=as_lines, below=board) as bar:
             for event in control.watch(run, after):
+                board.heard(event.at)
                 if as_lines:
                     console.line(asdict(event))
                 for told in view.take(event):
@@ -41,7 +44,7 @@ def follow(control: Control, run: str, *, as_json: bool, as_lines: bool, after: 
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the run goes on; watch it again: fedscale run watch {run}") from None
     detail = control.run(run)
-    problem = _problem(detail)
+    problem = problem_of(detail)
     if as_lines:
         return 0 if problem is None else problem.exit_code
     return conclude(detail, problem, as_json=as_json)
@@ -62,7 +65,7 @@ def shown(detail: Detail) -> RenderableType:
     return Group(results(record), console.text(totals(record)))
 
 
-def _problem(detail: Detail) -> FedscaleError | None:
+def problem_of(detail: Detail) -> FedscaleError | None:
     """Why a run did not reach its goal."""
     info = detail.info
     if info.status in ("completed", "running", "paused"):

@@ -12,7 +12,7 @@ import json
 import platform
 import secrets
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import fedscale
 from fedscale.errors import FedscaleError
 from fedscale.events import Answered, Commit, Effect, Event, Finish, Initialized, Outcome, from_row, outcome_of, to_row
+from fedscale.lanes import FAILED, Lanes
 from fedscale.masked import Ground
 from fedscale.plan import Plan
 from fedscale.privacy.statement import promised
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 
 NOTE = "note."
 FACTS = tuple(f.name for f in fields(Outcome))
-SHOWN = ("answered", "failures", "metrics", "sites", "weight", "seconds", "bytes_up", "bytes_down")
+SHOWN = ("answered", "failures", "metrics", "sites", "weight", "seconds", "bytes_up", "bytes_down", "lanes")
+# So many phases of a record have their lanes: what people look at, and not megabytes of it.
+DRAWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Logbook:
         self.traffic = Traffic()
         self._opened = row.created
         self._cohort: tuple[str, ...] = ()
+        self.lanes = Lanes()
         self._nodes: set[str] = set()
         self._rounds: list[RoundRecord] = []
         self._damaged: set[str] = set()
@@ -107,6 +111,7 @@ class Logbook:
         """
         book = cls(store, spool, row)
         spool.blobs.clean()
+        spool.inherit()
         checkpoint = store.last_checkpoint(row.id)
         if checkpoint is not None:
             book._restore(checkpoint)
@@ -126,7 +131,7 @@ class Logbook:
         self.run = Run.restore(self.plan, self.run.strategy, facts, vectors, self._ground)
         self.traffic = Traffic(**checkpoint.facts["traffic"])
         self._ledgers = dict(checkpoint.facts.get("ledgers", {}))
-        self._rounds = [_round(row) for row in closed]
+        self._rounds = [*(replace(_round(row), lanes={}) for row in closed[:-DRAWN]), *map(_round, closed[-DRAWN:])]
         self._nodes = {node for row in closed for node in row["cohort"]}
         if checkpoint.outcome is not None:
             self._tell_closed(checkpoint.outcome, checkpoint.at)
@@ -186,11 +191,12 @@ class Logbook:
         self.traffic.up += detail.get("bytes", 0)
         if isinstance(event, Answered | Initialized) and "ledger" in detail:
             self._ledgers[event.node] = detail["ledger"]
+        self.lanes.take(type(event).__name__.lower(), getattr(event, "node", ""), at.timestamp())
         effects = self.run.handle(event)
         entries: list[Entry] = []
         if self.run.round is not None and self.run.round is not before:
             terms = self.run.round.terms
-            self._opened, self._cohort = at, terms.cohort
+            self._opened, self._cohort, self.lanes = at, terms.cohort, Lanes.of(terms.cohort, at.timestamp())
             self._nodes.update(terms.cohort)
             known = {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}
             entries += self._note("opened", at, known, (str(terms.phase), terms.number))
@@ -230,16 +236,20 @@ class Logbook:
             return []
         self.traffic = Traffic()
         self._rounds.append(_round(row))
+        if len(self._rounds) > DRAWN:
+            self._rounds[-DRAWN - 1] = replace(self._rounds[-DRAWN - 1], lanes={})
         return self._tell_closed(row, at)
 
     def _closed(self, outcome: Outcome, at: datetime) -> dict[str, Any]:
-        """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time and bytes; a clock may have been set back."""
+        """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time, bytes and lanes; a clock may have been set back."""
+        for node in outcome.failures:
+            self.lanes.mark(node, FAILED, at.timestamp())
         moved = {"seconds": max((at - self._opened).total_seconds(), 0.0), "bytes_up": self.traffic.up, "bytes_down": self.traffic.down}
-        return {**asdict(outcome), "cohort": list(self._cohort), **moved}
+        return {**asdict(outcome), "cohort": list(self._cohort), **moved, "lanes": self.lanes.drawn()}
 
     def _tell_closed(self, row: dict[str, Any], at: datetime) -> list[Entry]:
         """The line that says how a round ended."""
-        return self._note("closed", at, {key: row[key] for key in SHOWN}, (row["phase"], row["number"]))
+        return self._note("closed", at, {key: row[key] for key in SHOWN if key in row}, (row["phase"], row["number"]))
 
     def _finish(self, status: str, reason: str, at: datetime) -> list[Entry]:
         """Write down how the run ended, once: the line first, for a run that is over in the store is not opened again."""
@@ -262,6 +272,11 @@ class Logbook:
             spent = "by each site's own ledger: fedscale privacy statement RUN"
             extra["privacy"] = {**promised(self.plan.privacy, masked=self.plan.secagg.enabled), "spent": spent}
         return extra | ({"secagg": secagg} if self.plan.secagg.enabled else {})
+
+    @property
+    def rounds(self) -> Sequence[RoundRecord]:
+        """The phases that are closed."""
+        return self._rounds
 
     def record(self, now: datetime) -> RunRecord:
         """The run's record so far."""
@@ -294,4 +309,5 @@ def _round(row: dict[str, Any]) -> RoundRecord:
     outcome = outcome_of({name: row[name] for name in FACTS})
     facts = {name: getattr(outcome, name) for name in FACTS}
     facts["phase"] = "train" if outcome.phase == "train" else "evaluate"
-    return RoundRecord(**facts, seconds=row["seconds"], bytes_up=row["bytes_up"], bytes_down=row["bytes_down"])
+    lanes = {node: tuple((stage, at) for stage, at in lane) for node, lane in row.get("lanes", {}).items()}
+    return RoundRecord(**facts, seconds=row["seconds"], bytes_up=row["bytes_up"], bytes_down=row["bytes_down"], lanes=lanes)

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fedscale.errors import ConfigError, RunFailed
+from fedscale.errors import ConfigError, RunFailed, Unreachable
 from fedscale_server import files
 
 NAME = "audit.jsonl"
@@ -96,6 +96,17 @@ class Trail:
             _append(descriptor, json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
             files.write(self.path.with_suffix(".head"), f"{deed.seq}:{deed.digest}\n".encode())
         return deed
+
+    def insist(self, who: str, door: str, action: str, target: str = "", **facts: Any) -> Deed:
+        """As ``note``, for whatever is not to happen unless it stands there.
+
+        Raises:
+            Unreachable: the disk refuses, or the trail is damaged.
+        """
+        try:
+            return self.note(who, door, action, target, **facts)
+        except (OSError, ConfigError) as error:
+            raise Unreachable("the audit trail cannot be written", why=str(error), hint="see: fedscale audit verify") from None
 
     def read(self) -> list[Deed]:
         """All lines, the oldest first; one that was cut off by a crash was never answered for and is none.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedscale.cli.rounds import failure, fraction, round_line
+from fedscale.lanes import Lanes
 from fedscale_server.answers import Event
 
 BAD, GOOD = "red", "green"
@@ -31,6 +32,7 @@ class View:
         waiting: what the run waits for while no round is open.
         sites: the cohort of the open round, and how far each site is, in [0, 1].
         named: whose failure in this round has been told.
+        lanes: what each site of the open round, or of the last one, has been doing.
     """
 
     rounds: int
@@ -39,10 +41,12 @@ class View:
     waiting: str = "starting"
     sites: dict[str, float] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
+    lanes: Lanes = field(default_factory=Lanes)
 
     def take(self, event: Event) -> list[Line]:
         """Note an event; returns the lines it is worth."""
         detail = event.detail
+        self.lanes = _lanes(self.lanes, event)
         match event.kind:
             case "gathering":
                 self.waiting = f"waiting for nodes, {len(detail.get('there', ()))} of {detail.get('needed', 1)} there"
@@ -107,3 +111,17 @@ class View:
         """What is going on now."""
         done = sum(reached == 1.0 for reached in self.sites.values())
         return self.waiting or f"{self.phase} {self.number}/{self.rounds}, {done} of {len(self.sites)} nodes"
+
+
+def _lanes(lanes: Lanes, event: Event) -> Lanes:
+    """The lanes after an event: those of a round that opens, those that a watcher who comes later is told at once, or the same with a mark more."""
+    match event.kind:
+        case "opened":
+            return Lanes.of(event.detail.get("cohort", ()), event.at)
+        case "lanes":
+            return Lanes(event.at, {site: [(stage, at) for stage, at in lane] for site, lane in event.detail["lanes"].items()})
+        case "stage":
+            lanes.mark(event.node, event.detail["stage"], event.at, again=event.detail["again"])
+        case _:
+            lanes.take(event.kind, event.node, event.at)
+    return lanes

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedscale.identity import Role
-from tests.server.running import plan_text
+import grpc
+import grpc.aio
+
+from fedscale.identity import Role, Ticket, new_key, new_request
+from fedscale.proto.v1 import control_pb2 as pb
+from fedscale.proto.v1 import node_pb2, node_pb2_grpc
+from fedscale.wire.codec import digest_of
+from tests.server.running import BUNDLE, plan_text, refusal
 from tests.web.conftest import PASSWORD, Front
 
 
@@ -73,3 +79,56 @@ async def test_what_cannot_be_noted_is_not_answered_as_done(front: Front) -> Non
     (front.running.path / "audit.jsonl").write_text("no trail\n")
     answer = await person.ask("POST", "/api/projects", json={"name": "lungs"})
     assert (answer.status_code, answer.json()["error"]["what"]) == (503, "the audit trail cannot be written")
+
+
+async def test_whoever_takes_a_model_stands_in_the_trail_and_nodes_and_apps_do_not(front: Front) -> None:
+    (ada,) = await front.running.nodes("ada")
+    run, (ask,) = await front.running.begun(ada, rounds=2)
+    grace = await front.running.person(Role.RESEARCHER, "grace")
+    model = (await front.running.detail(run))[0].model
+    for who in (ada, grace):
+        assert len(await who.fetch(model)) == 16
+        assert await who.fetch(digest_of(BUNDLE)) == BUNDLE
+    assert len(await grace.fetch(model, offset=8)) == 8
+    await ada.answer(ask)
+    taken = [deed for deed in await told(front) if deed["action"] == "model taken"]
+    assert [(deed["who"], deed["door"], deed["target"]) for deed in taken] == [("grace", "certificate", run)] * 2
+    assert [deed["facts"] for deed in taken] == [{"model": model, "offset": 0}, {"model": model, "offset": 8}]
+
+
+async def test_a_model_of_a_run_that_is_over_is_noted_with_the_run(front: Front) -> None:
+    (ada,) = await front.running.nodes("ada")
+    run = await front.running.submit(plan_text())
+    ada.work()
+    await front.running.over(run)
+    await front.running.model(run)
+    taken = [deed for deed in await told(front) if deed["action"] == "model taken"]
+    assert [(deed["who"], deed["target"]) for deed in taken] == [("admin", run)]
+
+
+async def test_no_byte_of_a_model_leaves_that_cannot_be_noted(front: Front) -> None:
+    (ada,) = await front.running.nodes("ada")
+    run, _ = await front.running.begun(ada, rounds=2)
+    model = (await front.running.detail(run))[0].model
+    (front.running.path / "audit.jsonl").write_text("no trail\n")
+    error = await refusal(front.running.admin.fetch(model))
+    assert (error.code(), "the audit trail cannot be written" in str(error.details())) == (grpc.StatusCode.UNAVAILABLE, True)
+    assert len(await ada.fetch(model)) == 16, "the sites work on"
+
+
+async def test_nobody_joins_who_cannot_be_noted_and_the_ticket_stays_good(front: Front) -> None:
+    reply = await front.running.admin.control.Invite(pb.InviteRequest(project="ward", name="north"))
+    ticket = Ticket.parse(reply.ticket).places()[0]
+    request = node_pb2.JoinRequest(ticket=ticket.id, secret=ticket.secret, name="north", request=new_request(new_key(), "north"))
+    trail = front.running.path / "audit.jsonl"
+    kept = trail.read_bytes()
+    trail.write_text("no trail\n")
+    authority = front.running.admin.credentials.authority
+    async with grpc.aio.secure_channel(ticket.address, grpc.ssl_channel_credentials(authority)) as channel:
+        error = await refusal(node_pb2_grpc.EnrolmentStub(channel).Join(request))
+        assert (error.code(), "the audit trail cannot be written" in str(error.details())) == (grpc.StatusCode.UNAVAILABLE, True)
+        assert front.store.member("north") is None
+        trail.write_bytes(kept)
+        joined = await node_pb2_grpc.EnrolmentStub(channel).Join(request)
+    assert joined.name == "north"
+    assert [deed["who"] for deed in await told(front) if deed["action"] == "joined"] == ["north"]

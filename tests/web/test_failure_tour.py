@@ -10,6 +10,7 @@ import asyncio
 import html
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,9 +33,12 @@ from fedscale_client.home import NodeHome, NodeSettings, make_private, write_pri
 from fedscale_client.node import Node
 from tests.server.running import plan_text, soon, until
 from tests.web.conftest import Front
+from tests.web.witness import Stamps, Witness, delays
+
+__all__ = ["delays"]
 
 PATIENT = "Jane Roe 1944-02-29"
-PATIENCE = 150.0
+PATIENCE, DEADLINE = 150.0, 90.0
 PLANTED = re.compile(r"Jane|Roe |1944-02")
 ROWS = 20
 
@@ -54,8 +58,10 @@ class Site:
         if work.phase is Phase.INIT:
             return Result({{"w": np.zeros(3, np.float32)}}, len(work.data))
         print("looking at", PATIENT, flush=True)
-        w, rows = work.arrays["w"], len(work.data)
-        return FAULTS[int(work.data.x[0, 0])](w, rows)
+        w, rows, kind = work.arrays["w"], len(work.data), int(work.data.x[0, 0])
+        with open(os.path.join(os.environ["STAMPS"], str(kind)), "w") as stamp:
+            stamp.write(repr(time.time()))
+        return FAULTS[kind](w, rows)
 
 def raises(w, rows):
     raise ValueError(f"{{PATIENT}} has no diagnosis")
@@ -179,7 +185,7 @@ class Tour:
         (folder / "app.py").write_text(code)
         packed = bundle.pack(folder)
         await soon(self.front.running.admin.put(packed))
-        clients = {"min_per_round": 1, "wait_for": sites, "rejoin": 1.0, "deadline": 90.0, **plan.pop("clients", {})}
+        clients = {"min_per_round": 1, "wait_for": sites, "rejoin": 1.0, "deadline": DEADLINE, **plan.pop("clients", {})}
         text = plan_text(data="heart", clients=clients, **plan)
         request = pb.SubmitRunRequest(project=project, plan=text, bundle=bundle.digest(packed))
         return str((await soon(self.front.running.admin.control.SubmitRun(request))).run)
@@ -213,7 +219,14 @@ class Tour:
 
 
 @pytest.fixture
-async def tour(front: Front, tmp_path: Path) -> AsyncIterator[Tour]:
+def stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stamps:
+    (tmp_path / "stamps").mkdir()
+    monkeypatch.setenv("STAMPS", str(tmp_path / "stamps"))
+    return Stamps(tmp_path / "stamps")
+
+
+@pytest.fixture
+async def tour(front: Front, stamps: Stamps, tmp_path: Path) -> AsyncIterator[Tour]:
     folder = tmp_path / "sites"
     folder.mkdir()
     made = Tour(front, folder)
@@ -224,6 +237,11 @@ async def tour(front: Front, tmp_path: Path) -> AsyncIterator[Tour]:
 def empty_cell(path: Path, cell: str) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], f"0,{cell},1", *lines[4:]]) + "\n")
+
+
+def asked(home: NodeHome, phase: str) -> float:
+    """When a node was first asked for this, by its own chronicle."""
+    return next(float(event["at"]) for event in chronicle.read(home) if event["event"] == "task" and event["phase"] == phase)
 
 
 def plain(page: str) -> str:
@@ -252,7 +270,9 @@ async def nothing_names_a_patient(front: Front, tour: Tour, run: str, logged: st
 
 
 @pytest.mark.timeout(400)
-async def test_nineteen_faults_in_one_round(front: Front, tour: Tour, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_nineteen_faults_in_one_round(
+    front: Front, tour: Tour, stamps: Stamps, delays: dict[str, float], capfd: pytest.CaptureFixture[str]
+) -> None:
     changes: dict[str, Callable[[Path], object]] = {
         "no-file": Path.unlink,
         "bad-cell": partial(empty_cell, cell=PATIENT),
@@ -270,11 +290,14 @@ async def test_nineteen_faults_in_one_round(front: Front, tour: Tour, capfd: pyt
         {name: (cause, words) for name, (_, cause, words) in (BY_APP | BY_POLICY).items()} | BY_DATA | {"cut-off": ("lost", "the node's own log")}
     )
     run = await tour.run("ward", APP, sites=len(tour.homes))
+    guest = await front.person(Role.AUDITOR)
+    witness = Witness(guest.http, run)
+    watching = witness.begun()
     await until(
         lambda: any(event["event"] == "task" and event["phase"] == "train" for event in chronicle.read(tour.homes["cut-off"])) or None, PATIENCE
     )
+    cut = time.time()
     tour.working.pop("cut-off").cancel()
-    guest = await front.person(Role.AUDITOR)
     shown = await tour.rows(guest.http, run, len(expected))
     assert {name: row[1] for name, row in shown.items()} == {name: cause for name, (cause, _) in expected.items()}
     assert {row[0] for row in shown.values()} == {"train 1"}
@@ -282,6 +305,13 @@ async def test_nineteen_faults_in_one_round(front: Front, tour: Tour, capfd: pyt
     assert {name: (words, shown[name]) for name, (_, words) in expected.items() if words not in " ".join(shown[name])} == {}
     info, _ = await front.running.over(run)
     assert info.info.status == "completed", "one healthy site is enough for this plan"
+    await asyncio.wait_for(watching, PATIENCE)
+    faults = {name: stamps.of(kind) for name, (kind, _, _) in BY_APP.items()} | {"cut-off": cut}
+    faults |= {name: asked(tour.homes[name], "train") for name in (*BY_DATA, *BY_POLICY)}
+    told = {name: witness.read(name) for name in faults}
+    assert [name for name, (_, live) in told.items() if not live] == [], "nobody waits for the end of the round to read it"
+    delays.update({name: at - faults[name] for name, (at, _) in told.items()})
+    assert max(at - faults[name] for name, (at, _) in told.items()) < DEADLINE
     await nothing_names_a_patient(front, tour, run, "".join(capfd.readouterr()))
 
 
@@ -290,28 +320,30 @@ WRONG = "class Site:\n    def learn(self, work):\n        return None\n\napp = S
 
 
 @pytest.mark.parametrize(
-    ("project", "code", "rules", "plan", "cause", "words"),
+    ("project", "code", "rules", "plan", "expected"),
     [
-        ("imports", IMPORTS, [], {}, "code", "no_such_package"),
-        ("signature", WRONG, [], {}, "code", "app"),
-        ("deadline", APP, [], {"clients": {"deadline": 2.0}}, "timeout", "within 2 s|by its deadline"),
+        ("imports", IMPORTS, [], {}, ("code", "no_such_package")),
+        ("signature", WRONG, [], {}, ("code", "app")),
+        ("deadline", APP, [], {"clients": {"deadline": 2.0}}, ("timeout", "within 2 s|by its deadline")),
         (
             "budget",
             APP,
             ["datasets.heart.epsilon=0.01", 'datasets.heart.units=["record"]'],
             {"privacy": {"epsilon": 4.0, "delta": 1e-5, "clip": 1.0}},
-            "policy",
-            "ask the site's owner to raise the cap",
+            ("policy", "ask the site's owner to raise the cap"),
         ),
     ],
 )
 async def test_faults_that_take_a_run_of_their_own(
-    front: Front, tour: Tour, project: str, code: str, rules: list[str], plan: dict[str, Any], cause: str, words: str
+    front: Front, tour: Tour, delays: dict[str, float], project: str, code: str, rules: list[str], plan: dict[str, Any], expected: tuple[str, str]
 ) -> None:
+    cause, words = expected
     await front.running.admin.control.CreateProject(pb.CreateProjectRequest(name=project))
     await tour.site("mercy", project, SLEEPS if project == "deadline" else HEALTHY, rules=rules)
     run = await tour.run(project, code, sites=1, **plan)
     guest = await front.person(Role.AUDITOR)
+    witness = Witness(guest.http, run)
+    await asyncio.wait_for(witness.watch(), PATIENCE)
     info, _ = await front.running.over(run)
     page = plain((await guest.http.get(f"/runs/{run}")).text)
     assert info.info.status == "failed"
@@ -319,17 +351,28 @@ async def test_faults_that_take_a_run_of_their_own(
     assert cause in page, re.sub(r"\s+", " ", page)[:1500]
     assert re.search(words, page), page
     assert not PLANTED.search(page.replace(run, ""))
+    # A site that does not answer has failed when the plan's deadline is over.
+    fault = asked(tour.homes["mercy"], witness.reached) + (plan["clients"]["deadline"] if project == "deadline" else 0.0)
+    delays[project] = witness.read("mercy", witness.reached)[0] - fault
+    assert delays[project] < DEADLINE
 
 
-async def test_a_node_of_another_release_says_so(front: Front, tour: Tour, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_of_another_release_says_so(front: Front, tour: Tour, delays: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    faults: list[float] = []
+
     def newer(*_: object) -> None:
+        faults.append(time.time())
         raise PlanError("unknown setting 'novelty'", where="strategy.novelty")
 
     monkeypatch.setattr(connection, "assignment_from_proto", newer)
     await tour.site("mercy", "ward")
     run = await tour.run("ward", APP, sites=1)
-    info, _ = await front.running.over(run)
     guest = await front.person(Role.AUDITOR)
+    witness = Witness(guest.http, run)
+    await asyncio.wait_for(witness.watch(), PATIENCE)
+    info, _ = await front.running.over(run)
+    delays["other-release"] = witness.read("mercy", "init")[0] - faults[0]
+    assert delays["other-release"] < DEADLINE
     page = html.unescape((await guest.http.get(f"/runs/{run}")).text)
     assert info.info.status == "failed"
     assert "the coordinator and this node may run different releases" in page

@@ -76,6 +76,14 @@ def test_what_needs_attention_the_worst_first() -> None:
     assert all(remark.hint for remark in found)
 
 
+def test_sinks_of_curves_that_fall_behind_or_fail_need_attention() -> None:
+    found = attention(status(), {}, 1000.0, {"mlflow": (3, 1), "csv": (0, 0)})
+    assert [(remark.level, remark.text) for remark in found] == [
+        ("warn", "mlflow gets no curves of 1 runs any more; the runs go on"),
+        ("info", "mlflow is too slow: 3 phases of rounds wait until their runs are over"),
+    ]
+
+
 def test_a_failure_that_comes_again_is_one_line() -> None:
     rows = [row(n, failures={"ada": CODE}) for n in (1, 2, 3, 7)] + [row(5, failures={"ben": LOST, "ada": LOST})]
     found = [(t.site, t.rounds, t.failure.cause) for t in troubles(record(*rows))]

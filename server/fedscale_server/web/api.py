@@ -261,6 +261,13 @@ def _report(record: RunRecord) -> str:
     return report.html(record)
 
 
+@router.get("/runs/{run}/card")
+async def run_card(run: str, desk: Desk) -> dict[str, Any]:
+    """The card of a run's model: data, plan, privacy, metrics, contributors, hashes; what it is for is left to be filled in."""
+    _, record = await desk.record(run)
+    return await asyncio.to_thread(report.model_card, record)
+
+
 @router.get("/runs/{run}/model", response_class=Response)
 async def run_model(run: str, desk: Desk, visitor: Who) -> Response:
     """The newest model of a run as safetensors."""

@@ -25,6 +25,7 @@ RIGHTS: dict[str, frozenset[Role | None]] = {
     "GET /": READERS,
     "GET /runs": READERS,
     "GET /runs/{run}": READERS,
+    "GET /runs/{run}/card": READERS,
     "GET /sites": READERS,
     "GET /models": READERS,
     "GET /privacy": READERS,
@@ -46,6 +47,7 @@ RIGHTS: dict[str, frozenset[Role | None]] = {
     "GET /api/runs/{run}/record": READERS,
     "GET /api/runs/{run}/events": READERS,
     "GET /api/runs/{run}/report": READERS,
+    "GET /api/runs/{run}/card": READERS,
     "GET /api/runs/{run}/model": OPERATORS,
     "POST /api/runs/{run}/state": OPERATORS,
 }

@@ -12,9 +12,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from markupsafe import Markup
 
+from fedscale import report
 from fedscale.errors import ConfigError
+from fedscale.lanes import FAILED, STAGES, spent
 from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.record import RunRecord, finals
+from fedscale.report.page import POLICY
 from fedscale.report.versus import comparison_parts
 from fedscale.web.metrics import EXPOSITION
 from fedscale.web.pages import environment, inside, static_file, static_files
@@ -53,7 +56,9 @@ async def overview(request: Request, desk: Desk) -> HTMLResponse:
     status = await desk.status()
     found = {info.run: await desk.record(info.run) for info in status.runs}
     live = [progress(info, record, 0) for info, record in found.values()]
-    remarks = attention(status, {name: record for name, (_, record) in found.items()}, desk.engine.now().timestamp())
+    curves = desk.engine.curves
+    sinks = {sink: (curves.dropped[sink], curves.failed[sink]) for sink in curves.sinks} if curves else {}
+    remarks = attention(status, {name: record for name, (_, record) in found.items()}, desk.engine.now().timestamp(), sinks)
     finished = [info for info in await desk.runs() if info.status in OVER][:5]
     projects = await desk.projects()
     return page("overview.html", request, status=status, live=live, remarks=remarks, finished=finished, projects=projects)
@@ -78,9 +83,19 @@ async def run(run: str, request: Request, desk: Desk) -> HTMLResponse:
         "troubles": troubles(record),
         "shares": shares(record),
         "finals": finals(record),
+        "spent": spent((row.lanes, row.seconds) for row in record.rounds),
+        "stages": {stage: text for stage, text in STAGES.items() if stage != FAILED},
     }
     plan = tomllib.loads(record.plan_toml) if record.rounds or info.rounds else {}
     return page("run.html", request, higher=sorted(HIGHER_IS_BETTER), plan=plan, at=desk.engine.now().timestamp(), **facts)
+
+
+@router.get("/runs/{run}/card")
+async def card(run: str, desk: Desk) -> HTMLResponse:
+    """The card of a run's model, to be printed."""
+    _, record = await desk.record(run)
+    shown = await asyncio.to_thread(lambda: report.card_page(report.model_card(record)))
+    return HTMLResponse(shown, headers={"content-security-policy": POLICY})
 
 
 @router.get("/sites")

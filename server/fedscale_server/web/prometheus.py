@@ -54,6 +54,11 @@ def _counters(engine: Engine) -> Iterator[Metric]:
     yield family(CounterMetricFamily, "connections_lost", "Connections that broke in a round", (), {(): tally.lost})
     yield family(CounterMetricFamily, "runs_ended", "Runs that are over", ("status",), _keyed(tally.ended))
     moved = {("up",): tally.bytes_up, ("down",): tally.bytes_down}
+    if curves := engine.curves:
+        names = ("sink",)
+        dropped, failed = ({(sink,): counts[sink] for sink in curves.sinks} for counts in (curves.dropped, curves.failed))
+        yield family(CounterMetricFamily, "curves_dropped", "Phases of rounds that a sink of curves was too slow for", names, dropped)
+        yield family(CounterMetricFamily, "curves_failed", "Runs that a sink of curves gets no more of", names, failed)
     yield family(CounterMetricFamily, "bytes", "Bytes moved in closed phases, up is from the nodes", ("direction",), moved)
 
 

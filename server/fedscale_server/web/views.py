@@ -79,15 +79,17 @@ def progress(info: RunInfo, record: RunRecord, since: int) -> Progress:
     return Progress(info, done, eta, since)
 
 
-def attention(status: Status, records: Mapping[str, RunRecord], now: float) -> list[Remark]:
+def attention(status: Status, records: Mapping[str, RunRecord], now: float, curves: Mapping[str, tuple[int, int]] | None = None) -> list[Remark]:
     """What a coordinator should look at, the worst first.
 
     Args:
         status: the server at a glance.
         records: those of the runs that go on, by id.
         now: seconds since the epoch.
+        curves: of each sink of curves, how many phases it was too slow for and how many runs it gets no more of.
     """
-    found = [*_of_sites(status, now), *(remark for info in status.runs for remark in _of_run(info, records.get(info.run), status.nodes))]
+    of_runs = (remark for info in status.runs for remark in _of_run(info, records.get(info.run), status.nodes))
+    found = [*_of_sites(status, now), *_of_curves(curves or {}), *of_runs]
     return sorted(found, key=lambda remark: ("bad", "warn", "info").index(remark.level))
 
 
@@ -102,6 +104,14 @@ def _of_sites(status: Status, now: float) -> Iterator[Remark]:
     others = [f"{site.name} ({site.version})" for site in members if site.connected and site.version != status.version]
     if others:
         yield Remark("info", f"other releases than the coordinator's {status.version}: {', '.join(others)}", "bring all to the same release")
+
+
+def _of_curves(curves: Mapping[str, tuple[int, int]]) -> Iterator[Remark]:
+    for sink, (dropped, failed) in curves.items():
+        if failed:
+            yield Remark("warn", f"{sink} gets no curves of {failed} runs any more; the runs go on", "see the coordinator's log")
+        if dropped:
+            yield Remark("info", f"{sink} is too slow: {dropped} phases of rounds wait until their runs are over", "see: /metrics")
 
 
 def _of_run(info: RunInfo, record: RunRecord | None, sites: Sequence[Site]) -> Iterator[Remark]:

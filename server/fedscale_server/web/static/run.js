@@ -18,7 +18,7 @@ export async function show({ run, since, higher, now }) {
   page.draw();
   follow((last) => `${path}/events?after=${last}`, (event) => page.take(event), Number(since));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.draw());
-  setInterval(() => { if (page.timeline.open.size) page.timeline.redraw(); }, 500);
+  setInterval(() => { if (page.timeline.open) page.timeline.redraw(); }, 500);
 }
 
 class Page {

@@ -1,14 +1,22 @@
-// One lane a site, coloured by what it does; gaps and ends of those that dropped out are hatched and crossed.
+// One lane a site, drawn by what it does: each stage has a colour and a height of its own; lost connections are hatched, failures crossed.
 
 import { colours, sized } from "/static/chart.js";
 
-const LANE = 22, LABEL = 120, FOOT = 22, PHASES = 40;
-export const KEYS = [["train", "trains"], ["evaluate", "evaluates"], ["wait", "done, waits for others"], ["mask", "message of secure aggregation"], ["away", "connection lost"], ["failed", "failed"]];
+const LANE = 24, FOOT = 22, PHASES = 40, LETTER = 7.2;
+// In the order in which a site meets them: words for the legend, then for what is told of a part.
+export const STAGES = {
+  wait: ["waits", "waited"], download: ["downloads", "downloaded"], train: ["trains", "trained"], evaluate: ["evaluates", "evaluated"], mask: ["masks", "masked"],
+  upload: ["uploads", "uploaded"], unmask: ["unmasks", "unmasked"], away: ["connection lost", "connection lost"], failed: ["failed", "failed"],
+};
+const AFTER = { answered: "wait", failed: "failed", lost: "away" };
+const COLOUR = { wait: "soft", download: "c3", train: "c0", evaluate: "c2", mask: "c5", upload: "c1", unmask: "c4" };
+// Top and bottom of a part within its lane.
+const HEIGHT = { wait: [11, 13], download: [12, 21], train: [3, 21], evaluate: [3, 21], mask: [8, 16], upload: [3, 12], unmask: [6, 18], away: [3, 21], failed: [3, 21] };
 
 export class Timeline {
   constructor(canvas, readout, legend) {
-    Object.assign(this, { canvas, readout, lanes: new Map(), open: new Map(), progress: new Map(), marks: [], now: 0, lane: 0, skew: 0 });
-    for (const [name, text] of KEYS) {
+    Object.assign(this, { canvas, readout, rounds: [], progress: new Map(), now: 0, lane: 0, part: -1, skew: 0 });
+    for (const [name, text] of [...Object.entries(STAGES).map(([stage, [words]]) => [stage, words]), ["again", "tried again"]]) {
       const item = document.createElement("li"), box = document.createElement("span");
       box.className = `key-box phase-${name}`;
       item.append(box, text);
@@ -19,120 +27,141 @@ export class Timeline {
     canvas.addEventListener("keydown", (event) => this.step(event));
     new ResizeObserver(() => this.redraw()).observe(canvas);
   }
-  /** Note an event of the run; events that were taken before are recognised by the order of their numbers. */
-  take(event) {
-    const { kind, node, phase, number, at, detail } = event;
+  /** The round that is open. */
+  get open() {
+    const last = this.rounds.at(-1);
+    return last?.end === null ? last : undefined;
+  }
+  /** Note an event of the run, in the order in which they come. */
+  take({ kind, node, phase, number, at, detail }) {
     this.now = Math.max(this.now, at);
-    if (kind === "opened") { this.marks.push({ at, text: `${number}`, phase }); for (const site of detail.cohort) this.start(site, phase, number, at); }
-    else if (kind === "answered") { this.end(node, at); this.start(node, "wait", number, at); }
-    else if (kind === "failed") this.end(node, at, `${detail.cause}: ${detail.what}`);
-    else if (kind === "lost") { const doing = this.open.get(node); if (doing) { this.end(node, at); this.start(node, "away", number, at); this.open.get(node).before = doing.phase; } }
-    else if (kind === "returned") { const away = this.open.get(node); this.end(node, at); this.start(node, away?.before ?? phase, number, at); }
-    else if (kind === "spoke" && this.lanes.has(node)) this.lanes.get(node).push({ phase: "mask", number, from: at, to: at, failed: "" });
+    if (kind === "opened") this.begin({ phase, number, opened: at, end: null, lanes: new Map(detail.cohort.map((site) => [site, [["wait", 0]]])) });
+    else if (kind === "lanes" && this.open) this.open.lanes = new Map(Object.entries(detail.lanes));
+    else if (kind === "stage") this.mark(node, detail.stage, at, detail.again);
+    else if (kind === "returned") this.mark(node, this.open?.lanes.get(node)?.findLast(([stage]) => stage !== "away")?.[0] ?? "wait", at);
+    else if (kind === "spoke") { if (this.doing(node) === "unmask") this.mark(node, "wait", at); }
     else if (kind === "progress") this.progress.set(node, detail.fraction);
-    else if (kind === "closed") this.close(at, detail.failures ?? {});
-    else if (kind === "finished") this.close(at, {});
+    else if (kind in AFTER) this.mark(node, AFTER[kind], at);
+    else if (kind === "closed" || kind === "finished") this.close(at, detail);
     this.redraw();
   }
-  start(site, phase, number, at) {
+  begin(round) {
+    this.close(round.opened, {});
+    this.rounds = [...this.rounds.slice(1 - PHASES), round];
+  }
+  close(at, { lanes }) {
+    if (!this.open) return;
+    if (lanes) this.open.lanes = new Map(Object.entries(lanes));
+    this.open.end = at;
+    this.progress.clear();
+  }
+  doing(site) { return this.open?.lanes.get(site)?.at(-1)[0]; }
+  mark(site, stage, at, again = false) {
+    const lane = this.open?.lanes.get(site), doing = this.doing(site);
+    if (!lane || doing === "failed" || (doing === stage && !again)) return;
     this.progress.delete(site);
-    if (!this.lanes.has(site)) this.lanes.set(site, []);
-    const part = { phase, number, from: at, to: null, failed: "" };
-    this.lanes.get(site).push(part);
-    this.open.set(site, part);
-  }
-  end(site, at, failed = "") {
-    const part = this.open.get(site);
-    if (part) Object.assign(part, { to: at, failed });
-    this.open.delete(site);
-  }
-  close(at, failures) {
-    for (const site of [...this.open.keys()]) this.end(site, at, failures[site] ? `${failures[site].cause}: ${failures[site].what}` : "");
-    for (const [site, parts] of this.lanes) if (parts.length > 600) this.lanes.set(site, parts.slice(-400));
+    lane.push([stage, Math.max(at - this.open.opened, lane.at(-1)[1])]);
   }
   redraw() {
     this.frame ??= requestAnimationFrame(() => { this.frame = null; this.draw(); });
   }
-  /** What time the axis ends at: the coordinator's now while something is open, so that lanes grow between events. */
+  /** What time the axis ends at: the coordinator's now while a round is open, so that lanes grow between events. */
   get ends() {
-    return this.open.size ? Math.max(this.now, Date.now() / 1000 + this.skew) : this.now;
+    return this.open ? Math.max(this.now, Date.now() / 1000 + this.skew) : this.now;
   }
-  /** Where the axis begins: a few dozen phases back, for more of them would be too thin to be seen. */
-  get begins() {
-    return this.marks.at(-PHASES)?.at ?? this.marks[0]?.at ?? this.now;
+  get sites() {
+    return [...new Set(this.rounds.flatMap((round) => [...round.lanes.keys()]))];
+  }
+  /** The parts of a site's lane through all rounds. */
+  parts(site) {
+    return this.rounds.flatMap((round) => (round.lanes.get(site) ?? []).map(([stage, at], place, lane) => {
+      const end = stage === "failed" ? at : lane[place + 1]?.[1] ?? (round.end ?? this.ends) - round.opened;
+      const going = round.end === null && place === lane.length - 1;
+      return { stage, round, from: round.opened + at, to: round.opened + Math.max(end, at), again: lane[place - 1]?.[0] === stage, going };
+    }));
   }
   draw() {
-    const sites = [...this.lanes.keys()];
+    const sites = this.sites, lanes = sites.map((site) => this.parts(site));
     this.canvas.style.height = `${Math.max(sites.length, 1) * LANE + FOOT}px`;
-    const { pen, width, height } = sized(this.canvas), c = colours(), ends = this.ends, begins = this.begins;
+    const { pen, width, height } = sized(this.canvas), c = colours(), ends = this.ends, begins = this.rounds[0]?.opened ?? 0, label = this.label = Math.min(120, width / 4);
     if (!sites.length) return;
-    const x = (this.x = (at) => LABEL + (Math.max(at - begins, 0) / Math.max(ends - begins, 1e-3)) * (width - LABEL - 10));
+    const x = (this.x = (at) => label + ((at - begins) / Math.max(ends - begins, 1e-3)) * (width - label - 10));
     pen.font = "12px system-ui, 'DejaVu Sans', sans-serif"; pen.textBaseline = "middle";
-    this.rounds(pen, x, height, c);
-    sites.forEach((site, row) => this.draw_lane(pen, site, row * LANE, x, ends, c));
-    this.canvas.dataset.lanes = sites.length;
-    this.canvas.dataset.parts = sites.reduce((sum, site) => sum + this.lanes.get(site).length, 0);
-    this.canvas.dataset.failed = sites.reduce((sum, site) => sum + this.lanes.get(site).filter((part) => part.failed || part.phase === "away").length, 0);
+    this.numbers(pen, x, height, c);
+    lanes.forEach((parts, row) => this.draw_lane(pen, sites[row], parts, row, x, c));
+    const all = lanes.flat(), count = (wanted) => all.filter(wanted).length;
+    Object.assign(this.canvas.dataset, {
+      lanes: sites.length, parts: all.length, again: count((part) => part.again),
+      failed: count(({ stage }) => stage === "failed" || stage === "away"), stages: [...new Set(all.map(({ stage }) => stage))].join(" "),
+    });
   }
-  rounds(pen, x, height, c) {
+  numbers(pen, x, height, c) {
     let free = -Infinity;
     pen.textAlign = "center";
-    for (const mark of this.marks) {
-      const left = x(mark.at);
-      if (mark.at < this.begins) continue;
+    for (const { phase, number, opened } of this.rounds) {
+      const left = x(opened);
       pen.fillStyle = c.line; pen.fillRect(left, 0, 1, height - FOOT);
-      if (mark.phase === "train" && left > free) { pen.fillStyle = c.soft; pen.fillText(mark.text, left, height - FOOT / 2); free = left + 34; }
+      if (phase === "train" && left > free) { pen.fillStyle = c.soft; pen.fillText(String(number), left, height - FOOT / 2); free = left + 34; }
     }
-    pen.textAlign = "right"; pen.fillStyle = c.soft; pen.fillText("round", LABEL - 12, height - FOOT / 2);
+    pen.textAlign = "right"; pen.fillStyle = c.soft; pen.fillText("round", this.label - 12, height - FOOT / 2);
   }
-  draw_lane(pen, site, top, x, ends, c) {
-    pen.fillStyle = site === [...this.lanes.keys()][this.lane] && document.activeElement === this.canvas ? c.accent : c.ink;
+  draw_lane(pen, site, parts, row, x, c) {
+    const top = row * LANE, chosen = row === this.lane && document.activeElement === this.canvas;
+    pen.fillStyle = chosen ? c.accent : c.ink;
     pen.textAlign = "right";
-    pen.fillText(site.length > 16 ? `${site.slice(0, 15)}…` : site, LABEL - 10, top + LANE / 2);
-    for (const part of this.lanes.get(site)) {
-      if (part.to !== null && part.to < this.begins) continue;
-      const left = x(part.from), wide = Math.max(x(part.to ?? ends) - left, 1.5);
-      if (part.phase === "away") this.hatch(pen, left, top + 3, wide, c);
-      else { const inset = { wait: 8, mask: 6 }[part.phase] ?? 3; pen.fillStyle = paint(part.phase, c); pen.fillRect(left, top + inset, part.phase === "mask" ? 2 : wide, LANE - 2 * inset); }
-      if (part.to === null && this.progress.has(site)) { pen.fillStyle = c.ink; pen.fillRect(left, top + LANE - 5, wide * this.progress.get(site), 2); }
-      if (part.failed) this.cross(pen, left + wide, top + LANE / 2, c);
+    const letters = Math.floor((this.label - 10) / LETTER);
+    pen.fillText(site.length > letters ? `${site.slice(0, letters - 1)}…` : site, this.label - 10, top + LANE / 2);
+    for (const part of parts) {
+      const left = x(part.from), wide = Math.max(x(part.to) - left, 1.5), [high, low] = HEIGHT[part.stage];
+      if (part.stage === "failed") this.cross(pen, left, top + LANE / 2, c);
+      else if (part.stage === "away") this.hatch(pen, left, top + high, wide, low - high, c);
+      else { pen.fillStyle = c[COLOUR[part.stage]]; pen.fillRect(left, top + high, wide, low - high); }
+      if (part.again) this.notch(pen, left, top, c);
+      if (part.going && this.progress.has(site)) { pen.fillStyle = c.ink; pen.fillRect(left, top + LANE - 4, wide * this.progress.get(site), 2); }
     }
+    const marked = chosen ? parts.at(this.part) : undefined;
+    if (marked) { pen.strokeStyle = c.accent; pen.lineWidth = 2; pen.strokeRect(x(marked.from) - 1, top + 1, Math.max(x(marked.to) - x(marked.from), 3) + 2, LANE - 2); }
   }
-  hatch(pen, left, top, wide, c) {
+  hatch(pen, left, top, wide, tall, c) {
+    const right = left + Math.max(wide, 6);
     pen.save();
-    pen.beginPath(); pen.rect(left, top, Math.max(wide, 6), LANE - 6); pen.clip();
+    pen.beginPath(); pen.rect(left, top, right - left, tall); pen.clip();
     pen.strokeStyle = c.bad; pen.lineWidth = 1.5; pen.beginPath();
-    for (let at = left - LANE; at < left + Math.max(wide, 6); at += 5) { pen.moveTo(at, top + LANE - 6); pen.lineTo(at + LANE - 6, top); }
+    for (let at = left - tall; at < right; at += 5) { pen.moveTo(at, top + tall); pen.lineTo(at + tall, top); }
     pen.stroke(); pen.restore();
   }
+  /** A further attempt: a wedge from above and a gap below it. */
+  notch(pen, x, top, c) {
+    pen.fillStyle = c.card; pen.fillRect(x - 1.5, top + 2, 3, LANE - 4);
+    pen.fillStyle = c.ink; pen.beginPath(); pen.moveTo(x - 4, top); pen.lineTo(x + 4, top); pen.lineTo(x, top + 7); pen.fill();
+  }
   cross(pen, x, y, c) {
-    pen.strokeStyle = c.card; pen.lineWidth = 5; pen.lineCap = "round";
+    pen.lineCap = "round";
     for (const colour of [c.card, c.bad]) {
       pen.strokeStyle = colour; pen.lineWidth = colour === c.bad ? 2.2 : 5;
       pen.beginPath(); pen.moveTo(x - 4, y - 4); pen.lineTo(x + 4, y + 4); pen.moveTo(x + 4, y - 4); pen.lineTo(x - 4, y + 4); pen.stroke();
     }
   }
   tell(left, row) {
-    const site = [...this.lanes.keys()][row];
+    const site = this.sites[row];
     if (!site || !this.x) return;
-    const ends = this.ends, part = this.lanes.get(site).find((p) => this.x(p.from) <= left && left <= Math.max(this.x(p.to ?? ends), this.x(p.from) + 5));
-    this.readout.textContent = part ? `${site}: ${words(part, ends)}` : site;
+    const part = this.parts(site).findLast((each) => this.x(each.from) - 3 <= left && left <= Math.max(this.x(each.to), this.x(each.from) + 4));
+    this.readout.textContent = part ? `${site}: ${words(part)}` : site;
   }
-  /** Up and down choose a lane, whose last part is told. */
+  /** Up and down choose a lane, left and right a part of it, which is told. */
   step(event) {
-    const move = { ArrowUp: -1, ArrowDown: 1 }[event.key], sites = [...this.lanes.keys()];
-    if (!move || !sites.length) return;
+    const lane = { ArrowUp: -1, ArrowDown: 1 }[event.key], move = { ArrowLeft: -1, ArrowRight: 1 }[event.key], sites = this.sites;
+    if (!(lane || move) || !sites.length) return;
     event.preventDefault();
-    this.lane = Math.min(Math.max(this.lane + move, 0), sites.length - 1);
-    this.readout.textContent = `${sites[this.lane]}: ${words(this.lanes.get(sites[this.lane]).at(-1), this.ends)}`;
+    this.lane = Math.min(Math.max(this.lane + (lane ?? 0), 0), sites.length - 1);
+    const parts = this.parts(sites[this.lane]);
+    this.part = lane ? -1 : Math.min(Math.max(this.part + move, -parts.length), -1);
+    this.readout.textContent = `${sites[this.lane]}: ${words(parts.at(this.part))}`;
     this.redraw();
   }
 }
 
-const paint = (phase, c) => (phase === "wait" ? c.line : c[{ train: "c0", evaluate: "c2", mask: "c1" }[phase] ?? "c5"]);
-
-function words(part, ends) {
-  const doing = { wait: "waited for others", away: "connection lost" }[part.phase] ?? part.phase;
-  const seconds = ((part.to ?? ends) - part.from).toFixed(1);
-  return `${doing}, round ${part.number}, ${seconds} s${part.to === null ? " so far" : ""}${part.failed ? `; failed: ${part.failed}` : ""}`;
+function words({ stage, round, from, to, again, going }) {
+  const lasted = stage === "failed" ? "" : `, ${(to - from).toFixed(1)} s${going ? " so far" : ""}`;
+  return `${STAGES[stage][1]}${again ? " again" : ""}, ${round.phase} ${round.number}${lasted}`;
 }

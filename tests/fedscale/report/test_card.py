@@ -1,0 +1,128 @@
+"""The card of a model: what it says, what it keeps to itself, and that all three forms say the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedscale.errors import ConfigError
+from fedscale.report import card_files, card_page, model_card
+from fedscale.report.card import TO_FILL, markdown
+from tests.fedscale.report.outline import outline, titles
+from tests.fedscale.sample_run import COMPARISON, MEMORY, TIMEOUT, round_of, run_of
+
+PLAN = """[job]
+name = "heart-risk"
+data = "heart"
+[strategy]
+name = "fedavg"
+rounds = 2
+[evaluate]
+min_cell = 20
+[privacy]
+epsilon = 4.0
+delta = 1e-5
+"""
+SITES = {"north": {"auc": 0.9, "loss": 0.2}, "south": {"auc": 0.7, "loss": 0.4}}
+STATEMENT = {"run": "r-1", "site": "north", "epsilon": 3.2, "delta": 1e-5, "unit": "record", "spends": [1, 2, 3]}
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    rounds = (
+        round_of(1, failures={"west": TIMEOUT}),
+        round_of(1, "evaluate", metrics={"auc": 0.8, "loss": 0.3}, sites=SITES),
+        round_of(2, failures={"west": MEMORY}),
+    )
+    statements = changes.pop("statements", [STATEMENT, {**STATEMENT, "run": "another", "site": "south"}])
+    return model_card(run_of(*rounds, **{"plan_toml": PLAN, **changes}), statements)
+
+
+def test_a_card_names_the_worst_site_of_each_metric() -> None:
+    found = {(each["phase"], each["name"]): each for each in told()["metrics"]}
+    assert (found["evaluate", "auc"]["worst_site"], found["evaluate", "auc"]["worst"]) == ("south", 0.7)
+    assert (found["evaluate", "loss"]["worst_site"], found["evaluate", "loss"]["worst"]) == ("south", 0.4)
+    assert found["evaluate", "auc"]["all"] == 0.8
+
+
+def test_who_contributed_and_who_failed_stands_there_round_by_round() -> None:
+    made = told()
+    assert [(row["round"], row["phase"], row["answered"], row["failed"]) for row in made["rounds"]] == [
+        (1, "train", 2, {"west": "timeout"}),
+        (1, "evaluate", 2, {}),
+        (2, "train", 2, {"west": "memory"}),
+    ]
+    assert made["data"]["sites"]["west"] == {"answered": 0, "failed": 2, "examples": ""}
+
+
+def test_small_cells_are_not_told() -> None:
+    small = [{"kind": "alone", "site": "north", "examples": 19}, {"kind": "alone", "site": "south", "examples": 20}, *COMPARISON[1:]]
+    sites = told(extra={"comparison": small})["data"]["sites"]
+    assert (sites["north"]["examples"], sites["south"]["examples"]) == ("fewer than 20", "20")
+    assert told()["data"]["sites"]["north"]["examples"] == "at least 20", "its metrics are shown, so it has as many"
+    text = markdown(told(extra={"comparison": small}))
+    assert "19" not in text.partition("## Training")[0].partition("## Data")[2]
+
+
+def test_a_small_sum_is_not_told_either() -> None:
+    assert model_card(run_of(round_of(1, weight=19.0), plan_toml=PLAN))["data"]["examples_in_last_round"] == ""
+    assert model_card(run_of(round_of(1, weight=20.0), plan_toml=PLAN))["data"]["examples_in_last_round"] == "20"
+
+
+def test_epsilon_comes_from_the_statements_of_sites_in_this_run() -> None:
+    privacy = told(extra={"privacy": {"epsilon": 4.0, "mechanism": "dpsgd"}, "ledgers": {"north": "7:ab"}})["privacy"]
+    assert privacy["sites"] == {"north": {"epsilon": 3.2, "delta": 1e-5, "unit": "record"}}
+    assert privacy["promised"] == {"epsilon": 4.0, "mechanism": "dpsgd"}
+    assert privacy["ledgers"] == {"north": "7:ab"}
+    simulated = told(statements=[], extra={"privacy": {"epsilon": 3.9, "sites": {"south": 3.9}}})["privacy"]
+    assert simulated["sites"] == {"south": {"epsilon": 3.9}}
+
+
+def test_the_three_forms_say_the_same(tmp_path: Path) -> None:
+    made = told(extra={"hashes": {"app": "cc33"}, "versions": {"fedscale": "9"}, "secagg": {"mode": "protocol"}})
+    files = card_files(made, tmp_path / "card")
+    assert json.loads(files["card.json"].read_text()) == made
+    page, text = outline(files["card.html"].read_text()), files["card.md"].read_text()
+    sections = ["Intended use", "Model", "Data", "Training", "Privacy", "Secure aggregation", "Metrics", "Contributors", "To repeat it", "Plan"]
+    assert titles(page) == sections
+    assert [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")] == sections
+    for words in (*TO_FILL.values(), "bb22", "aa11", "cc33", "south", "3.200", "west (timeout)", "protocol", "min_cell = 20"):
+        assert words in page.text, words
+        assert words in text.replace("\\", ""), words
+
+
+def test_what_people_must_fill_in_is_left_open() -> None:
+    made = told()
+    assert set(made["intended_use"].values()) == {""}
+    assert markdown(made).count("to be filled in") == len(TO_FILL)
+
+
+def test_a_run_without_rounds_or_plan_has_a_card_too() -> None:
+    made = model_card(run_of(plan_toml="no toml [", model_digest="", extra={"comparison": "x"}))
+    assert (made["metrics"], made["rounds"], made["model"]["sha256"]) == ([], [], "")
+    assert "no model" in markdown(made)
+    assert "none" in card_page(made)
+
+
+def test_nothing_that_a_site_or_a_plan_says_becomes_markup() -> None:
+    evil = "<script>alert(1)</script>|`x`"
+    made = told(name=evil, nodes=(evil,), plan_toml=PLAN + "# ```\n")
+    assert outline(card_page(made)).all("script") == []
+    text = markdown(made)
+    assert "<script>" not in text
+    assert text.count("````") == 2, "the fence is longer than any in the plan"
+
+
+def test_numbers_that_are_not_finite_are_null() -> None:
+    made = model_card(run_of(round_of(1, metrics={"loss": math.nan}, sites={}), plan_toml=PLAN))
+    assert made["metrics"][0]["all"] is None
+    json.dumps(made, allow_nan=False)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        card_files(told(), tmp_path / "file")
