@@ -8,6 +8,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 KILLS := 1000
+RELEASE := tests/chaos/test_power.py tests/e2e/test_replicas.py
 PROTOS := $(sort $(wildcard protos/fedscale/proto/v1/*.proto))
 CODE := fedscale server client simulations tests benchmarks
 
@@ -41,10 +42,11 @@ demo: setup ## a coordinator and hospital nodes on this machine, trained on real
 test: setup ## all tests; a part of them: make test ONLY=tests/fedscale
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ONLY)
 
-release-tests: setup ## faults against real processes at full size, an hour; a shorter one: make release-tests KILLS=150
-	@for words in "kill --kills $(KILLS)" "pause --faults 60" "partition --faults 100" "disk --faults 100"; do \
+release-tests: setup ## faults at full size, hours; the first part shorter: make release-tests KILLS=150
+	@{ for words in "kill --kills $(KILLS)" "pause --faults 60" "clock --faults 60" "partition --faults 100" "disk --faults 100"; do \
 		echo "fedscale chaos $$words --nodes 8 --json"; $(BIN)/fedscale chaos $$words --nodes 8 --json; \
-	done | tee docs/release-tests.txt
+	done; \
+	echo "pytest --release $(RELEASE)"; $(BIN)/python -m pytest --release -q -s $(RELEASE); } | tee docs/release-tests.txt
 
 check: setup ## formatting, lint, types, the law of the layers, freshness of generated code
 	$(BIN)/ruff format --check $(CODE)

@@ -15,13 +15,17 @@ from typing import TypeAlias
 
 from benchmarks import Figure
 from fedscale.plan import Plan
+from fedscale_client.home import NodeSettings, write_toml
+from fedscale_client.ledger.book import Ledger
 from fedscale_simulations.cast import program
+from tests.client.ledger.samples import finish, home_at
 from tests.e2e.federation import PROJECT, Federation, environment
 
 Words: TypeAlias = Sequence[object]
 
 REPEAT = 7
 IMPORT, COMMAND = 0.15, 0.3
+ANSWERED = 100
 APP = """
 import numpy as np
 from fedscale.learner import Result
@@ -63,6 +67,7 @@ def commands(federation: Federation) -> dict[str, Callable[[], Words]]:
     """Every command that does not train, as one would use it, at a coordinator with a site, a run that is over and one that is paused."""
     folder, numbers, profile = federation.folder, count(), ("--profile", federation.profile)
     table, home = _table(folder / "table.csv"), ("--home", federation.node_home("site"))
+    past, server = ("--home", _past(folder / "past")), ("--home", federation.home)
     federation.join("site", {"table": ("--path", table, "--label", "y")})
     job = _job(folder / "job")
     over, paused = federation.submit(job), federation.submit(job, "strategy.rounds=1000000")
@@ -88,6 +93,14 @@ def commands(federation: Federation) -> dict[str, Callable[[], Words]]:
         "node data list": lambda: ("node", "data", "list", *home),
         "node data check": lambda: ("node", "data", "check", "table", *home),
         "node data remove": lambda: ("node", "data", "remove", "table", *home, "--dry-run"),
+        "node policy show": lambda: ("node", "policy", "show", *home),
+        "node receipts": lambda: ("node", "receipts", *past),
+        "privacy spent": lambda: ("privacy", "spent", *past),
+        "privacy ledger": lambda: ("privacy", "ledger", *past),
+        "server doctor": lambda: ("server", "doctor", *server),
+        "server user list": lambda: ("server", "user", "list", *server),
+        "audit tail": lambda: ("audit", "tail", *server),
+        "explain": lambda: ("explain", "policy"),
     }
     remote: dict[str, Callable[[], Words]] = {
         "server status": lambda: ("server", "status"),
@@ -107,6 +120,16 @@ def commands(federation: Federation) -> dict[str, Callable[[], Words]]:
         "run export": lambda: ("run", "export", over, "--out", anew("model")),
     }
     return local | {name: lambda words=words: (*words(), *profile) for name, words in remote.items()}
+
+
+def _past(folder: Path) -> Path:
+    """A site that has answered ``ANSWERED`` tasks of private runs."""
+    node = home_at(folder)
+    write_toml(node.settings_file, NodeSettings(name="past", federation="f", project="p", address="127.0.0.1:1").model_dump())
+    ledger = Ledger.open(node)
+    for number in range(ANSWERED):
+        finish(ledger, number)
+    return folder
 
 
 def _table(path: Path) -> Path:

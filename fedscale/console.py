@@ -80,11 +80,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
 
 def facts(pairs: Mapping[str, object]) -> Table:
-    """Names and values, one a line."""
+    """Names and values, one a line, in words: yes and no, lists with commas, ``none`` for what is not there."""
     drawn = Table.grid(padding=(0, 2))
     for name, value in pairs.items():
-        drawn.add_row(text(name, "bold"), text(value))
+        drawn.add_row(text(name, "bold"), text(worded(value)))
     return drawn
+
+
+def worded(value: object) -> object:
+    """A value as a person says it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or isinstance(value, list | tuple):
+        return ", ".join(map(str, value or ())) or "none"
+    return value
 
 
 def emit(data: JSON, shown: RenderableType, *, as_json: bool) -> None:
@@ -170,17 +179,31 @@ def time_left(first: tuple[float, float], now: tuple[float, float]) -> float | N
     return None if done <= done_then or at <= began else (at - began) * (1 - done) / (done - done_then)
 
 
+class _Progress(Progress):
+    """A bar with something below it."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """All that is drawn again and again."""
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
 class Bar:
     """Progress on stderr: notes and, on a terminal, below them a bar with the time left.
 
     Args:
         title: what is going on.
         quiet: print no notes, as where a stream of JSON lines tells them already.
+        below: drawn below the bar, again and again.
     """
 
-    def __init__(self, title: str, *, quiet: bool = False) -> None:
+    def __init__(self, title: str, *, quiet: bool = False, below: RenderableType | None = None) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
-        self._progress = Progress(*columns, console=screen(stderr=True), transient=True, disable=not animated())
+        self._progress = _Progress(*columns, console=screen(stderr=True), transient=True, disable=not animated())
+        self._progress.below = below
         self._task = self._progress.add_task(title, total=1.0, left="")
         self._title, self._quiet = title, quiet
         self._first: tuple[float, float] | None = None

@@ -8,6 +8,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -114,6 +115,26 @@ def read_table(path: str | os.PathLike[str], columns: Columns, missing: Iterable
     Raises:
         DataError: the file cannot be read, or is not such a file; names the file, the line and the column.
     """
+    with _opened(path) as rows:
+        return _parse(rows, columns, missing, os.fspath(path))
+
+
+def require_columns(path: str | os.PathLike[str], columns: Columns) -> None:
+    """Look whether a CSV file has the wanted columns; its rows are not read.
+
+    Raises:
+        DataError: as ``read_table``, of its first line.
+    """
+    where = os.fspath(path)
+    with _opened(path) as rows:
+        header = _header(rows, where)
+    for name in (*_features(header, columns, where), *([] if columns.group is None else [columns.group])):
+        _find(name, header, where)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Iterator[tuple[int, list[str]]]]:
+    """The rows of a file."""
     file, where = Path(path), os.fspath(path)
     try:
         if file.is_dir():
@@ -121,7 +142,7 @@ def read_table(path: str | os.PathLike[str], columns: Columns, missing: Iterable
         if file.exists() and not file.is_file():
             raise DataError("this is not a regular file", where=where)
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-            return _parse(_rows(stream, where), columns, missing, where)
+            yield _rows(stream, where)
     except OSError as error:
         raise DataError("the file cannot be read", where=where, why=error.strerror or type(error).__name__) from None
 

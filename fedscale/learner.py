@@ -14,11 +14,12 @@ from fedscale.vector import Arrays
 
 
 class Phase(StrEnum):
-    """What a node is asked to do: make the first model, train it, or evaluate it."""
+    """What a node is asked to do: make the first model, train it, evaluate it, or answer a message of a led run."""
 
     INIT = "init"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    MESSAGE = "message"
 
 
 class LocalOptimizer(BaseModel):

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fedscale.vector import PIECE, Vector, release
+from fedscale.vector import Vector, pieces
 
 Slots: TypeAlias = dict[str, Vector]
 Step: TypeAlias = Callable[[Vector, Vector, Slots, int], tuple[Vector, Slots]]
@@ -45,13 +45,10 @@ class Optimizer:
         if not (self.elementwise and delta.flags.writeable):
             return self.update(delta, model, slots, number)
         made = {name: np.empty_like(delta) for name in self.slots}
-        for start in range(0, len(delta), PIECE):
-            part = slice(start, start + PIECE)
+        for part in pieces(model, *slots.values()):
             delta[part], state = self.update(delta[part], model[part], {name: slot[part] for name, slot in slots.items()}, number)
             for name, slot in made.items():
                 slot[part] = state[name]
-            for vector in (model, *slots.values()):
-                release(vector, part)
         return delta, made
 
 

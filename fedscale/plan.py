@@ -71,6 +71,8 @@ def require_linear(strategy: Strategy) -> None:
     why = ""
     if strategy.buffer:
         why = "its answers belong to different models, and masks only cancel among nodes that began together"
+    elif strategy.led:
+        why = "whoever leads it sees each answer by itself, and under masks there is only their sum"
     elif not strategy.aggregator.linear:
         why = "it looks at each node's answer by itself, and under masks there is only their sum"
     if why:
@@ -86,6 +88,9 @@ def require_countable(strategy: Strategy, way: Way) -> None:
     if strategy.buffer:
         why = "a node may answer more often than there are rounds"
         raise PlanError(f"'{strategy.name}' cannot run with privacy", where="strategy.name", why=why, hint="use fedavg, or no [privacy]")
+    if strategy.led:
+        why = "what a message's answer costs nobody knows but the app"
+        raise PlanError("'led' cannot run with privacy", where="strategy.name", why=why, hint="use fedavg, or no [privacy]")
     if not strategy.aggregator.linear and way in rounds.NODES:
         why = "the noise hides a sum, and it looks at each answer by itself"
         raise PlanError(f"'{strategy.name}' cannot run with privacy for nodes", where="strategy.name", why=why, hint="use fedavg, or no [privacy]")
@@ -123,8 +128,14 @@ class StrategyTable(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> StrategyTable:
-        if self.name != "custom":
+        if self.name == "custom":
+            return self
+        try:
             self.build()
+        except PlanError as error:
+            word, own = error.where.removeprefix("strategy."), set(StrategyTable.model_fields)
+            meant = "" if word in own else suggest(word, own)
+            raise PlanError(error.what, where=error.where, why=error.why, hint=meant if meant.startswith("did you") else error.hint) from None
         return self
 
     @property

@@ -20,11 +20,12 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from fedscale.errors import Cause, ConfigError, Failure
+from fedscale.lanes import Mark
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 Phase: TypeAlias = Literal["train", "evaluate"]
@@ -49,6 +50,7 @@ class RoundRecord:
         seconds: wall time, virtual in a simulation.
         bytes_up: bytes from the nodes.
         bytes_down: bytes to the nodes.
+        lanes: node to the marks of its lane in the timeline, see ``fedscale.lanes``; empty in a simulation, and in rounds that are long ago.
     """
 
     number: int
@@ -61,6 +63,7 @@ class RoundRecord:
     seconds: float
     bytes_up: int
     bytes_down: int
+    lanes: dict[str, tuple[Mark, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class RunRecord:
 
     def to_json(self) -> str:
         """One line of strict JSON: a number that is not finite becomes ``null``."""
-        return json.dumps(_plain(self), allow_nan=False, separators=(",", ":"))
+        return json.dumps(plain(self), allow_nan=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> RunRecord:
@@ -152,7 +155,7 @@ def summary(record: RunRecord) -> dict[str, JSON]:
     if isinstance(secagg, Mapping) and "mode" in secagg:
         flat["secagg"] = secagg["mode"]
     flat.update({f"{phase}.{name}": value for (phase, name), value in finals(record).items()})
-    return {key: _plain(value) for key, value in flat.items()}
+    return {key: plain(value) for key, value in flat.items()}
 
 
 def metrics_csv(record: RunRecord) -> str:
@@ -173,7 +176,7 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 
-def _plain(value: object) -> JSON:
+def plain(value: object) -> JSON:
     """Values of JSON only; numpy's numbers count as numbers."""
     match value:
         case None | bool() | str():
@@ -183,11 +186,11 @@ def _plain(value: object) -> JSON:
         case Real():
             return float(value) if math.isfinite(value) else None
         case Mapping():
-            return {str(key): _plain(entry) for key, entry in value.items()}
+            return {str(key): plain(entry) for key, entry in value.items()}
         case Sequence():
-            return [_plain(entry) for entry in value]
+            return [plain(entry) for entry in value]
         case _ if is_dataclass(value):
-            return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+            return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     raise TypeError(f"{type(value).__name__} is not a value of JSON")
 
 
@@ -232,6 +235,12 @@ def _failures(row: Mapping[str, Any]) -> Iterator[tuple[str, Failure]]:
         yield node, Failure(Cause(entry["cause"]), **texts)
 
 
+def _lanes(row: Mapping[str, Any]) -> dict[str, tuple[Mark, ...]]:
+    lanes = _typed({"lanes": {}, **row}, "lanes", dict)
+    marks = {site: [_typed({"lanes": mark}, "lanes", list) for mark in _typed(lanes, site, list)] for site in lanes}
+    return {site: tuple((_typed({"lanes": stage}, "lanes", str), _number({"lanes": at}, "lanes")) for stage, at in marks[site]) for site in marks}
+
+
 def _round(row: Mapping[str, Any]) -> RoundRecord:
     sites = _typed(row, "sites", dict)
     if row["phase"] not in PHASES:
@@ -247,6 +256,7 @@ def _round(row: Mapping[str, Any]) -> RoundRecord:
         seconds=_number(row, "seconds"),
         bytes_up=_typed(row, "bytes_up", int),
         bytes_down=_typed(row, "bytes_down", int),
+        lanes=_lanes(row),
     )
 
 

@@ -88,8 +88,10 @@ class Run:
         """Refuse a strategy that was composed in Python and cannot do what the plan asks for.
 
         Raises:
-            PlanError: it cannot run under secure aggregation.
+            PlanError: it has no rounds, or cannot run under secure aggregation.
         """
+        if self.strategy.led:
+            raise PlanError("'led' has no rounds of ours", where="strategy.name", why="a program of yours leads it", hint="fedscale run lead DIR")
         if self.plan.secagg.enabled:
             require_linear(self.strategy)
 

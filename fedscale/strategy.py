@@ -42,6 +42,7 @@ class Strategy:
         weighting: whether a node counts by its examples or all count the same.
         proximal: strength of the pull towards the global model during local training (FedProx's mu).
         buffer: how many answers make a round of an asynchronous run; 0 for rounds that all begin together.
+        led: whether a program of the submitter's leads the run by messages, so that there are no rounds of ours.
         staleness: an answer to a model that is ``s`` rounds old counts ``(1 + s) ** -staleness``; asynchronous runs only.
         check: raises where rounds cannot be closed with it on this machine; called before a run is accepted.
 
@@ -56,6 +57,7 @@ class Strategy:
     proximal: float = 0.0
     buffer: int = 0
     staleness: float = 0.0
+    led: bool = False
     check: Callable[[], object] = field(default=lambda: None, compare=False, repr=False)
     name: str = field(default="custom", init=False)
     params: Mapping[str, Any] = field(default_factory=dict, init=False)
@@ -161,6 +163,12 @@ def flower(
     return Strategy(Optimizer((), update), aggregator=Each(), weighting=weighting, proximal=proximal, check=step)
 
 
+@_strategy
+def led() -> Strategy:
+    """Whatever the program does that leads the run, and sees each answer by itself: a Flower app's own ServerApp; ``fedscale run lead``."""
+    return Strategy(optimizers.sgd(1.0), led=True)
+
+
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
-    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox, fed_buff, flower)
+    f.__name__.replace("_", ""): f for f in (fed_avg, fed_avgm, fed_adam, fed_yogi, fed_adagrad, fed_prox, fed_buff, flower, led)
 }

@@ -67,7 +67,7 @@ class Document:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError("cannot read the plan", where=str(path), why=type(error).__name__, hint="give the path of a job.toml") from None
+            raise PlanError("cannot read the plan", where=str(path), why=_reason(error), hint="give the path of a job.toml") from None
         return cls.of(text, str(path), overrides, forms)
 
     def read(self, model: type[Model], within: str = "", besides: Iterable[str] = ()) -> Model:
@@ -116,6 +116,11 @@ class Document:
             what = f"'{name}' is missing"
         more = f"and {len(problems) - 1} more" if len(problems) > 1 else ""
         return PlanError(what, where=self.where(path), why=more, hint=hint)
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without what it holds."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is not UTF-8 text"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

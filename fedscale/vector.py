@@ -6,6 +6,7 @@ shapes matter only at the learner and in checkpoints, through ``Schema.pack`` an
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -28,6 +29,7 @@ FLOATS = ("float16", "float32", "float64", "bfloat16")
 MAX_TENSORS = 65_536
 MAX_COORDINATES = 1 << 40
 PIECE = 1 << 18
+POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python has no name for
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,25 +164,43 @@ class Schema:
 
 def finite(vector: Vector) -> bool:
     """Whether every coordinate is a number; looked at in pieces."""
-    for start in range(0, len(vector), PIECE):
-        if not np.isfinite(vector[start : start + PIECE]).all():
-            return False
-        release(vector, slice(start, start + PIECE))
-    return True
+    return all(np.isfinite(vector[part]).all() for part in pieces(vector))
 
 
-def release(vector: Vector, part: slice) -> None:
-    """Let go of the memory of a part that was read, where the vector is a whole file that is mapped; all others stay as they are.
+def pieces(*vectors: Vector) -> Iterator[slice]:
+    """The parts by which long vectors of one length are read.
 
-    Args:
-        vector: any.
-        part: coordinates from a multiple of ``PIECE`` on; they are read again from the file when somebody asks for them.
+    Of those that are files, mapped, a part is in memory while it is its turn: only then, for a model need not be there whole, and all of
+    it, for touching a page that the disk refuses, or that was cut off, would end the process.
+
+    Raises:
+        OSError: a file cannot be read.
     """
+    mappings = [mapping for vector in vectors if (mapping := _mapping(vector)) is not None]
+    size, width = len(vectors[0]), vectors[0].itemsize
+    for start in range(0, size, PIECE):
+        stop = min(start + PIECE, size)
+        for mapping in mappings:
+            _read_in(mapping, width * start, width * (stop - start))
+        yield slice(start, stop)
+        for mapping in mappings:
+            mapping.madvise(mmap.MADV_DONTNEED, width * start, width * (stop - start))
+
+
+def _mapping(vector: Vector) -> mmap.mmap | None:
+    """The file that a vector is; ``None`` for one that lies in memory."""
     base: object = vector.base
     mapping = base.obj if isinstance(base, memoryview) else None
-    if isinstance(mapping, mmap.mmap):
-        first, last, _ = part.indices(len(vector))
-        mapping.madvise(mmap.MADV_DONTNEED, first * vector.itemsize, (last - first) * vector.itemsize)
+    return mapping if isinstance(mapping, mmap.mmap) else None
+
+
+def _read_in(mapping: mmap.mmap, start: int, length: int) -> None:
+    """Have part of a file in memory, so that nothing can go wrong when it is touched."""
+    try:
+        mapping.madvise(POPULATE_READ, start, length)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a kernel that cannot: there the first touch reads
+            raise OSError(errno.EIO, "a file that is mapped cannot be read") from error
 
 
 @dataclass(frozen=True, slots=True, eq=False)

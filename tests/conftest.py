@@ -1,7 +1,7 @@
 """What every test may ask for: components that not every machine has, and the folder of optional data.
 
 ``@pytest.mark.requires("postgresql")`` skips a test where a component is missing. Under CI nothing may be missing: there every
-skip is a failure, except for data that is no part of the repository.
+skip is a failure, except for data that is no part of the repository and for what a container does not let anybody do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONAL_DATA = "optional data"
+OPTIONAL_DATA, OPTIONAL_POWER = "optional data", "this container does not permit it"
 
 
 def postgres_bin() -> Path | None:
@@ -49,6 +49,7 @@ COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "flower": (module("flwr"), "pip install 'fedscale-fl[flower]'"),
     "sklearn": (module("sklearn"), "pip install 'fedscale-fl[demo]'"),
     "pandas": (module("pandas"), "pip install 'fedscale-fl[dev]'"),
+    "xgboost": (module("xgboost"), "pip install 'fedscale-fl[dev]'"),
     "prv-accountant": (module("prv_accountant"), "pip install 'fedscale-fl[dev]'"),
     "optuna": (module("optuna"), "pip install 'fedscale-fl[sweep]'"),
     "tensorboard": (module("tensorboard"), "pip install 'fedscale-fl[tensorboard]'"),
@@ -57,8 +58,19 @@ COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "ray": (module("ray"), "pip install 'fedscale-fl[ray]'"),
     "chromium": (lambda: Path("/usr/bin/chromium").exists(), "install the packages chromium and fonts-dejavu-core"),
     "object-store": (lambda: module("moto")() and module("obstore")(), "pip install 'fedscale-fl[dev]'"),
+    "ip": (lambda: shutil.which("ip"), "install the package iproute2"),
     "shared-data": (shared_data, OPTIONAL_DATA),
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--release", action="store_true", help="the few tests that have two sizes, at the one that a release is put through")
+
+
+@pytest.fixture(scope="session")
+def release(request: pytest.FixtureRequest) -> bool:
+    """Whether a test of two sizes runs at the larger one."""
+    return bool(request.config.getoption("release"))
 
 
 def requires(*components: str) -> None:
@@ -75,8 +87,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Turn a skip into a failure under CI; expected failures and absent optional data stay as they are."""
-    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail") and OPTIONAL_DATA not in str(report.longrepr):
+    """Turn a skip into a failure under CI; expected failures, and what is not for every machine to have, stay as they are."""
+    optional = any(reason in str(report.longrepr) for reason in (OPTIONAL_DATA, OPTIONAL_POWER))
+    if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail") and not optional:
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
 

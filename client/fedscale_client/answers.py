@@ -123,7 +123,7 @@ def _short(text: str) -> str:
 def _task(assignment: Assignment) -> str:
     """Everything that an answer depends on, in one digest."""
     task = assignment.task
-    parts = [key_text(assignment.key), assignment.plan_toml, assignment.bundle, task.model, assignment.terms, task.node]
+    parts = [key_text(assignment.key), assignment.plan_toml, assignment.bundle, task.model, assignment.terms, task.node, assignment.envelope]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

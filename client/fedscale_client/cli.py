@@ -40,8 +40,7 @@ def join(
 def status(*, home: HomeFolder = HOME, json: Json = False) -> None:
     """Show who this node is and what it offers."""
     data = facts.status(opened(home))
-    shown = data | {"running": _yes(data["running"]), "paused": _yes(data["paused"]), "datasets": ", ".join(data["datasets"]) or "none"}
-    console.emit(data, console.facts({name.replace("_", " "): value for name, value in shown.items()}), as_json=json)
+    console.emit(data, console.facts({name.replace("_", " "): value for name, value in data.items()}), as_json=json)
 
 
 def pause(*, home: HomeFolder = HOME, dry_run: DryRun = False, json: Json = False) -> None:
@@ -60,7 +59,3 @@ def _pause(node: NodeHome, *, paused: bool, dry_run: bool, as_json: bool) -> Non
     text = "this site is paused: nothing leaves" if paused else "this site takes part again"
     text = f"would tell the node: {text}" if dry_run else text
     console.emit({"paused": paused, "dry_run": dry_run}, text, as_json=as_json)
-
-
-def _yes(value: bool) -> str:  # noqa: FBT001 - its name is the question
-    return "yes" if value else "no"

@@ -43,6 +43,8 @@ def add(
         data |= later("fedscale_client.datasets:look")(declaration, node.path)
         console.emit(data, console.facts(data), as_json=json)
         return
+    if declaration.kind == "csv" and Path(declaration.path).exists():
+        later("fedscale_client.datasets:require_columns")(declaration, node.path)
     declarations.add(node, name, declaration)
     console.emit(data, f"this site offers {name}", as_json=json)
     console.note(f"look at it as a job would: fedscale node data check {name} --home {home}")

@@ -10,13 +10,13 @@ from typing import Any
 import grpc
 
 from fedscale.cli.doctor import FAULT, FINE, WARNING, Finding, certificates, disk, packages, tell
-from fedscale.cli.lazy import later
 from fedscale.cli.options import Json
 from fedscale.errors import FedscaleError
 from fedscale_client import facts, policy
 from fedscale_client.datasets import check
 from fedscale_client.declarations import listed
 from fedscale_client.home import NodeHome
+from fedscale_client.ledger import reading
 from fedscale_client.options import HOME, HomeFolder, opened
 
 REACH_SECONDS = 5.0
@@ -57,7 +57,7 @@ def _posture(node: NodeHome) -> Iterator[Finding]:
     hint = f"chmod -R go= {node.path}" if readable else ""
     yield Finding("keys", FAULT if readable else FINE, "others on this machine can read them" if readable else "only their owner can read them", hint)
     if node.ledger.exists():
-        problem = later("fedscale_client.spending:problem")(node)
+        problem, _ = reading.verify(node)
         yield Finding("ledger", FAULT if problem else FINE, problem or "verifies", "see: fedscale privacy ledger --verify" if problem else "")
     advice = "" if rules.require_secagg else "fedscale node policy set require_secagg=true"
     sums = "answers leave by secure aggregation only" if rules.require_secagg else "single updates may be readable by the coordinator"
@@ -79,6 +79,6 @@ def _datasets(node: NodeHome) -> Iterator[Finding]:
         try:
             problems = check(node, name)
         except FedscaleError as error:
-            yield Finding(f"dataset {name}", FAULT, str(error), error.hint)
+            yield Finding(f"dataset {name}", FAULT, f"{error.where}: {error.what}" if error.where else error.what, error.hint)
         else:
             yield Finding(f"dataset {name}", WARNING if problems else FINE, "; ".join(problems) or "can be trained on")

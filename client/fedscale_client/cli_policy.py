@@ -58,7 +58,7 @@ def _told(rules: Policy) -> dict[str, object]:
     """A policy as names and values, its datasets one a line."""
     own = {name: value for name, value in rules if name != "datasets"}
     lines = {
-        f"datasets.{name}": ", ".join(f"{k} {v}" for k, v in dataset.model_dump(exclude_none=True).items())
+        f"datasets.{name}": ", ".join(f"{k} {console.worded(v)}" for k, v in dataset.model_dump(exclude_defaults=True).items())
         for name, dataset in rules.datasets.items()
     }
     return {name: ", ".join(value) or "any" if isinstance(value, tuple) else value for name, value in own.items()} | lines

@@ -11,6 +11,7 @@ import structlog
 
 from fedscale.cli.lazy import later
 from fedscale.cli.logs import LogFormat, configure
+from fedscale.heap import share_one_heap
 from fedscale_client.chronicle import Chronicle
 from fedscale_client.options import HOME, HomeFolder, opened
 
@@ -30,6 +31,7 @@ def start(*, home: HomeFolder = HOME, log: LogFormat = "text") -> None:
         except OSError as error:  # it proves nothing: not worth an answer, and the full disk is told of elsewhere
             structlog.get_logger().warning("chronicle not written", why=error.strerror)
 
+    share_one_heap()
     asyncio.run(later("fedscale_client.node:run")(joined, on_event=happened))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedscale import data
+from fedscale import data, intake
 from fedscale.data import MISSING, Dataset
 from fedscale.errors import DataError
 from fedscale_client.declarations import LOADER, Declaration, find
@@ -49,6 +49,16 @@ def look(declaration: Declaration, home: Path) -> dict[str, Any]:
     """
     loaded = read(declaration, home)
     return {"rows": len(loaded), "shape": list(loaded.x.shape[1:])} if isinstance(loaded, Dataset) else {"type": type(loaded).__name__}
+
+
+def require_columns(declaration: Declaration, home: Path) -> None:
+    """Look whether a table in CSV has the columns that are declared; its rows are not read.
+
+    Raises:
+        DataError: it has not, or cannot be read.
+    """
+    wanted = intake.Columns(declaration.label, declaration.columns, declaration.group)
+    intake.require_columns(home / Path(declaration.path).expanduser(), wanted)
 
 
 def read(declaration: Declaration, home: Path) -> Any:

@@ -191,6 +191,8 @@ def _trusted(step: Callable[[], T]) -> T:
 def _parts(assignment: Assignment, answer: Answer) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Names and shapes of what an answer holds."""
     task = assignment.task
+    if task.phase is Phase.MESSAGE:
+        return ()  # what an app answers only the app can read
     schema = Schema.from_json(answer.schema) if answer.schema else task.schema
     tensors = schema.tensors if schema is not None and task.phase is not Phase.EVALUATE else ()
     model = tuple((tensor.name, tensor.shape) for tensor in tensors)

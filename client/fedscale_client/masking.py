@@ -108,13 +108,14 @@ class Masking:
         if reply is not None:
             self._speak(key, step, reply.message)
 
-    async def mask(self, seat: Seat, answer: Answer, deadline: float) -> Answer | Failure:
+    async def mask(self, seat: Seat, answer: Answer, deadline: float, begin: Callable[[], None] = lambda: None) -> Answer | Failure:
         """An answer under its masks, in a file of its own; the one in the clear is removed.
 
         Args:
             seat: where the node sits in this round.
             answer: what the worker has left.
             deadline: when to give up, in the event loop's time.
+            begin: called when all nodes have agreed on masks.
         """
         try:
             async with asyncio.timeout_at(deadline):
@@ -124,6 +125,7 @@ class Masking:
         async with seat.turn:
             if seat.failure is not None:
                 return seat.failure
+            begin()
             try:
                 return await asyncio.to_thread(self._masked, seat.machine, answer)
             except (FedscaleError, OSError) as error:

@@ -11,10 +11,12 @@ import signal
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from fedscale.clock import Clock, SystemClock
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
+from fedscale.lanes import MASK
 from fedscale.wire.convert import Key, key_text
 from fedscale_client import declarations, failures, renewal
 from fedscale_client.answers import Answer, Answers
@@ -204,9 +206,9 @@ class Node:
             async with self._turns[key[0]]:
                 # Where differential privacy is promised, not even how far the work is may leave: the number comes from code that sees the data.
                 progress = _silent if assignment.plan.privacy else self._progress(key)
-                outcome = await self._performer.perform(assignment, deadline, progress)
+                outcome = await self._performer.perform(assignment, deadline, progress, partial(self._connection.progress, key, 0.0, str(key[1])))
                 if seat is not None and isinstance(outcome, Answer):
-                    outcome = await self._masking.mask(seat, outcome, deadline)
+                    outcome = await self._masking.mask(seat, outcome, deadline, partial(self._connection.progress, key, 0.0, MASK))
             if isinstance(outcome, Failure):
                 self._fail(key, outcome)
             else:

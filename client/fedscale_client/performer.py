@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
+from fedscale.learner import Phase
+from fedscale.wire.codec import digest_of
 from fedscale_client import answers, declarations, failures
 from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
@@ -34,13 +36,16 @@ class Performer:
     def __init__(self, home: NodeHome, cache: Cache, kept: Answers, transfer: Transfer, workers: Workers, gate: Gate) -> None:
         self._home, self._cache, self._kept, self._transfer, self._workers, self._gate = home, cache, kept, transfer, workers, gate
 
-    async def perform(self, assignment: Assignment, deadline: float, progress: Callable[[float], None]) -> Answer | Failure:
+    async def perform(
+        self, assignment: Assignment, deadline: float, progress: Callable[[float], None], begin: Callable[[], None] = lambda: None
+    ) -> Answer | Failure:
         """What a task comes to.
 
         Args:
             assignment: the task.
             deadline: when to give up, in the event loop's time.
             progress: called with fractions in [0, 1].
+            begin: called when everything is there and a worker is put to it.
         """
         answer = self._kept.place(assignment.key)
         outcome: Done | Failure | None = None
@@ -49,7 +54,7 @@ class Performer:
                 declaration = self._offered(assignment.plan.job.data)
                 async with asyncio.timeout_at(deadline):
                     permit = await self._gate.admit(assignment, declaration)
-                outcome = await self._outcome(permit, declaration, answer, deadline, progress)
+                outcome = await self._outcome(permit, declaration, answer, deadline, progress, begin)
         except TimeoutError:
             outcome = Failure(Cause.TIMEOUT, "the privacy of the task was not worked out by its deadline", hint="raise clients.deadline")
         except (FedscaleError, OSError) as error:
@@ -60,7 +65,13 @@ class Performer:
         return outcome if isinstance(outcome, Failure) else Answer(answer, outcome.digest, outcome.size, outcome.schema)
 
     async def _outcome(
-        self, permit: Permit, declaration: Declaration, answer: Path, deadline: float, progress: Callable[[float], None]
+        self,
+        permit: Permit,
+        declaration: Declaration,
+        answer: Path,
+        deadline: float,
+        progress: Callable[[float], None],
+        begin: Callable[[], None],
     ) -> Done | Failure:
         """What the worker says.
 
@@ -82,6 +93,9 @@ class Performer:
         key = (assignment.key[0], assignment.bundle, name, declarations.fingerprint(declaration, self._home.path))
         seat = {"bundle": str(bundle), "home": str(self._home.path), "dataset": name, "declaration": declaration.model_dump(mode="json")}
         request = {**_request(assignment), "model": str(model or ""), "answer": str(answer)}
+        if assignment.key[1] is Phase.MESSAGE:
+            request |= {"envelope": assignment.envelope, "states": str(self._home.cache / "states" / digest_of(assignment.key[0].encode()))}
+        begin()
         done = await self._workers.perform(key, seat, request, deadline, progress)
         permit.spent = isinstance(done, Failure)  # why a worker failed may depend on the data, and is told
         if again and isinstance(done, Done):
@@ -102,7 +116,8 @@ class Performer:
     async def _fetched(self, assignment: Assignment) -> tuple[Path, Path | None]:
         """Folder of the app and file of the model."""
         bundle, task = await self._transfer.bundle(assignment.bundle), assignment.task
-        return bundle, await self._transfer.model(task.model, 4 * task.schema.size) if task.schema else None
+        size = 4 * task.schema.size if task.schema else assignment.size
+        return bundle, await self._transfer.model(task.model, size) if task.model else None
 
 
 def _request(assignment: Assignment) -> Message:

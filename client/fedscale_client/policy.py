@@ -87,6 +87,8 @@ class Policy(BaseModel):
         require_secagg: whether answers leave only masked, by secure aggregation.
         require_dp: whether answers leave only with differential privacy.
         min_cohort: fewest sites in a sum of secure aggregation.
+        led: whether the program that leads a run may be told each of this site's answers by itself; by default only where neither
+            ``require_secagg`` nor ``require_dp`` holds. Where it may, ``require_secagg`` is for all other runs.
         curious_server: whether secure aggregation may take the coordinator to be merely curious, and not malicious.
         projects: names of the projects that may ask; empty: any.
         apps: SHA-256 of the app bundles that may run; empty: any.
@@ -99,6 +101,7 @@ class Policy(BaseModel):
     require_secagg: bool = False
     require_dp: bool = False
     min_cohort: int = Field(3, ge=2)
+    led: bool | None = None
     curious_server: bool = False
     projects: tuple[str, ...] = ()
     apps: tuple[Digest, ...] = ()
@@ -139,7 +142,10 @@ class Policy(BaseModel):
             raise PolicyRefusal("this site does not take part in this project", where="projects", hint=OWNER)
         if self.apps and app not in self.apps:
             raise PolicyRefusal("this site has not approved this app", where="apps", why=f"its digest is {app[:12]}", hint=OWNER)
-        if self.require_secagg and not plan.secagg.enabled:
+        leads = phase == "message"
+        if leads and self.led is False:
+            raise PolicyRefusal("this site does not let its answers be seen one by one", where="led", hint=OWNER)
+        if self.require_secagg and not plan.secagg.enabled and not (leads and self.led):
             raise PolicyRefusal("this site answers with secure aggregation only", where="require_secagg", hint="set secagg.enabled = true")
         if dp is None and (self.require_dp or own.require_dp):
             raise PolicyRefusal("this site answers with differential privacy only", where="require_dp", hint="add [privacy] to the job")

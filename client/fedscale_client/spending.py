@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fedscale_client import policy
@@ -20,19 +21,20 @@ def items(node: NodeHome) -> tuple[Item, ...]:
     return reading.items(node)
 
 
-def spent(node: NodeHome, delta: float | None = None) -> list[Account]:
+def spent(node: NodeHome, items: Iterable[Item], delta: float | None = None) -> list[Account]:
     """What this site has spent, by population and unit, against its caps.
 
     Args:
         node: whose.
+        items: all reservations of its ledger.
         delta: at which epsilon is told; by default the cap's, else the plans'.
 
     Raises:
-        ConfigError: policy or ledger cannot be read.
+        ConfigError: the policy cannot be read.
     """
     rules = policy.load(node)
     caps = {rules.population(name): own.cap for name, own in rules.datasets.items() if own.cap}
-    return accounts.accounts(items(node), caps, delta)
+    return accounts.accounts(items, caps, delta)
 
 
 def receipts(node: NodeHome, run: str = "") -> list[dict[str, Any]]:
@@ -42,8 +44,3 @@ def receipts(node: NodeHome, run: str = "") -> list[dict[str, Any]]:
         ConfigError: the ledger does not verify.
     """
     return [accounts.receipt(item) for item in items(node) if item.release and run in ("", item.claim.run)]
-
-
-def problem(node: NodeHome) -> str:
-    """What is wrong with the ledger; empty when nothing is, or there is none."""
-    return reading.verify(node)[0]

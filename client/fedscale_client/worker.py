@@ -26,6 +26,7 @@ import numpy as np
 
 from fedscale.errors import AppError
 from fedscale.learner import App, Learner, Phase
+from fedscale.letters import Correspondent, Post
 from fedscale.plan import Plan
 from fedscale.task import FirstModel, Task, layout_for, perform, portion, private_for
 from fedscale.vector import Schema, Vector
@@ -34,6 +35,7 @@ from fedscale_client import datasets, failures, pipe
 from fedscale_client.declarations import Declaration
 from fedscale_client.failures import Context
 from fedscale_client.pipe import Message
+from fedscale_client.states import States
 
 PROGRESS_SECONDS = 0.2
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG, linux/prctl.h
@@ -61,7 +63,10 @@ class Bench:
         data = self._dataset()
         plan = self._read(request["plan"])
         learner = self._learner(plan.job.app)
-        phase, schema = Phase(request["phase"]), Schema.from_json(request["schema"]) if request["schema"] else None
+        phase = Phase(request["phase"])
+        if phase is Phase.MESSAGE:
+            return _answer(learner, request, data)
+        schema = Schema.from_json(request["schema"]) if request["schema"] else None
         self.context = replace(self.context, schema=schema)
         layout = layout_for(plan, phase, schema.size if schema else 0, request["terms"], request["clip"])
         task = Task(request["node"], phase, request["number"], layout, schema, "")
@@ -109,6 +114,20 @@ class Bench:
                 raise AppError(f"module '{name}' has no '{attribute}'", where="job.app")
             self._app = (app, _as_learner(getattr(module, attribute)))
         return self._app[1]
+
+
+def _answer(learner: Learner, request: Message, data: Any) -> Message:
+    """Have a message of a led run answered; what the app wants to remember is kept before its answer is.
+
+    Raises:
+        AppError: the app answers none.
+    """
+    if not isinstance(learner, Correspondent):
+        raise AppError("the app answers no messages", where="job.app", why="only Flower apps do")
+    states, number = States(Path(request["states"])), request["number"]
+    done = learner.reply(Post(request["envelope"], Path(request["model"]).read_bytes(), states.before(number), data))
+    states.keep(number, done.state)
+    return {**_write(Path(request["answer"]), np.frombuffer(done.content, np.uint8)), "schema": ""}
 
 
 def _as_learner(app: object) -> Learner:

@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 a run failed, 2 usage or configuration, 3 unreachable, 4 a
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,6 +19,7 @@ import typer
 import fedscale
 from fedscale import console
 from fedscale.cli import process
+from fedscale.cli.examples import below_help
 from fedscale.cli.lazy import Entry, Lazy, group
 from fedscale.errors import ConfigError, FedscaleError
 
@@ -61,7 +64,9 @@ def root(*, version: Annotated[bool, typer.Option("--version", callback=version,
     """Options of the command line as a whole."""
 
 
-app = group("Federated learning for hospitals: simulate a job, deploy it, watch it.", NOUNS, callback=root, cls=Root, completion=True)
+app = group(
+    "Federated learning for hospitals: simulate a job, deploy it, watch it.", NOUNS, callback=root, cls=Root, completion=True, epilog=below_help("")
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,11 +106,19 @@ def _explained(error: Exception) -> FedscaleError | None:
     return None
 
 
+def _choices(error: click.ClickException) -> list[str]:
+    """What was probably meant by a value that is none of a few."""
+    kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
+    given = re.match(r"'(.*)' is not one of", str(error))
+    return difflib.get_close_matches(given[1], map(str, kind.choices), n=1) if given and isinstance(kind, click.Choice) else []
+
+
 def _usage(error: click.ClickException) -> ConfigError:
     """A misused command, with the closest option or the command's help as the next step."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "fedscale"
     close = getattr(error, "possibilities", None)
-    hint = f"did you mean '{min(close)}'?" if close else f"see: {path} --help"
+    meant = min(close or _choices(error), default="")
+    hint = f"did you mean '{meant}'?" if meant else f"see: {path} --help"
     what = error.message if close else error.format_message()
     return ConfigError(what[:1].lower() + what[1:].rstrip("."), where=path, hint=hint)

@@ -43,7 +43,9 @@ def read(folder: Path) -> RunRecord:
         return RunRecord.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         hint = "give folders that a run or simulation has left, such as runs/NAME"
-        raise NotFound("there is no run in the folder", where=str(path), why=type(error).__name__, hint=hint) from None
+        raise NotFound(
+            "there is no run in the folder", where=str(path), why=getattr(error, "strerror", "") or "it is not UTF-8 text", hint=hint
+        ) from None
     except ConfigError as error:
         raise ConfigError(error.what, where=str(path), why=error.why, hint=error.hint) from None
 

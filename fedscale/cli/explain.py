@@ -35,4 +35,6 @@ def explain(
         data = {"error": kind.__name__, "means": said, "exit_code": code}
         console.emit(data, f"{kind.__name__}: {said} Exit code {code}: {CODES.get(code, 'a bug')}.", as_json=json)
     else:
-        raise NotFound(f"'{word}' is no cause of failure and no error", hint=console.closest(word, [*Cause, *known]) or "see all: fedscale explain")
+        raise NotFound(
+            f"'{word}' is no cause of failure and no error", hint=console.closest(word, [*Cause, *(kind.__name__ for kind in known.values())])
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,7 +35,7 @@ def init(
     job = folder / "job.toml"
     data = {"template": template, "files": [str(path) for path in texts], "dry_run": dry_run}
     console.emit(data, "\n".join(f"{'would write' if dry_run else 'wrote'} {path}" for path in texts), as_json=json)
-    console.note(f"try it: fedscale simulate {job}")
+    console.note(f"try it: fedscale simulate {shlex.quote(str(job))}")
 
 
 def contents(template: str, name: str) -> dict[str, str]:

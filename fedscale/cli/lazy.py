@@ -13,6 +13,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from fedscale.cli.examples import below_help
 from fedscale.errors import ConfigError
 
 
@@ -82,7 +83,9 @@ class Lazy(TyperGroup):
         """
         name = args[0]
         if name in self.entries:
-            return name, self.commands[name], args[1:]
+            command = self.commands[name]
+            command.epilog = below_help(" ".join([*ctx.command_path.split()[1:], name]))
+            return name, command, args[1:]
         if name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         close = difflib.get_close_matches(name, self.entries, n=1)
@@ -91,11 +94,17 @@ class Lazy(TyperGroup):
 
 
 def group(
-    text: str, entries: Mapping[str, Entry], *, callback: Callable[..., None] | None = None, cls: type[Lazy] = Lazy, completion: bool = False
+    text: str,
+    entries: Mapping[str, Entry],
+    *,
+    callback: Callable[..., None] | None = None,
+    cls: type[Lazy] = Lazy,
+    completion: bool = False,
+    epilog: str | None = None,
 ) -> typer.Typer:
     """A group of the commands in a table, described by ``text``; ``callback`` has the group's own options, ``cls`` may add to how it is invoked."""
     kind = type("Group", (cls,), {"entries": entries})
-    made = typer.Typer(cls=kind, help=text, no_args_is_help=True, add_completion=completion, pretty_exceptions_enable=False)
+    made = typer.Typer(cls=kind, help=text, epilog=epilog, no_args_is_help=True, add_completion=completion, pretty_exceptions_enable=False)
     made.callback()(callback or _nothing)
     return made
 

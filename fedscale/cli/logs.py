@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
-from typing import Annotated, Literal, TypeAlias
+from contextlib import suppress
+from typing import Annotated, Literal, TextIO, TypeAlias, cast
 
 import typer
 
@@ -25,4 +27,29 @@ def configure(form: Literal["text", "json"]) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         *([structlog.processors.format_exc_info] if form == "json" else []),
     ]
-    structlog.configure(processors=[*shared, render], logger_factory=structlog.PrintLoggerFactory(sys.stderr), cache_logger_on_first_use=False)
+    out = cast("TextIO", Unfailing(sys.stderr))
+    structlog.configure(processors=[*shared, render], logger_factory=structlog.PrintLoggerFactory(out), cache_logger_on_first_use=False)
+
+
+class Unfailing(io.TextIOBase):
+    """A stream for a log. What cannot be written is lost, and whoever logs hears nothing of it: of all times, a step that copes with a full disk
+    must not be broken off where it says so.
+
+    Args:
+        stream: where the lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def write(self, text: str, /) -> int:
+        """Write, if possible."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, if possible."""
+        with suppress(OSError):
+            self._stream.flush()

@@ -89,7 +89,7 @@ def _events(path: Path) -> tuple[Spend, ...]:
     try:
         return read(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot read the events", where=str(path), why=type(error).__name__) from None
+        raise ConfigError("cannot read the events", where=str(path), why=getattr(error, "strerror", "") or "it is not UTF-8 text") from None
     except ConfigError as error:
         raise ConfigError(error.what, where=f"{path}{error.where}", why=error.why, hint=error.hint) from None
 

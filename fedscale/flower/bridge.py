@@ -1,14 +1,16 @@
 """A Flower app as a ``Learner``: its ClientApp does the work of a node's tasks, deployed as native apps are.
 
-Our coordinator takes the ServerApp's place: who is asked, when a round closes, how answers are summed. What the ServerApp
-would have told the clients, its first model and the config of every round, is honoured; see ``rehearsal``.
+Where our coordinator takes the ServerApp's place, it says who is asked, when a round closes and how answers are summed; what
+the ServerApp would have told the clients, its first model and the config of every round, is honoured: see ``rehearsal``. Where
+the ServerApp itself leads, from outside of the coordinator, its messages come as they are: see ``lead``.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +21,12 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedscale.errors import AppError
-from fedscale.flower import apps, records, touches
+from fedscale.flower import apps, mail, records, touches
 from fedscale.flower.directory import Directory, Scalar, read
+from fedscale.flower.quick import quick
 from fedscale.flower.rehearsal import Script, rehearse
 from fedscale.learner import Phase, Result, Work
+from fedscale.letters import Post, Posted
 from fedscale.metrics import Sums
 from fedscale.vector import FLOATS, Arrays
 
@@ -82,11 +86,30 @@ class FlowerLearner:
             AppError: the app cannot be imported, or its ClientApp answers with what is no result.
         """
         touches.identify(RUN)
-        token = _DATA.set(work.data)
-        self._node = dict(work.data) if isinstance(work.data, Mapping) else {}
-        self._line = work.data if isinstance(work.data, Line) else None
-        try:
+        with self._at(work.data):
             return Result(_floats(self._script.first[1]), 0) if work.phase is Phase.INIT else self._answer(work)
+
+    def reply(self, post: Post) -> Posted:
+        """Answer a message of the app's own ServerApp, which leads the run.
+
+        Raises:
+            AppError: the app cannot be imported, or its ClientApp answers with what is no reply.
+            ProtocolError: the message is malformed.
+        """
+        message, run = mail.opened(post.envelope, post.content)
+        with self._at(post.data):
+            reply, state = self._asked(message, mail.unpacked(post.state) if post.state else RecordDict(), run)
+        return Posted(mail.packed(reply.content), mail.packed(state))
+
+    @contextmanager
+    def _at(self, data: Any) -> Iterator[None]:
+        """Work with a site's dataset inside the ``with`` block."""
+        token = _DATA.set(data)
+        self._node = dict(data) if isinstance(data, Mapping) else {}
+        self._line = data if isinstance(data, Line) else None
+        try:
+            with quick():
+                yield
         finally:
             _DATA.reset(token)
 
@@ -105,15 +128,25 @@ class FlowerLearner:
         Raises:
             AppError: it returned no message, or one with an error.
         """
-        context = Context(run_id=RUN, node_id=NODE, node_config=self._node, state=records.apart(self._state), run_config=dict(self._config))
+        reply, state = self._asked(message, records.apart(self._state), RUN)
+        _require_done(reply.content)
+        self._state = state
+        return reply
+
+    def _asked(self, message: Message, state: RecordDict, run: int) -> tuple[Message, RecordDict]:
+        """What the ClientApp, or whoever runs it here, says, and its state after that.
+
+        Raises:
+            AppError: it returned no message, or one with an error.
+        """
+        node = int(message.metadata.dst_node_id)
+        context = Context(run_id=run, node_id=node, node_config=self._node, state=state, run_config=dict(self._config))
         line = self._line
         reply = self._app(message, context) if line is None else line.ask(message, self._directory, self._config, self._run)
         if not isinstance(reply, Message) or reply.has_error():
             what = reply.error.reason if isinstance(reply, Message) else f"it returned {type(reply).__name__}"
             raise AppError("the ClientApp did not answer", why=str(what))
-        _require_done(reply.content)
-        self._state = context.state
-        return reply
+        return reply, context.state
 
     def _answer(self, work: Work) -> Result:
         """The ClientApp's reply to a training or an evaluation."""

@@ -16,7 +16,7 @@ ROUNDS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
 DEFAULT_ROUNDS = 3
 
 
-def job_of(path: Path, overrides: Iterable[str] = ()) -> tuple[Directory, Plan]:
+def job_of(path: Path, overrides: Iterable[str] = (), *, led: bool = False) -> tuple[Directory, Plan]:
     """The app and its plan.
 
     The plan comes from the table ``[tool.fedscale]`` of the app's ``pyproject.toml``, whose tables are those of a job file;
@@ -25,6 +25,7 @@ def job_of(path: Path, overrides: Iterable[str] = ()) -> tuple[Directory, Plan]:
     Args:
         path: the app's directory.
         overrides: ``table.key=value`` for the plan, anything else for the app's run config.
+        led: whether the app's own ServerApp leads, whatever strategy the plan names for our coordinator.
 
     Raises:
         ConfigError: no Flower app, or a setting that neither has.
@@ -38,6 +39,8 @@ def job_of(path: Path, overrides: Iterable[str] = ()) -> tuple[Directory, Plan]:
     # Its own data, of which it keeps some for evaluation, is an app's own business.
     defaults: dict[str, dict[str, object]] = {"strategy": {"name": "fedavg", "rounds": rounds}, "evaluate": {"holdout": 0.0}}
     filled = {name: {**defaults.get(name, {}), **tree.get(name, {})} for name in {**defaults, **tree}}
+    if led:
+        filled["strategy"] = {"name": "led", "rounds": rounds}
     filled["job"] = {"name": directory.name[:63], **tree.get("job", {}), "app": f"{MODULE}:app"}
     plan = Plan.from_toml(tomli_w.dumps(filled), file=f"{directory.path / FILE}: [tool.fedscale]", overrides=for_plan)
     return directory, plan

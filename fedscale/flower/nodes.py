@@ -15,6 +15,12 @@ from fedscale.names import Numbered
 IDS = (2, 2**62)
 
 
+def numbers(run: int, count: int) -> list[int]:
+    """Flower's numbers for so many supernodes of a run: the same ones every time."""
+    drawn = dict.fromkeys(np.random.default_rng(run).integers(*IDS, size=count + 8).tolist())
+    return list(drawn)[:count]
+
+
 class Nodes:
     """Supernodes by Flower's numbers for them, and the state that each keeps from message to message.
 
@@ -28,8 +34,7 @@ class Nodes:
     def __init__(self, app: ClientApp, config: Mapping[str, Scalar], count: int, run: int) -> None:
         self.names: Sequence[str] = Numbered(count)
         self._app, self._config, self._run = app, dict(config), run
-        drawn = dict.fromkeys(np.random.default_rng(run).integers(*IDS, size=count + 8).tolist())
-        self.places = {number: place for place, number in enumerate(list(drawn)[:count])}
+        self.places = {number: place for place, number in enumerate(numbers(run, count))}
         self._states: dict[int, RecordDict] = {}
 
     def name(self, node: int) -> str:

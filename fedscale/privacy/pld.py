@@ -26,6 +26,7 @@ REACH = 9.8
 TAIL = 1e-15
 MOST_POINTS = 1 << 21
 BLOCKS = 4096
+STRETCH = 32.0
 ORDERS = np.concatenate([-np.geomspace(4096.0, 0.01, 48), np.geomspace(0.01, 4096.0, 48)])
 
 
@@ -73,20 +74,28 @@ class Loss:
 
     def epsilon(self, delta: float) -> float:
         """The least epsilon, from 0 up, at which no event tells the hypotheses apart by more than ``delta``; infinite where there is none."""
-        from scipy.signal import lfilter
-
         if delta <= self.infinite:
             return math.inf
-        decay, falling = math.exp(-self.step), self.masses[::-1]
+        falling = self.masses[::-1]
         above = np.cumsum(falling)
-        # discounted[k]: the masses above a point, each times exp(point - loss): a recursion that neither over- nor underflows.
-        discounted = lfilter([decay], [1.0, -decay], falling)
+        discounted = _discounted(falling, self.step)
         deltas = self.infinite + above - discounted
         at = int(np.argmax(deltas > delta))
         if deltas[at] <= delta:
             return 0.0
         loss = (self.first + len(falling) - 2 - at) * self.step
         return float(max(0.0, loss + math.log((self.infinite + above[at] - delta) / discounted[at])))
+
+
+def _discounted(falling: Floats, step: float) -> Floats:
+    """The masses above a point, from the greatest loss down, each times exp(point - loss): in stretches over which nothing over- or underflows."""
+    decay, discounted, before = math.exp(-step), np.empty_like(falling), 0.0
+    growth = np.exp(step * np.arange(min(len(falling), math.ceil(STRETCH / step))))
+    for start in range(0, len(falling), len(growth)):
+        part = falling[start : start + len(growth)]
+        discounted[start : start + len(part)] = (before + np.cumsum(part * growth[: len(part)])) / growth[: len(part)]
+        before = decay * float(discounted[start + len(part) - 1])
+    return discounted * decay
 
 
 Pair: TypeAlias = tuple[Loss, Loss]
@@ -204,23 +213,27 @@ def _window(parts: Sequence[tuple[Loss, int]], tail: float) -> tuple[float, floa
 
 def _convolved(parts: Sequence[tuple[Loss, int]], low: int, high: int, tail: float) -> Loss:
     """The sum on the points from ``low`` to ``high``: transforms multiplied, and whatever lies outside folded into the window."""
-    from scipy.fft import irfft, next_fast_len, rfft
-
-    size = next_fast_len(max(high - low + 1, 2), real=True)
+    size = _quick_size(max(high - low + 1, 2))
     spectra: dict[int, npt.NDArray[np.complex128]] = {}
     first, log_finite = 0, 0.0
     for loss, times in parts:
         folded = np.zeros(-(-len(loss.masses) // size) * size)
         folded[: len(loss.masses)] = loss.masses
-        spectrum = rfft(folded.reshape(-1, size).sum(axis=0))
+        spectrum = np.fft.rfft(folded.reshape(-1, size).sum(axis=0))
         spectra[times] = spectra[times] * spectrum if times in spectra else spectrum
         first += times * loss.first
         log_finite += times * math.log1p(-loss.infinite)
     product = np.ones(size // 2 + 1, np.complex128)
     for times, spectrum in spectra.items():
         product *= _power(spectrum, times)
-    masses = np.roll(irfft(product, size), (first - low) % size)
+    masses = np.roll(np.fft.irfft(product, size), (first - low) % size)
     return Loss(parts[0][0].step, low, np.maximum(masses, 0.0), -math.expm1(log_finite) + tail)
+
+
+def _quick_size(least: int) -> int:
+    """The least number from ``least`` up without a prime factor above 5, of which transforms are quick."""
+    odd: list[int] = [3**i * 5**j for i in range(14) for j in range(10) if 3**i * 5**j < 2 * least]
+    return min(each << max(0, math.ceil(math.log2(least / each))) for each in odd)
 
 
 def _power(values: npt.NDArray[np.complex128], times: int) -> npt.NDArray[np.complex128]:

@@ -19,7 +19,7 @@ from fedscale_server.cli_start import DEFAULT_HOME, ServerHome
 from fedscale_server.home import Home
 from fedscale_server.trail import Deed, Trail, head_of
 
-COLUMNS = (">line", "at", "who", "by way of", "what", "to what", "facts")
+COLUMNS = (">line", "at (UTC)", "who", "by way of", "what", "to what", "facts")
 
 
 def verify(

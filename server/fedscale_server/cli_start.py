@@ -16,8 +16,9 @@ from fedscale.cli.lazy import later
 from fedscale.cli.logs import LogFormat, configure
 from fedscale.cli.options import DryRun, Json
 from fedscale.errors import Conflict
-from fedscale_server.heap import share_one_heap
+from fedscale.heap import share_one_heap
 from fedscale_server.home import Home, load_authority
+from fedscale_server.room import make_room
 from fedscale_server.settings import load
 
 if TYPE_CHECKING:
@@ -83,5 +84,7 @@ def start(
             console.note(f"dashboard at {where.dashboard}; log in with: fedscale server open --home {home}")
 
     share_one_heap()
+    if warning := make_room():
+        console.note(warning)
     asyncio.run(later("fedscale_server.app:serve")(home, settings, ready))
     console.note("the coordinator has stopped; runs go on where they are when it is started again")

@@ -14,8 +14,6 @@ from fedscale import bundle, console
 from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json, Settings
 from fedscale.errors import ConfigError
-from fedscale.flower.deployment import job_of, module_of
-from fedscale.flower.directory import is_app
 from fedscale.plan import Plan
 from fedscale.report.units import data_size
 from fedscale_server.control import Control
@@ -38,29 +36,30 @@ def submit(
     """Send a job to a project's sites."""
     plan, packed = _parcel(job, settings or ())
     with connect(profile) as control:
-        chosen = project or _only_project(control)
+        chosen = project or only_project(control)
         if dry_run:
-            data = _forecast(control, chosen, plan, packed)
+            data = forecast(control, chosen, plan, packed)
             console.emit(data, console.facts(data | {"bundle_bytes": data_size(len(packed))}), as_json=json)
             return
+        waits = _waits(control, chosen, plan)
         info = control.submit(chosen, plan.to_toml(), put(control, packed), key or secrets.token_hex(16))
         if watch:
-            console.note(f"submitted {info.run} to project {info.project}")
+            console.note(f"submitted {info.run} to project {info.project}{waits}")
             raise typer.Exit(later("fedscale_server.follow:follow")(control, info.run, as_json=json, as_lines=False))
     console.emit(asdict(info), info.run, as_json=json)
-    console.note(f"submitted to project {info.project}; follow it: fedscale run watch {info.run}")
+    console.note(f"submitted to project {info.project}{waits}; follow it: fedscale run watch {info.run}")
 
 
 def _parcel(job: Path, settings: Iterable[str]) -> tuple[Plan, bytes]:
     """The plan and the bundle of a job file or of a Flower app's directory."""
-    if not is_app(job):
+    if not later("fedscale.flower.directory:is_app")(job):
         plan = Plan.load(job, settings)
         return plan, pack_job(job, plan)
-    directory, plan = job_of(job, settings)
-    return plan, pack_folder(directory.path, module_of(directory))
+    directory, plan = later("fedscale.flower.deployment:job_of")(job, settings)
+    return plan, pack_folder(directory.path, later("fedscale.flower.deployment:module_of")(directory))
 
 
-def _only_project(control: Control) -> str:
+def only_project(control: Control) -> str:
     """The one project there is."""
     names = [project.name for project in control.projects()]
     if len(names) != 1:
@@ -69,7 +68,19 @@ def _only_project(control: Control) -> str:
     return names[0]
 
 
-def _forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict[str, Any]:
+def _waits(control: Control, project: str, plan: Plan) -> str:
+    """What a run would wait for, and what there is instead; empty where it begins at once."""
+    nodes = [node for node in control.nodes(project) if node.connected]
+    there = sum(plan.job.data in node.datasets for node in nodes)
+    lacking = (plan.clients.wait_for or plan.clients.min_per_round) - there
+    if lacking <= 0:
+        return ""
+    offered = ", ".join(sorted({name for node in nodes for name in node.datasets} - {plan.job.data}))
+    others = f" (others offer {offered})" if offered else ""
+    return f", where it waits for {lacking} more node{'' if lacking == 1 else 's'} with dataset '{plan.job.data}'{others}"
+
+
+def forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict[str, Any]:
     """What a run would be."""
     there = [site.name for site in control.nodes(project) if site.connected and plan.job.data in site.datasets]
     needed = plan.clients.wait_for or plan.clients.min_per_round
@@ -81,7 +92,7 @@ def _forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict
         "nodes": there,
         "needed": needed,
         "starts": "at once" if len(there) >= needed else f"when {needed - len(there)} more nodes with dataset '{plan.job.data}' are there",
-        "epsilon": None,
+        "epsilon": plan.privacy.epsilon if plan.privacy else None,
         "plan_hash": plan.digest,
         "bundle": bundle.digest(packed),
         "bundle_bytes": len(packed),

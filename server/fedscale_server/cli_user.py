@@ -7,19 +7,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fedscale import console
+from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json
 from fedscale_server.cli_audit import noted
 from fedscale_server.cli_start import DEFAULT_HOME, Database, ServerHome
 from fedscale_server.home import Home
 from fedscale_server.options import moment
+from fedscale_server.roster import users
 from fedscale_server.settings import load
-from fedscale_server.store.store import Store
-from fedscale_server.web.accounts import new_account
+
+if TYPE_CHECKING:
+    from fedscale_server.store.store import Store
 
 PASSWORD_BYTES = 15
 
@@ -38,7 +42,7 @@ def add(
 ) -> None:
     """Let somebody log in to the dashboard, or change role and password."""
     password = sys.stdin.readline().rstrip("\n") if password_stdin else secrets.token_urlsafe(PASSWORD_BYTES)
-    account = new_account(name, role, password, datetime.now(UTC))
+    account = later("fedscale_server.web.accounts:new_account")(name, role, password, datetime.now(UTC))
     with _store(home, database) as store:
         if not dry_run:
             store.put_account(account)
@@ -47,13 +51,12 @@ def add(
     text = f"would add {name} as {role}" if dry_run else shown.get("password", f"added {name} as {role}")
     console.emit({"name": name, "role": role, **shown, "dry_run": dry_run}, text, as_json=json)
     if shown:
-        console.note(f"this is the password of {name}, a {role}; it is shown this once")
+        console.note(f"this is the password of {name} ({role}); it is shown this once")
 
 
 def list_(*, home: ServerHome = DEFAULT_HOME, database: Database = None, json: Json = False) -> None:
     """List who may log in to the dashboard."""
-    with _store(home, database) as store:
-        found = [(account.name, account.role, account.created.timestamp()) for account in store.accounts()]
+    found = [(user.name, user.role, user.since.timestamp()) for user in users(_url(home, database))]
     nobody = "no users; the operator logs in with: fedscale server open"
     shown = console.table(("user", "role", "since"), [(name, role, moment(since)) for name, role, since in found]) if found else nobody
     console.emit([{"name": name, "role": role, "since": since} for name, role, since in found], shown, as_json=json)
@@ -71,9 +74,18 @@ def remove(name: Name, *, home: ServerHome = DEFAULT_HOME, database: Database = 
 @contextmanager
 def _store(home: ServerHome, database: Database) -> Iterator[Store]:
     """The database of a coordinator, which may be running."""
-    Home.load(home)
-    store = Store.open(load(home, {"database": database}).url(home))
+    store: Store = later("fedscale_server.store.store:Store").open(_url(home, database))
     try:
         yield store
     finally:
         store.close()
+
+
+def _url(home: Path, database: str | None) -> str:
+    """Where the accounts are.
+
+    Raises:
+        ConfigError: no coordinator lives in that folder.
+    """
+    Home.load(home)
+    return load(home, {"database": database}).url(home)

@@ -6,7 +6,8 @@ import functools
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 import grpc
 
 from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
+from fedscale.letters import Letter
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import control_pb2_grpc
 from fedscale.wire.faults import ERROR_KEY, unpacked
@@ -40,11 +42,15 @@ KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ConfigError,
 }
 # What gRPC says about a connection that failed, in the words of the person who has to mend it.
+NAMELESS = "the host name is not known on this machine"
+HINTS = {NAMELESS: "correct the name, or let this machine know it"}
 REASONS = {
     "Connection refused": "nothing listens there",
     "CERTIFICATE_VERIFY_FAILED": "it is not the coordinator this profile was made for",
     "Peer name": "its certificate is for another host",
-    "resolution": "the host name is not known",
+    "Hostname Verification": "its certificate is for another host",
+    "resolution": NAMELESS,
+    "resolving": NAMELESS,
     "unreachable": "there is no way to that network",
 }
 
@@ -78,7 +84,12 @@ class Control:
 
     def _open(self) -> None:
         credentials = grpc.ssl_channel_credentials(self.profile.authority, self.profile.key, self.profile.certificate)
-        self.channel = grpc.secure_channel(self.addresses[0], credentials, CHANNEL_OPTIONS)
+        target, options = self.addresses[0], list[tuple[str, str | int]](CHANNEL_OPTIONS)
+        if target == self.profile.address and self.profile.nearby:
+            # Dialled within the machine, it must still prove the name it is known by.
+            options.append(("grpc.ssl_target_name_override", target.rpartition(":")[0].strip("[]")))
+            target = self.profile.nearby
+        self.channel = grpc.secure_channel(target, credentials, options)
         self._stub = control_pb2_grpc.ControlStub(self.channel)
 
     def ask(self, call: Callable[[], T]) -> T:
@@ -163,6 +174,27 @@ class Control:
         """Stop, pause or resume a run."""
         return _read(RunInfo, self._stub.SteerRun(pb.SteerRunRequest(run=run, action=action, reason=reason), timeout=self._timeout))
 
+    def post(self, run: str, letters: Sequence[Letter]) -> tuple[str, ...]:
+        """Post letters of a run's leader; returns the contents that must be stored first, and nothing was posted then."""
+        request = pb.PostRequest(run=run, letters=[pb.Letter(**asdict(letter)) for letter in letters])
+        return tuple(self.ask(lambda: self._stub.Post(request, timeout=self._timeout)).missing)
+
+    def conclude(self, run: str, reason: str, metrics: Sequence[tuple[str, int, Mapping[str, float]]]) -> RunInfo:
+        """Say that the leader of a run has come to its end: well, or why not."""
+        request = pb.ConcludeRequest(run=run, reason=reason, metrics=json.dumps(list(metrics)))
+        return _read(RunInfo, self.ask(lambda: self._stub.Conclude(request, timeout=self._timeout)))
+
+    def collect(self, run: str, after: int = 0) -> Iterator[pb.Reply]:
+        """Who takes part in a led run, then all parts of all replies from behind a line on; ends with the run, or with the connection.
+
+        Raises:
+            FedscaleError: what the coordinator raised; ``Unreachable`` where the connection broke.
+        """
+        try:
+            yield from self._stub.Collect(pb.CollectRequest(run=run, after=after))
+        except grpc.RpcError as error:
+            raise self.explain(error) from None
+
     def watch(self, run: str, after: int = 0, *, patience: float = PATIENCE, wait: Callable[[float], None] = time.sleep) -> Iterator[Event]:
         """What happens to a run, from the event behind ``after`` on until it ends; a broken connection is taken up again where it broke.
 
@@ -209,7 +241,9 @@ class Control:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return Unreachable("the coordinator does not answer in time", where=self.addresses[0], hint="see its log, or try again")
         why = next((reason for sign, reason in REASONS.items() if sign in details), details)
-        return Unreachable("the coordinator cannot be reached", where=self.addresses[0], why=why, hint="is it running? fedscale server start")
+        return Unreachable(
+            "the coordinator cannot be reached", where=self.addresses[0], why=why, hint=HINTS.get(why, "is it running? fedscale server start")
+        )
 
 
 def _valid_until(certificate: bytes) -> datetime:

@@ -16,7 +16,7 @@ import structlog
 
 import fedscale
 from fedscale import bundle
-from fedscale.errors import ConfigError, Conflict, Unreachable
+from fedscale.errors import Conflict, Unreachable
 from fedscale.identity import Role, valid_name
 from fedscale.plan import Plan
 from fedscale.record import RunRecord
@@ -78,10 +78,7 @@ class Coordinator:
         Raises:
             Unreachable: the disk refuses, or the trail is damaged.
         """
-        try:
-            deed = await asyncio.to_thread(partial(self.trail.note, who, door, action, target, **facts))
-        except (OSError, ConfigError) as error:
-            raise Unreachable("the audit trail cannot be written", why=str(error), hint="see: fedscale audit verify") from None
+        deed = await asyncio.to_thread(partial(self.trail.insist, who, door, action, target, **facts))
         log.info("audit", who=who, door=door, action=action, target=deed.target, head=f"{deed.seq}:{deed.digest}")
 
     async def create_project(self, name: str) -> Project:
@@ -200,10 +197,13 @@ class Coordinator:
 
         Raises:
             NotFound: no such run.
-            Unreachable: the server goes down, or the watcher does not keep up; it may come back with the last number it saw.
+            Unreachable: the server goes down, the run waits for disk or database, or the watcher does not keep up; it may come back with the
+                last number it saw.
         """
         row = await asyncio.to_thread(self._store.run, run)
         driver = self.engine.driver(row.id)
+        if driver is None:
+            self.engine.check(row.id)
         live = driver.feed.watch() if driver else None
         last = after
         try:
@@ -211,14 +211,18 @@ class Coordinator:
                 for entry in map(Entry.of, page):
                     yield run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node)
                 last = page[-1].seq
+            # What was noted in passing until now is in the lanes.
+            told = live.qsize() if live is not None else 0
+            if driver is not None and (drawn := driver.drawn()):
+                yield drawn
             while live is not None:
-                event = await live.get()
+                event, told = await live.get(), told - 1
                 if isinstance(event, End):
                     if event is End.OVER:
                         break
                     raise Unreachable(event.value, where=f"run {row.id}", hint="watch again from the last event on")
                 # What was journaled between subscribing and reading has been sent already.
-                if event.sequence == 0 or event.sequence > last:
+                if event.sequence > last or (event.sequence == 0 and (told < 0 or event.kind != "stage")):
                     yield event
         finally:
             if driver is not None and live is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedscale.errors import Cause, Failure, FedscaleError, ProtocolError, Unreachable, UpdateRejected
+from fedscale.errors import Cause, Failure, FedscaleError, NotFound, ProtocolError, Unreachable, UpdateRejected
 from fedscale.events import (
     Answered,
     Arm,
@@ -39,7 +39,9 @@ from fedscale.events import (
     Stop,
     Tell,
 )
+from fedscale.lanes import MASK, UNMASK
 from fedscale.learner import Phase
+from fedscale.masked import LATE
 from fedscale.proto.v1 import bulk_pb2, node_pb2
 from fedscale.ring import WORD
 from fedscale.round import Place, Round
@@ -57,6 +59,8 @@ from fedscale_server.timers import Timers
 
 if TYPE_CHECKING:
     from fedscale.clock import Clock
+    from fedscale.proto.v1 import control_pb2 as pb
+    from fedscale_server.curves import Curves
     from fedscale_server.logbook import Entry, Logbook
     from fedscale_server.sessions import Sessions
 
@@ -75,6 +79,7 @@ class Driver:
         finished: called once the run is over.
         tally: counts what happens.
         rosters: signs the rosters of secure aggregation.
+        curves: take closed rounds elsewhere.
     """
 
     def __init__(
@@ -85,8 +90,9 @@ class Driver:
         finished: Callable[[Driver], None],
         tally: Tally | None = None,
         rosters: RosterAuthority | None = None,
+        curves: Curves | None = None,
     ) -> None:
-        self.book, self.feed, self._tally, self._rosters = book, Feed(), tally or Tally(), rosters
+        self.book, self.feed, self._tally, self._rosters, self._curves = book, Feed(), tally or Tally(), rosters, curves
         self._sessions, self._clock, self._finished = sessions, clock, finished
         self._lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
@@ -218,12 +224,32 @@ class Driver:
     def _publish(self, entry: Entry) -> None:
         """Show an entry of the journal to the watchers, and count it."""
         self._tally.take(entry)
+        if self._curves and entry.kind == "closed":
+            self._curves.take(self.id, self.book.row.name, self.book.rounds)
+        elif self._curves and entry.kind == "finished":
+            self._curves.end(self.book.record(self._clock.now()))
         self.feed.publish(run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
 
     def passing(self, kind: str, key: Key, node: str, detail: dict[str, Any]) -> None:
         """Show watchers a sign of life that is not worth a line in the journal."""
         if self._at_work(key, node):
             self.feed.publish(run_event(0, self._clock.now().timestamp(), kind, (str(key[1]), key[2]), detail, node))
+
+    def doing(self, node: str, stage: str, *, again: bool = False) -> None:
+        """Note in a node's lane what it does in the open round, as far as anybody sees it here, and show it; ``again`` for a further attempt."""
+        now, run = self._clock.now().timestamp(), self.book.run
+        if run.round is not None and self.book.lanes.mark(node, stage, now, again=again):
+            self.feed.publish(run_event(0, now, "stage", (str(run.phase), run.number), {"stage": stage, "again": again}, node))
+
+    def begun(self, key: Key, node: str, stage: str) -> None:
+        """A node says what it begins with, which nobody sees from here: its work, or to mask what came of it."""
+        if stage in (str(key[1]), MASK) and self._at_work(key, node):
+            self.doing(node, stage)
+
+    def drawn(self) -> pb.RunEvent | None:
+        """The lanes of the open round so far, for somebody who begins to watch; ``None`` while there is none."""
+        lanes, run = self.book.lanes, self.book.run
+        return run_event(0, lanes.opened, "lanes", (str(run.phase), run.number), {"lanes": lanes.drawn()}) if run.round is not None else None
 
     def _perform(self, effects: list[Effect]) -> None:
         """Carry out what need not survive a crash."""
@@ -234,6 +260,8 @@ class Driver:
             elif isinstance(effect, Assign):
                 self._assign(effect.task)
             elif isinstance(effect, Tell):
+                if effect.step in LATE:
+                    self.doing(effect.node, UNMASK)
                 for part in told_to_proto((self.id, Phase(effect.phase), effect.number), effect.step, effect.data):
                     self._send(effect.node, node_pb2.ServerMessage(told=part))
             elif isinstance(effect, Release):
@@ -351,6 +379,16 @@ class Driver:
             raise ProtocolError("a first model without a single coordinate")
         return size
 
+    def require_size(self, key: Key, size: int, schema: str) -> None:
+        """Refuse an answer of another size than the task's.
+
+        Raises:
+            ProtocolError: it is one, or as ``expected``.
+        """
+        expected = self.expected(key, schema)
+        if size != expected:
+            raise ProtocolError(f"an answer of {size} bytes", why=f"the round asks for {expected}")
+
     async def failed(self, key: Key, node: str, failure: Failure) -> None:
         """A node reported that it cannot answer."""
         if self._at_work(key, node):
@@ -382,51 +420,67 @@ class Driver:
         return await asyncio.shield(self._soon(self._answered(key, node, staged, digest, schema, head)))
 
     async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str) -> Receipt:
-        async with self._lock:
-            self._still()
-            try:
-                event = await asyncio.to_thread(self._checked, key, node, staged, digest, schema)
-            except (UpdateRejected, ProtocolError) as error:
-                event = Failed(node, Failure(Cause.REJECTED, error.what, error.where, error.hint))
-            if event is None:
-                return self.receipt(key, node, digest)
-            noted = {"ledger": head} if head else {}
-            detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, schema)} | noted
-            taken = await self._step(Line(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail))
-            await self._drain()
-            self._still()
+        try:
+            # Nobody waits while an answer is read; whether it still counts is seen when the run stands still.
+            event = await self._heard_out(key, node, staged, digest, schema)
+            async with self._lock:
+                self._still()
+                if event is None or not self.owes(key, node):
+                    return self.receipt(key, node, digest)
+                noted = {"ledger": head} if head else {}
+                detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, schema)} | noted
+                if not isinstance(event, Failed):
+                    await asyncio.to_thread(self._keep, event, key, staged)
+                taken = await self._step(Line(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail))
+                await self._drain()
+                self._still()
+        finally:
+            await asyncio.to_thread(staged.unlink, missing_ok=True)
         if isinstance(event, Failed):
             return Receipt(verdict=Receipt.REJECTED, reason=str(event.failure))
         if not taken:
             return Receipt(verdict=Receipt.CLOSED, reason="the run is over")
         return Receipt(verdict=Receipt.ACCEPTED, keep=not self.book.spool.lasting)
 
-    def _checked(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Event | None:
-        """The event of a sound answer, its content durable; ``None`` when it is not wanted any more. Blocks."""
+    async def _heard_out(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Answered | Initialized | Failed | None:
+        """What an answer means to the run: that it is sound, or why it is not; ``None`` when it is not wanted any more."""
         try:
-            return self._kept(key, node, staged, digest, schema) if self.owes(key, node) else None
-        finally:
-            staged.unlink(missing_ok=True)
+            return await asyncio.to_thread(self._checked, key, node, staged, digest, schema)
+        except (UpdateRejected, ProtocolError) as error:
+            return Failed(node, Failure(Cause.REJECTED, error.what, error.where, error.hint))
+        except NotFound:
+            # The key under which it lies goes with its round.
+            if self.owes(key, node):
+                raise
+            return None
 
-    def _kept(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Event:
-        """Check an answer and make it durable under its own name.
+    def _checked(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Answered | Initialized | None:
+        """The event of a sound answer; ``None`` when it is not wanted any more. Blocks, and the run may go on meanwhile.
 
         Raises:
             UpdateRejected: no honest node could have sent it.
         """
-        spool, run = self.book.spool, self.book.run
-        if run.round is None:
+        spool, current = self.book.spool, self.book.run.round
+        if not self.owes(key, node):
+            return None
+        if key[1] is Phase.INIT:
             model = mapped(staged)
             if not finite(model):
                 raise UpdateRejected("the first model has values that are not finite")
-            spool.blobs.adopt(staged, digest)
             return Initialized(node, schema, digest, model)
-        target = spool.answer(str(key[1]), key[2], node, digest)
-        words = spool.words(staged, name=target.name)
-        if run.round.masked is None:
-            run.round.terms.layout.check(words)
-        spool.keep(staged, target)
+        words = spool.words(staged, name=spool.answer(str(key[1]), key[2], node, digest).name)
+        if current is None or key[1:] != (current.terms.phase, current.terms.number):
+            return None
+        if current.masked is None:
+            current.terms.layout.check(words)
         return Answered(node, digest, words)
+
+    def _keep(self, event: Answered | Initialized, key: Key, staged: Path) -> None:
+        """Make a sound answer durable under its own name."""
+        if isinstance(event, Initialized):
+            self.book.spool.blobs.adopt(staged, event.digest)
+        else:
+            self.book.spool.keep(staged, self.book.spool.answer(str(key[1]), key[2], event.node, event.digest))
 
     def receipt(self, key: Key, node: str, digest: str) -> Receipt:
         """What to say to an answer that is not wanted: sent before, or too late."""

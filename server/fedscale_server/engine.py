@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,18 @@ from fedscale.errors import Conflict, FedscaleError, NotFound, PlanError, Unreac
 from fedscale.events import Event, Pause, Resume, Stop
 from fedscale.plan import Plan
 from fedscale.secagg.authority import RosterAuthority
+from fedscale_server.courier import Courier
 from fedscale_server.driver import Driver
+from fedscale_server.letterbook import Letterbook
 from fedscale_server.logbook import Logbook, bare_record
-from fedscale_server.spool import Spool
+from fedscale_server.spool import Keeping, Spool
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Depot, Shelf
 from fedscale_server.tally import Tally
 
 if TYPE_CHECKING:
     from fedscale.clock import Clock
+    from fedscale_server.curves import Curves
     from fedscale_server.sessions import Session, Sessions
     from fedscale_server.store.store import Store
     from fedscale_server.store.tables import RunRow
@@ -35,6 +39,7 @@ DAMAGE = (FedscaleError, FileNotFoundError, LookupError, TypeError, ValueError, 
 # A full disk, a database that is away: the run is whole and goes on where it is when they are back.
 PASSING = (OSError, SQLAlchemyError)
 AGAIN_SECONDS = 1.0
+ANSWERS = "answers"  # the part of the depot for answers of open rounds
 
 
 class Engine:
@@ -46,7 +51,7 @@ class Engine:
         folder: where each run keeps its files.
         sessions: who is connected.
         clock: where timestamps come from.
-        lasting: whether runs keep the answers of an open round on disk.
+        keeping: where the answers of open rounds are kept.
         rosters: signs the rosters of secure aggregation; without it there is none.
         depot: where other servers find the models of runs; ``None`` where there are no others.
     """
@@ -59,14 +64,15 @@ class Engine:
         sessions: Sessions,
         clock: Clock,
         *,
-        lasting: bool = True,
+        keeping: Keeping = Keeping.HERE,
         rosters: RosterAuthority | None = None,
         depot: Depot | None = None,
     ) -> None:
         self.store, self.bundles, self.sessions, self.clock = store, bundles, sessions, clock
-        self._folder, self._lasting, self._rosters, self._depot = folder, lasting, rosters, depot
+        self._folder, self._keeping, self._rosters, self._depot = folder, keeping, rosters, depot
         self.tally = Tally()
-        self._drivers: dict[str, Driver] = {}
+        self.curves: Curves | None = None  # where closed rounds go besides, if anywhere: to be set before the start
+        self._drivers: dict[str, Driver | Courier] = {}
         self._launching = asyncio.Lock()
         self._waiting: dict[str, asyncio.TimerHandle] = {}
         self._retries: set[asyncio.Task[None]] = set()
@@ -88,6 +94,11 @@ class Engine:
                 spool = self.spool(folder.name)
                 spool.clear()
                 spool.blobs.clean()
+        with suppress(OSError):  # a depot that is away is swept by whoever leads next
+            for key in self._depot.keys(ANSWERS) if self._depot else ():
+                _, run, name, _ = key.split("/")
+                if run not in unfinished and (shelf := self._shelf(f"{ANSWERS}/{run}")):
+                    shelf.delete(name)
 
     async def _launch(self, run: str) -> None:
         """Begin to drive a run that is not over and has no driver; later, where disk or database refuse."""
@@ -102,7 +113,7 @@ class Engine:
             if driver is not None:
                 await driver.start()
 
-    async def _brought(self, run: str) -> Driver | None:
+    async def _brought(self, run: str) -> Driver | Courier | None:
         """A new driver of a run, ``None`` when it needs none.
 
         Raises:
@@ -115,7 +126,7 @@ class Engine:
             return None
         await asyncio.to_thread(self.bundles.share, row.bundle)
         try:
-            book = await asyncio.to_thread(Logbook.open, store, self.spool(run), row)
+            book = await asyncio.to_thread(self._opened, store, row)
         except DAMAGE as error:
             if self._depot and isinstance(error, (NotFound, FileNotFoundError)):
                 # Another server may have it, or a file system shows it later: no reason to end the run for all of them.
@@ -125,8 +136,18 @@ class Engine:
             return None
         if book.row.finished is not None:  # the server died between the run's last line and its end, which has just been written
             return None
-        driver = self._drivers[run] = Driver(book, self.sessions, self.clock, self._forget, self.tally, self._rosters)
+        driver = self._drivers[run] = (
+            Courier(book, self.sessions, self.clock, self._forget, self.tally)
+            if isinstance(book, Letterbook)
+            else Driver(book, self.sessions, self.clock, self._forget, self.tally, self._rosters, self.curves)
+        )
         return driver
+
+    def _opened(self, store: Store, row: RunRow) -> Logbook | Letterbook:
+        """A run as it is stored. Blocks; raises whatever is wrong with it."""
+        plan = Plan.from_toml(row.plan)
+        kind = Letterbook if plan.strategy.build().led else Logbook
+        return kind.open(store, self.spool(row.id, masked=plan.secagg.enabled), row)
 
     def _wait(self, run: str) -> None:
         """Bring a run back a little later, again and again."""
@@ -146,7 +167,7 @@ class Engine:
         record = json.loads(bare_record(row, "failed", reason, now).to_json())
         await asyncio.to_thread(self.store.finish, row.id, "failed", reason, record, now)
 
-    def _forget(self, driver: Driver) -> None:
+    def _forget(self, driver: Driver | Courier) -> None:
         """A driver has come to its end: that of its run, or of what could be stored."""
         self._drivers.pop(driver.id, None)
         if driver.book.row.finished is None:
@@ -161,10 +182,12 @@ class Engine:
             waiting.cancel()
 
     async def settled(self) -> None:
-        """Wait until no run is in the middle of a step."""
+        """Wait until no run is in the middle of a step, and a moment for its curves."""
         await asyncio.gather(*self._retries, return_exceptions=True)
         for driver in self.drivers():
             await driver.settled()
+        if self.curves:
+            await asyncio.to_thread(self.curves.close)
 
     async def rest(self) -> None:
         """Another server leads: leave the runs to it, and wait until none is in the middle of a step here."""
@@ -174,14 +197,32 @@ class Engine:
         self._drivers.clear()
         self._waiting.clear()
 
-    def spool(self, run: str) -> Spool:
-        """The files of a run."""
-        shelf = Shelf(self._depot, f"runs/{run}", self.store.epoch) if self._depot else None
-        return Spool(self._folder / run, lasting=self._lasting, shelf=shelf)
+    def spool(self, run: str, *, masked: bool = False) -> Spool:
+        """The files of a run; ``masked`` for one whose answers are to be read or written and lie under masks."""
+        common = self._shelf(f"{ANSWERS}/{run}") if masked and self._keeping is Keeping.COMMON else None
+        lasting = self._keeping is Keeping.HERE or common is not None
+        return Spool(self._folder / run, lasting=lasting, shelf=self._shelf(f"runs/{run}"), common=common)
 
-    def driver(self, run: str) -> Driver | None:
+    def _shelf(self, collection: str) -> Shelf | None:
+        """What this server shares under a name, in the epoch of now; ``None`` where it shares nothing."""
+        return Shelf(self._depot, collection, self.store.epoch) if self._depot else None
+
+    def driver(self, run: str) -> Driver | Courier | None:
         """The driver of a run that is not finished."""
         return self._drivers.get(run)
+
+    def courier(self, run: str) -> Courier:
+        """The courier of a led run that is not finished.
+
+        Raises:
+            Unreachable: it waits for disk or database.
+            Conflict: there is no led run of that id that is not over.
+        """
+        driver = self._drivers.get(run)
+        if not isinstance(driver, Courier):
+            self.check(run)
+            raise Conflict(f"run {run} is over, or led by nobody but the coordinator", hint="see: fedscale run show RUN")
+        return driver
 
     def check(self, run: str) -> None:
         """Tell a run that has no driver because it is over from one that waits for disk or database.
@@ -192,7 +233,7 @@ class Engine:
         if run in self._waiting:
             raise Unreachable("the server cannot store the run at the moment", where=f"run {run}", hint="try again; see the server's log")
 
-    def drivers(self) -> list[Driver]:
+    def drivers(self) -> list[Driver | Courier]:
         """The drivers of all runs that are not finished."""
         return list(self._drivers.values())
 
@@ -214,9 +255,12 @@ class Engine:
         await asyncio.to_thread(strategy.check)
         if strategy.buffer:
             raise PlanError(f"'{plan.strategy.name}' is asynchronous, which only simulations are so far", where="strategy.name", hint="use fedavg")
+        if strategy.led and self._keeping is not Keeping.HERE:
+            why = "what the sites have replied must be here when its leader comes back, and is nobody else's business"
+            raise PlanError("this server keeps no replies", where="strategy.name", why=why, hint='start it alone, with durability "spool"')
         if plan.secagg.enabled and self._rosters is None:
             raise PlanError("this server has no authority to sign rosters with", where="secagg")
-        if plan.secagg.enabled and not self._lasting:
+        if plan.secagg.enabled and self._keeping is Keeping.NOWHERE:
             why = "a node gives its masked vector once, so after a crash nobody could send it again"
             raise PlanError('no secure aggregation under durability "resend"', where="secagg", why=why, hint='start the server with "spool"')
         if not await asyncio.to_thread(self.bundles.find, bundle):
@@ -258,7 +302,7 @@ class Engine:
             for driver in self.drivers():
                 driver.disconnected(session.node)
 
-    def locate(self, digest: str, project: str | None, node: str) -> tuple[Path, Driver | None]:
+    def locate(self, digest: str, project: str | None, node: str) -> tuple[Path, Driver | Courier | None]:
         """The file of a blob, and the run that it is fetched for if that is not over.
 
         Args:

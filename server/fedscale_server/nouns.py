@@ -40,6 +40,7 @@ run = group(
     "Submit, watch and steer runs, fetch their results.",
     {
         "submit": Entry("fedscale_server.cli_submit:submit", "Send a job to a project's sites."),
+        "lead": Entry("fedscale_server.cli_lead:lead", "Let a Flower app's own ServerApp lead a run, in this process."),
         "list": Entry("fedscale_server.cli_run:list_", "List the runs, newest first."),
         "show": Entry("fedscale_server.cli_run:show", "Show where a run stands and what each site contributed."),
         "watch": Entry("fedscale_server.cli_run:watch", "Follow a run until it ends; exit code 1 when it failed."),
@@ -49,6 +50,7 @@ run = group(
         "report": Entry("fedscale_server.cli_run:report", "Write a run's report, metrics and summary into a folder."),
         "compare": Entry("fedscale.cli.compare:compare", "Compare runs by the folders they left: one table, and one page with their curves."),
         "track": Entry("fedscale_server.cli_track:track", "Send a run's curves to TensorBoard, MLflow or a table, as it goes on."),
+        "card": Entry("fedscale_server.cli_card:card", "Write a run's model card as a page, as Markdown and as JSON."),
         "export": Entry("fedscale_server.cli_export:export", "Write a run's newest model as safetensors."),
     },
 )

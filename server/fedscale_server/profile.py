@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from fedscale.errors import ConfigError
+
+LOOPBACK = "127.0.0.1"
+EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - how such an address is dialled, not listened at
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Profile:
         certificate: the caller's certificate, PEM.
         authority: the certificate of the authority that the coordinator must prove, PEM.
         others: addresses of other coordinators of the federation, any of which may lead.
+        nearby: where the coordinator is dialled from its own machine, where its name may mean nothing or lead out and not back in.
     """
 
     folder: Path
@@ -28,6 +33,7 @@ class Profile:
     certificate: bytes
     authority: bytes
     others: tuple[str, ...] = ()
+    nearby: str = ""
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:
@@ -44,4 +50,14 @@ class Profile:
             why, hint = error.strerror or "", "name it with --profile, or make a coordinator with: fedscale server init"
             raise ConfigError("there is no profile to call a coordinator with", where=str(error.filename), why=why, hint=hint) from None
         first, *others = address.decode(errors="replace").split() or [""]
-        return cls(folder, first, key, certificate, authority, tuple(others))
+        return cls(folder, first, key, certificate, authority, tuple(others), _nearby(folder, first))
+
+
+def _nearby(folder: Path, address: str) -> str:
+    """The coordinator's address on this machine, for a profile that lies in its home; empty for one that was moved away."""
+    try:
+        listens = str(tomllib.loads((folder.absolute().parent / "server.toml").read_text("utf-8")).get("host", LOOPBACK))
+    except (OSError, ValueError):
+        return ""
+    host = EVERYWHERE.get(listens, listens)
+    return f"[{host}]:{address.rpartition(':')[2]}" if ":" in host else f"{host}:{address.rpartition(':')[2]}"

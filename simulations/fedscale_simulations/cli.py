@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from fedscale import console
@@ -55,9 +57,14 @@ def simulate(
             ended: Simulation = later("fedscale_simulations.simulator:simulate_file")(job, clients, settings or (), folder, show, **given)
             tracker.close(ended.record)
         except KeyboardInterrupt:
-            command = f"fedscale simulate {job} --out {folder} --resume, with the same options"
-            raise KeyboardInterrupt(f"go on where it stopped: {command}" if show.rounds else "") from None
+            raise KeyboardInterrupt(f"go on where it stopped: {_again()}" if show.rounds else "") from None
     raise typer.Exit(_conclude(ended, folder, as_json=json))
+
+
+def _again() -> str:
+    """The command that goes on with this simulation: as it was typed, and ``--resume``."""
+    typed = [str(word) for word in click.get_current_context().find_root().obj]
+    return shlex.join(["fedscale", *typed, *([] if "--resume" in typed else ["--resume"])])
 
 
 def _flower(job: Path, clients: int | None, settings: Iterable[str], out: Path | None, *, as_json: bool) -> int:

@@ -14,11 +14,14 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from fedscale.events import Answered, Event, Failed, Fired, Lost, Returned, Roster
 from fedscale.proto.v1 import control_pb2 as pb
-from tests.chaos.platter import Cut, Platter, Remains, refusing
+from tests.chaos.errand import Bench
+from tests.chaos.platter import SURE, Platter, Remains, refusing
 from tests.chaos.ward import NAMES, ONCE, PARTS, ROUNDS, Ward
 from tests.fedscale.test_run_machine import Anything
 from tests.fedscale.world import BROKEN, NODES, World, bits, plan_of
 from tests.server.running import Receipt
+
+SEEDS = (5, 8, 12)  # runs with momentum, with evaluation and without
 
 
 def opened(quorum: int = len(NODES), rounds: int = 1) -> World:
@@ -125,7 +128,7 @@ async def durable(folder: Path, database: Path) -> bool:
     platter = Platter(folder / "home", PARTS, folder / "grave")
     ward.told, ward.twice = platter.tell, True
     try:
-        with platter.watched(*Cut), refusing(platter):
+        with platter.watched(*SURE), refusing(platter):
             run = await ward.submit("only")
             await ward.play(run)
             platter.cut("the end")
@@ -137,14 +140,22 @@ async def durable(folder: Path, database: Path) -> bool:
     return True
 
 
+def scattered(folder: Path, database: Path) -> bool:
+    """What any server must survive of any disk: a few runs, and a few power cuts of each."""
+    with Bench.at(folder, database) as bench:
+        for seed in SEEDS:
+            assert bench.tried(seed, 15)[1] == []
+    return True
+
+
 def moments(platter: Platter) -> list[Remains]:
     """A few moments that tell most: just after each answer was accepted, and on both sides of the checkpoints."""
     found, chosen = list(platter.remains.values()), []
     for told in (2, 3, 4, 5):
-        for how in Cut:
+        for how in SURE:
             chosen += [remains for remains in found if len(remains.told) == told and remains.how is how][:1]
     checkpoints = [number for number, (after, _) in enumerate(platter.trail) if after == "before database checkpoint"]
-    marks = {platter.trail[near][1] for number in checkpoints for near in (number, number + len(Cut)) if near < len(platter.trail)}
+    marks = {platter.trail[near][1] for number in checkpoints for near in (number, number + len(SURE)) if near < len(platter.trail)}
     return chosen + [remains for mark, remains in platter.remains.items() if mark in marks and remains not in chosen]
 
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import os
+import random
 import sqlite3
 import stat
 import threading
@@ -36,6 +37,11 @@ class Cut(StrEnum):
     NOTHING = "nothing"
     TORN = "torn"
     EVERYTHING = "everything"
+    ANYHOW = "anyhow"
+
+
+SURE = (Cut.NOTHING, Cut.TORN, Cut.EVERYTHING)  # what they leave does not depend on chance
+SECTOR = 8  # bytes that are written whole or not at all; as few as the files here are small
 
 
 @dataclass(frozen=True)
@@ -67,11 +73,13 @@ class Platter:
         root: the folder; what is in it at first is durable.
         parts: names of the folders in it that are watched.
         grave: a folder of the same file system, where files that are removed are held, so that no number is given twice.
+        chance: what becomes of each write that was not synced where a cut leaves it to chance.
     """
 
     root: Path
     parts: tuple[str, ...]
     grave: Path
+    chance: random.Random = field(default_factory=random.Random)
     told: list[Any] = field(default_factory=list)
     remains: dict[str, Remains] = field(default_factory=dict)
     trail: list[tuple[str, str]] = field(default_factory=list)
@@ -185,11 +193,42 @@ class Platter:
         for how in self.hows:
             files: dict[str, bytes | None] = {}
             for part in self.parts:
-                (self._durable if how is Cut.NOTHING else self._present)(self.root / part, files, how)
+                self._leave(self.root / part, files, how)
             told = tuple(self.told)
             mark = hashlib.sha256(repr((sorted(files.items()), hashlib.sha256(database).hexdigest(), told)).encode()).hexdigest()
             self.remains.setdefault(mark, Remains(how, after, files, database, told))
             self.trail.append((after, mark))
+
+    def _leave(self, folder: Path, files: dict[str, bytes | None], how: Cut) -> None:
+        """What a cut leaves of a folder."""
+        {Cut.NOTHING: self._durable, Cut.ANYHOW: self._anyhow}.get(how, self._present)(folder, files, how)
+
+    def _anyhow(self, folder: Path, files: dict[str, bytes | None], how: Cut) -> None:
+        """Of names and contents that were not synced, some of this time and some of before, each for itself."""
+        files[str(folder.relative_to(self.root))] = None
+        before = self._names.get(str(folder), {})
+        now = {entry.name: entry.inode() for entry in os.scandir(folder)} if folder.is_dir() else {}
+        for name in sorted(before | now):
+            number = self.chance.choice((before.get(name), now.get(name)))
+            path = folder / name
+            if number is None:
+                continue
+            if path.is_dir():
+                self._anyhow(path, files, how)
+            else:
+                synced = self._synced.get(number, b"")
+                content = path.read_bytes() if now.get(name) == number else synced
+                files[str(path.relative_to(self.root))] = self._scattered(synced, content)
+
+    def _scattered(self, synced: bytes, content: bytes) -> bytes:
+        """A file that was being written: some of its sectors are there, in no order, and perhaps not its end."""
+        if synced == content or self.chance.random() < 0.25:
+            return content
+        kept = bytearray(synced.ljust(len(content), b"\0"))
+        for start in range(0, len(content), SECTOR):
+            if self.chance.random() < 0.5:
+                kept[start : start + SECTOR] = content[start : start + SECTOR]
+        return bytes(kept[: self.chance.choice((len(content), self.chance.randint(0, len(content))))])
 
     def _durable(self, folder: Path, files: dict[str, bytes | None], how: Cut) -> None:
         """What is certain to be there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ from fedscale.aggregate import Mean
 from fedscale.round import Place, Round, Status
 from fedscale.run import Run
 from fedscale.vector import Vector
-from fedscale.wire.codec import digest_of
+from fedscale.wire.codec import Intake, digest_of
 from fedscale_server import files
 from fedscale_server.driver import Driver
 from fedscale_server.logbook import Logbook
 from fedscale_server.spool import Spool
 from fedscale_server.store.store import Store
+from fedscale_server.store.tables import Checkpoint
+from fedscale_server.vault import Vault
 from tests.chaos import drill
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 PURE: dict[str, Plant] = {}
 DURABLE: dict[str, Plant] = {}
+SCATTERED: dict[str, Plant] = {}
 FOUND, PATIENCE = 0.9, 20.0
 
 
@@ -39,6 +43,11 @@ def pure(plant: Plant) -> Plant:
 
 def durable(plant: Plant) -> Plant:
     DURABLE[plant.__name__] = plant
+    return plant
+
+
+def scattered(plant: Plant) -> Plant:
+    SCATTERED[plant.__name__] = plant
     return plant
 
 
@@ -254,6 +263,44 @@ def an_answer_sent_again_is_accepted_again(patch: pytest.MonkeyPatch) -> None:
     around(patch, Driver, "receipt", lambda real, *given: type(real(*given))(verdict=type(real(*given)).ACCEPTED))
 
 
+# -------------------------------------------------------------------------------------- what a disk may do to a server
+
+
+@scattered
+def the_key_of_a_round_is_not_synced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(files, "write", lambda path, data: path.write_bytes(data))
+
+
+@scattered
+def the_key_of_a_round_outlives_it(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Vault, "destroy", lambda self: setattr(self, "_secret", bytearray()))
+
+
+@scattered
+def the_state_of_the_optimizer_is_not_in_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    def without(real: Any, self: Run) -> Any:
+        facts, vectors = real(self)
+        return facts, {name: vector * np.float32(not name.startswith("slot/")) for name, vector in vectors.items()}
+
+    around(patch, Run, "snapshot", without)
+
+
+@scattered
+def an_upload_is_believed_whatever_lay_there_before(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Intake, "done", lambda _: None)
+
+
+@scattered
+def the_line_that_a_crash_left_out_is_not_written(patch: pytest.MonkeyPatch) -> None:
+    around(patch, Store, "last_checkpoint", lambda real, self, run: _silent(real(self, run)))
+
+
+def _silent(checkpoint: Checkpoint | None) -> Checkpoint | None:
+    if checkpoint is not None:
+        checkpoint.outcome = None
+    return checkpoint
+
+
 # ------------------------------------------------------------------------------------------------------------ the kit
 
 
@@ -294,6 +341,10 @@ async def test_without_a_mistake_the_server_passes(tmp_path: Path, sqlite_at_hea
     assert await drill.durable(tmp_path, sqlite_at_head)
 
 
+def test_without_a_mistake_a_server_survives_its_disk(tmp_path: Path, sqlite_at_head: Path) -> None:
+    assert drill.scattered(tmp_path, sqlite_at_head)
+
+
 def test_the_kit_finds_nine_of_ten_mistakes_in_the_core() -> None:
     missed = [name for name, plant in PURE.items() if not found_by_the_core(plant)]
     assert len(missed) <= (1 - FOUND) * len(PURE), missed
@@ -309,5 +360,16 @@ async def test_the_kit_finds_nine_of_ten_mistakes_in_the_server(tmp_path: Path, 
     assert len(missed) <= (1 - FOUND) * len(DURABLE), missed
 
 
+def test_the_kit_finds_every_mistake_that_a_disk_brings_to_light(tmp_path: Path, sqlite_at_head: Path) -> None:
+    missed = []
+    for name, plant in SCATTERED.items():
+        (tmp_path / name).mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch)
+            if not _fails(partial(drill.scattered, tmp_path / name, sqlite_at_head)):
+                missed.append(name)
+    assert missed == []
+
+
 def test_there_are_enough_mistakes() -> None:
-    assert len(PURE) + len(DURABLE) >= 20
+    assert len(PURE) + len(DURABLE) + len(SCATTERED) >= 30

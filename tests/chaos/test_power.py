@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import pytest
 
 from fedscale_server import engine
-from tests.chaos.platter import Cut, Platter, refusing
+from tests.chaos.errand import Bench
+from tests.chaos.platter import SURE, Cut, Platter, refusing
 from tests.chaos.ward import NAMES, ONCE, PARTS, ROUNDS, Told, Ward
 
 ERRORS = (errno.EIO, errno.ENOSPC)
@@ -37,7 +40,7 @@ async def faults_after(ward: Ward, run: str, told: list[Told]) -> list[Any]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("how", Cut)
+@pytest.mark.parametrize("how", SURE)
 async def test_a_power_cut_at_any_moment_loses_and_doubles_nothing(how: Cut, tmp_path: Path, sqlite_at_head: Path) -> None:
     ward = await Ward.open(tmp_path / "home", sqlite_at_head)
     platter = platter_of(tmp_path)
@@ -83,3 +86,21 @@ async def test_whichever_call_the_disk_refuses_every_run_goes_on(tmp_path: Path,
         await ward.close()
     assert len(runs) > 50
     assert {number: fault for number, fault in faults.items() if fault} == {}
+
+
+# ------------------------------------------------------------------------------------------ any workload, any write
+
+
+@pytest.mark.timeout(7200)
+def test_whatever_a_power_cut_leaves_of_whichever_run_nothing_is_lost(tmp_path: Path, sqlite_at_head: Path, *, release: bool) -> None:
+    """Every write that was not synced is lost, torn or overtaken by a later one, each by chance."""
+    cuts, each = (10_000, 100) if release else (240, 30)
+    tried, faults = 0, dict[int, list[tuple[str, list[str]]]]()
+    with Bench.at(tmp_path, sqlite_at_head) as bench:
+        for seed in itertools.count():
+            count, faults[seed] = bench.tried(seed, min(each, cuts - tried))
+            tried += count
+            if tried >= cuts:
+                break
+    sys.stdout.write(f"{tried} power cuts in {len(faults)} runs: {sum(map(len, faults.values()))} violations\n")
+    assert {seed: wrong for seed, wrong in faults.items() if wrong} == {}

@@ -191,6 +191,15 @@ async def test_a_wrong_declaration_is_told(home: NodeHome, words: list[str], cod
     assert set(declarations.listed(home)) == {"heart"}
 
 
+@pytest.mark.parametrize(
+    ("words", "column"), [(["--label", "z"], "z"), (["--label", "y", "--columns", "a,q"], "q"), (["--label", "y", "--group", "g"], "g")]
+)
+async def test_a_column_that_is_not_there_is_told_when_it_is_declared(home: NodeHome, tmp_path: Path, words: list[str], column: str) -> None:
+    done = await node("data", "add", "x", "--path", write_csv(tmp_path / "lung.csv"), *words, "--home", home.path)
+    assert (done.code, done.err.splitlines()[0]) == (2, f"error: there is no column '{column}'")
+    assert set(declarations.listed(home)) == {"heart"}
+
+
 async def test_names_that_clash_or_are_unknown(home: NodeHome, tmp_path: Path) -> None:
     table = write_csv(tmp_path / "lung.csv")
     assert (await node("data", "add", "heart", "--path", table, "--label", "y", "--home", home.path)).code == 6

@@ -74,6 +74,19 @@ def test_what_was_spent_by_population_and_unit(site: NodeHome, ledger: Ledger) -
     assert ask(site, "privacy", "spent", "--delta", "1e-3").data["accounts"][1]["epsilon"] < record["epsilon"]
 
 
+@pytest.mark.parametrize("words", [("privacy", "ledger"), ("node", "receipts")])
+def test_a_long_past_shows_its_end_and_says_how_long_it_is(site: NodeHome, ledger: Ledger, words: tuple[str, str]) -> None:
+    for number in range(4):
+        finish(ledger, number)
+    whole = ask(site, *words, "--lines", 2).data
+    few, all_of_it = (fedscale(*words, "--home", site.path, "--lines", lines) for lines in (2, len(whole)))
+    rows, every = ([line.split() for line in done.out.splitlines()[3:] if line.strip()] for done in (few, all_of_it))
+    assert (len(rows), len(every)) == (2, len(whole))
+    assert rows == every[-2:]
+    assert few.err == f"these are the newest 2 of {len(whole)}; all of them: --lines {len(whole)}\n"
+    assert all_of_it.err == ""
+
+
 def test_two_names_of_the_same_data_have_one_budget(site: NodeHome, ledger: Ledger) -> None:
     """Also of what was spent before the data became the same, and after they have changed."""
     finish(ledger, 1, data="1" * 64)

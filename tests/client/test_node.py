@@ -316,7 +316,9 @@ async def test_progress_reaches_the_server(coordinator: Coordinator, start: Star
         await coordinator.connected()
         key, _ = coordinator.assign(app)
         await coordinator.answer(key)
-        heard = [message.fraction for message in coordinator.heard("progress")]
+        stages = [message.stage for message in coordinator.heard("progress")]
+        assert (stages[0], set(stages[1:])) == ("train", {""}), "that work begins is told once, before anything of how far it is"
+        heard = [message.fraction for message in coordinator.heard("progress") if not message.stage]
         assert heard == sorted(heard)
         assert set(heard) <= {0.0, 0.25, 0.5, 0.75}
         assert len(heard) >= 2
@@ -500,7 +502,7 @@ asyncio.run(run(NodeHome(pathlib.Path(sys.argv[1])), on_event=lambda event: prin
     with pytest.raises(Conflict, match="running in this home already"):
         await run(home, on_event=lambda _: None)
     coordinator.assign(app)
-    await until(lambda: coordinator.heard("progress"))
+    await until(lambda: any(message.fraction for message in coordinator.heard("progress")))
     process.send_signal(number)
     out, _ = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0

@@ -41,6 +41,30 @@ def refusal(rules: Policy, asked: Plan, phase: Phase = Phase.TRAIN, project: str
     return ""
 
 
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({}, ""),
+        ({"led": True}, ""),
+        ({"led": False}, "led: this site does not let its answers be seen one by one"),
+        ({"require_secagg": True}, "require_secagg: this site answers with secure aggregation only"),
+        ({"require_secagg": True, "led": True}, ""),
+        ({"require_secagg": True, "led": False}, "led: this site does not let its answers be seen one by one"),
+        ({"require_dp": True, "led": True}, "require_dp: this site answers with differential privacy only"),
+        ({"paused": True, "led": True}, "paused: this site is paused by its owner"),
+        ({"apps": ["cd" * 32], "led": True}, "apps: this site has not approved this app"),
+    ],
+)
+def test_who_leads_a_run_sees_single_answers_only_where_a_site_lets_it(rules: dict[str, Any], expected: str) -> None:
+    assert refusal(Policy.model_validate(rules), plan(strategy={"name": "led"}), Phase.MESSAGE) == expected
+
+
+def test_leave_for_led_runs_is_leave_for_no_other() -> None:
+    rules = Policy(require_secagg=True, led=True)
+    assert refusal(rules, plan()) == "require_secagg: this site answers with secure aggregation only"
+    assert refusal(Policy(led=False), plan()) == ""
+
+
 # ------------------------------------------------------------------------------------------------------------ what it says
 
 

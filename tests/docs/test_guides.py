@@ -9,27 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
-import typer
-
-from fedscale import cli
 
 # What one guide leaves is what the next begins with.
 RUNNABLE = ("guides/researcher.md", "guides/how-to.md")
-PAGES = ("guides/hospital.md", "guides/coordinator.md", "guides/researcher.md", "guides/how-to.md")
 ASSETS = re.compile(r'(?:src="|rel="stylesheet"[^>]*href="|@import url\(|url\()"?(https?://[^")]+)')
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and text of every block of code."""
     return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The words of every command that a page shows."""
-    lines = [line for language, text in blocks(page) if language in {"sh", "text"} for line in text.splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("fedscale ")]
 
 
 def run(words: list[str], folder: Path) -> str:
@@ -53,22 +42,6 @@ def test_what_the_guides_show_runs_as_it_stands(root: Path, tmp_path: Path) -> N
                     count += bool(run(["-m", "fedscale.cli", *shlex.split(line, comments=True)[1:]], tmp_path))
     assert count >= 10
     assert (tmp_path / "out" / "report.html").is_file()
-
-
-@pytest.mark.parametrize("name", PAGES)
-def test_every_command_that_is_shown_exists_with_its_options(root: Path, name: str) -> None:
-    found = commands(root / "docs" / name)
-    assert found
-    for words in found:
-        command = typer.main.get_command(cli.app)
-        rest = list(words)
-        while subcommands := getattr(command, "commands", None):
-            assert rest[0] in subcommands, words
-            command = subcommands[rest.pop(0)]
-        known = {
-            option for parameter in command.params if isinstance(parameter, click.Option) for option in (*parameter.opts, *parameter.secondary_opts)
-        }
-        assert [word for word in rest if word.startswith("--") and word.partition("=")[0] not in known] == [], words
 
 
 @pytest.mark.timeout(400)

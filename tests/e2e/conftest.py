@@ -12,11 +12,14 @@ import pytest
 from fedscale.data import from_csv
 from fedscale.plan import Plan
 from fedscale_simulations.simulator import simulate
+from tests.conftest import COMPONENTS, OPTIONAL_POWER
 from tests.e2e import trial
 from tests.e2e.federation import living
+from tests.e2e.hosts import permitted
 
 ROWS = 20
 DATASET = "ward"
+COMPONENTS["netns"] = permitted, OPTIONAL_POWER
 
 
 @pytest.hookimpl(wrapper=True)

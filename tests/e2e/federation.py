@@ -26,6 +26,7 @@ T = TypeVar("T")
 PROJECT = "trial"
 PATIENCE, STOP_SECONDS, LOOK_SECONDS = 90.0, 10.0, 0.01
 LAST_LINES = 40
+LOCAL = "127.0.0.1,localhost"
 
 living: list[Federation] = []
 
@@ -41,8 +42,7 @@ def until(condition: Callable[[], T], what: str, patience: float = PATIENCE) -> 
 
 def environment() -> dict[str, str]:
     """Nobody's own settings, and no proxy for what stays on this machine."""
-    local = "127.0.0.1,localhost"
-    return {name: value for name, value in os.environ.items() if not name.startswith("FEDSCALE_")} | {"NO_PROXY": local, "no_proxy": local}
+    return {name: value for name, value in os.environ.items() if not name.startswith("FEDSCALE_")} | {"NO_PROXY": LOCAL, "no_proxy": LOCAL}
 
 
 class Process:
@@ -51,14 +51,15 @@ class Process:
     Args:
         log: the file that receives its stderr; its stdout goes to the same name with ``.out``.
         words: what one types behind ``fedscale``.
+        through: the command that runs it, if there is one.
     """
 
-    def __init__(self, log: Path, *words: object) -> None:
+    def __init__(self, log: Path, *words: object, through: Sequence[str] = ()) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self.out, self._words = log, log.with_suffix(".out"), list(map(str, words))
         with self.log.open("wb") as err, self.out.open("wb") as out:
             self._popen = subprocess.Popen(
-                [*program(), *self._words], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
+                [*through, *program(), *self._words], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment(), start_new_session=True
             )
 
     @property
@@ -130,13 +131,18 @@ class Federation:
         self.home, self.profile = folder / "coordinator", folder / "coordinator" / "admin"
         self.processes: list[Process] = []
         self.ports: tuple[str, ...] = ("0", "0", "0")
+        self.listening: tuple[str, ...] = ()
+
+    def through(self, words: Sequence[object]) -> Sequence[str]:
+        """The command that runs a command."""
+        return ()
 
     def __enter__(self) -> Self:
         """Make and start the coordinator."""
         self.folder.mkdir(parents=True, exist_ok=True)
         living.append(self)
         try:
-            self.ask("server", "init", "--home", self.home, "--federation", "trial")
+            self.ask("server", "init", "--home", self.home, "--federation", "trial", *self.listening)
             self.start_server()
             self.manage("project", "create", PROJECT)
         except BaseException:
@@ -155,7 +161,7 @@ class Federation:
 
     def fedscale(self, *words: object, stdin: str = "", patience: float = PATIENCE) -> Done:
         """A command, to its end."""
-        line = [*program(), *map(str, words)]
+        line = [*self.through(words), *program(), *map(str, words)]
         done = subprocess.run(line, capture_output=True, text=True, input=stdin, env=environment(), cwd=self.folder, timeout=patience, check=False)
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -172,7 +178,7 @@ class Federation:
     def begin(self, name: str, *words: object) -> Process:
         """A command in the background."""
         number = sum(process.log.stem.startswith(f"{name}.") for process in self.processes)
-        process = Process(self.folder / "logs" / f"{name}.{number}.log", *words)
+        process = Process(self.folder / "logs" / f"{name}.{number}.log", *words, through=self.through(words))
         self.processes.append(process)
         return process
 

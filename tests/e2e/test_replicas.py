@@ -6,11 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
 
-from tests.e2e.conftest import declared
+from tests.e2e.conftest import declared, plan_of, write_job
 from tests.e2e.federation import until
 from tests.e2e.replicas import NAMES, Replicas, bucket, object_store
 from tests.server.conftest import running_postgres
@@ -18,6 +19,7 @@ from tests.server.conftest import running_postgres
 SITES = ("ann", "bob", "cid")
 ALL = {"wait_for": 3, "min_per_round": 3, "deadline": 90.0, "rejoin": 90.0}
 MOST_SECONDS = 10.0  # from the end of a lease to the next one
+STEPS = ("vector", "opening", "keys", "agreement", "shares", "consent")
 pytestmark = pytest.mark.requires("postgresql", "object-store")
 
 
@@ -32,6 +34,12 @@ def replicas(tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Path], 
     with running_postgres() as postgres, Replicas(tmp_path_factory.mktemp("replicas"), postgres, endpoint) as made:
         made.join_all(tables, lambda name: declared(tables[name]))
         yield made
+
+
+def given(replicas: Replicas, site: str, run: str) -> list[str]:
+    """The tasks of a run that a site has given an answer to, by its own receipts."""
+    receipts = replicas.ask("node", "receipts", "--run", run, "--home", replicas.node_home(site))
+    return sorted(f"{receipt['phase']} {receipt['round']}" for receipt in receipts if receipt["phase"] != "init")
 
 
 def test_another_coordinator_takes_over_from_a_killed_one(
@@ -90,3 +98,66 @@ def test_a_frozen_leader_writes_nothing_when_it_goes_on(replicas: Replicas, job:
     status = replicas.manage("server", "status")
     assert (status["address"], status["epoch"]) == (replicas.addresses[successor], replicas.lease()[1])
     assert set(status["replicas"]) == set(replicas.addresses.values())
+
+
+@pytest.mark.timeout(600)
+def test_a_round_under_masks_goes_on_at_whichever_step_its_leader_dies(
+    replicas: Replicas, job: Callable[..., Path], expected: Callable[[Path], str], endpoint: str, *, release: bool
+) -> None:
+    """A masked vector is given once, so it must not die with whoever has received it: the next leader opens the very sum that was begun."""
+    steps = STEPS if release else STEPS[:2]
+    file = job(rounds=len(steps), epochs=4, clients=ALL, secagg={})
+    run = replicas.submit(file)
+    events = replicas.watch(run)
+    epoch = replicas.lease()[1]
+    for number, step in enumerate(steps, 1):
+        told = {"kind": "answered"} if step == "vector" else {"kind": "spoke", "detail": {"step": step}}
+        events.event(phase="train", number=number, **told)
+        killed, epoch, _ = replicas.lease()
+        replicas.coordinators[killed].kill()
+        replicas.taken(epoch)
+        replicas.start(killed)
+    assert events.wait().code == 0, replicas.record(run).reason
+    record = replicas.record(run)
+    assert {row.answered for row in record.rounds} == {SITES}
+    assert record.model_digest == expected(file)
+    assert replicas.lease()[1] == epoch + 1, "each step met one takeover"
+    heard = [each for each in events.events() if each["kind"] in ("spoke", "answered")]
+    said = [(each["phase"], each["number"], each["node"], each["detail"].get("step", "vector")) for each in heard]
+    assert len(said) == len(set(said)) == len(SITES) * len(STEPS) * (len(steps) + 1), "everybody is heard once at each step"
+    assert [write for write in replicas.writers() if write[0] != write[1]] == []
+    tasks = [f"evaluate {len(steps)}", *(f"train {number + 1}" for number in range(len(steps)))]
+    assert [given(replicas, site, run) for site in SITES] == [tasks] * len(SITES), "nobody gives a second vector"
+    left = [found["path"] for page in obstore.list(bucket(endpoint), f"trial/answers/{run}") for found in page]
+    assert left == []
+
+
+@pytest.mark.requires("torch")
+@pytest.mark.timeout(600)
+def test_a_takeover_costs_no_site_more_privacy(replicas: Replicas, tmp_path: Path) -> None:
+    """Whether a site is asked for its answer again or not: it spends once for each round."""
+    app = """
+import torch
+from fedscale import App
+app = App(model=lambda: torch.nn.Linear(4, 1), loss=torch.nn.functional.binary_cross_entropy_with_logits)
+"""
+    ways: dict[str, dict[str, Any]] = {
+        "asked-again": {"privacy": {"epsilon": 3.0, "delta": 1e-5}},
+        "under-masks": {"privacy": {"epsilon": 30.0, "delta": 1e-5, "unit": "node"}, "secagg": {}},
+    }
+    jobs = {name: write_job(tmp_path / name, plan_of(clients=ALL, evaluate={"every": 0}, **tables)) for name, tables in ways.items()}
+    for file in jobs.values():
+        (file.parent / "trial.py").write_text(app)
+    runs = {name: replicas.submit(file) for name, file in jobs.items()}
+    watched = [replicas.watch(run) for run in runs.values()]
+    for events in watched:
+        events.event("answered", phase="train", number=2)
+    killed, epoch, _ = replicas.lease()
+    replicas.coordinators[killed].kill()
+    replicas.taken(epoch)
+    replicas.start(killed)
+    assert [events.wait().code for events in watched] == [0, 0]
+    for name, run in runs.items():
+        assert [given(replicas, site, run) for site in SITES] == [["train 1", "train 2", "train 3"]] * len(SITES)
+        stated = replicas.ask("privacy", "statement", run, "--home", replicas.node_home("ann"))
+        assert stated["epsilon"] == pytest.approx(ways[name]["privacy"]["epsilon"], rel=1e-2)

@@ -88,6 +88,7 @@ PLANS: dict[str, tuple[str, str]] = {
     "an unknown strategy": (JOB + '[strategy]\nname = "fedavgg"\n', "job.toml:4: no strategy 'fedavgg'; did you mean 'fedavg'?"),
     "a strategy like no other": (JOB + '[strategy]\nname = "zz"\n', f"job.toml:4: no strategy 'zz'; known: {STRATEGIES}"),
     "a strategy that is a word": ('strategy = "fedavg"\n' + JOB, "job.toml:1: strategy: this is a table, with settings of its own"),
+    "a misspelt number of rounds": (JOB + "[strategy]\nround = 3\n", "job.toml:4: fedavg has no setting 'round'; did you mean 'rounds'?"),
     "an unknown argument": (
         JOB + '[strategy]\nname = "fedavgm"\nmomentun = 0.9\n',
         "job.toml:5: fedavgm has no setting 'momentun'; known: lr, momentum",
@@ -148,7 +149,7 @@ def test_malformed_settings(setting: str) -> None:
 def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         Plan.load(tmp_path / "job.toml")
-    assert str(caught.value) == f"{tmp_path}/job.toml: cannot read the plan (FileNotFoundError); give the path of a job.toml"
+    assert str(caught.value) == f"{tmp_path}/job.toml: cannot read the plan (No such file or directory); give the path of a job.toml"
 
 
 def test_a_plan_that_is_not_text(tmp_path: Path) -> None:
@@ -156,4 +157,4 @@ def test_a_plan_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"[job]\nname = \xff\n")
     with pytest.raises(PlanError) as caught:
         Plan.load(path)
-    assert str(caught.value) == f"{path}: cannot read the plan (UnicodeDecodeError); give the path of a job.toml"
+    assert str(caught.value) == f"{path}: cannot read the plan (it is not UTF-8 text); give the path of a job.toml"

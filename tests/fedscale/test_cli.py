@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -25,6 +26,7 @@ import typer
 import fedscale as package
 from fedscale import cli, console, errors, identity
 from fedscale.cli import doctor, init, lazy, options
+from fedscale.cli.examples import EXAMPLES, EXIT_CODES
 from fedscale.cli.lazy import Entry
 from fedscale.cli.logs import configure
 from fedscale.cli.rounds import failure, fraction, results, round_line, totals
@@ -83,6 +85,19 @@ def test_every_verb_explains_itself_and_its_options(path: str) -> None:
     assert all(max(param.opts, key=len) in done.out for param in documented)
 
 
+@pytest.mark.parametrize("path", sorted(VERBS))
+def test_every_verb_shows_an_example_that_could_be_typed(path: str) -> None:
+    words = EXAMPLES[path].split()
+    assert " ".join(words).startswith(path)
+    assert VERBS[path].make_context("fedscale", shlex.split(EXAMPLES[path])[len(path.split()) :], resilient_parsing=False).command is VERBS[path]
+    assert f"Example: fedscale {EXAMPLES[path]}"[:60] in " ".join(fedscale(*path.split(), "--help").out.split())
+
+
+def test_there_are_no_examples_of_other_verbs_and_exit_codes_are_told() -> None:
+    assert set(EXAMPLES) == set(VERBS)
+    assert EXIT_CODES in " ".join(fedscale("--help").out.split())
+
+
 @pytest.mark.parametrize("path", GROUPS)
 def test_every_noun_lists_its_verbs(path: str) -> None:
     done = fedscale(*path.split(), "--help")
@@ -118,7 +133,7 @@ CHANGE = (
         "server user add",
         "server user remove",
     }
-    | {f"run {verb}" for verb in ("submit", "stop", "pause", "resume")}
+    | {f"run {verb}" for verb in ("submit", "lead", "stop", "pause", "resume")}
 )
 
 
@@ -227,6 +242,7 @@ def test_a_group_of_one_is_still_a_group() -> None:
         (["init", "--templat", "image"], "no such option", "did you mean '--template'?"),
         (["init", "--zzz"], "no such option", "see: fedscale init --help"),
         (["init", "--template", "weather"], "'weather' is not one of", "see: fedscale init --help"),
+        (["init", "--template", "tabluar"], "invalid value for '--template': 'tabluar' is not one of", "did you mean 'tabular'?"),
         (["simulate"], "missing argument", "see: fedscale simulate --help"),
         (["simulate", "job.toml", "--clients", "0"], "0 is not in the range", "see: fedscale simulate --help"),
         (["run", "watch", "r1", "--after", "x"], "'x' is not a valid int", "see: fedscale run watch --help"),
@@ -323,7 +339,9 @@ def test_a_template_becomes_a_job(template: str, tmp_path: Path) -> None:
     names = {getattr(node, "name", "") for node in ast.parse((tmp_path / "My Job/app.py").read_text()).body}
     assert "population" in names
     assert names & {"model", "Reader", "Logistic"}
-    assert "fedscale simulate My Job/job.toml" in done.err
+    assert "fedscale simulate 'My Job/job.toml'" in done.err
+    steps = re.findall("^#   fedscale (.*)", (tmp_path / "My Job/job.toml").read_text(), flags=re.MULTILINE)
+    assert [" ".join(step.split()[:2]) for step in steps] == ["simulate job.toml", "run submit", "run submit"]
 
 
 @pytest.mark.requires("torch")

@@ -59,6 +59,16 @@ def test_results_go_to_stdout_for_people_or_programs() -> None:
     assert err.getvalue() == ""
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(True, "yes"), (False, "no"), (None, "none"), ([], "none"), (("a", "b"), "a, b"), ([1, 2], "1, 2"), (0, "0"), ("", ""), (4.5, "4.5")],
+)
+def test_facts_are_told_in_words(value: object, said: str) -> None:
+    with caught() as (out, _):
+        console.emit({}, console.facts({"name": value}), as_json=False)
+    assert out.getvalue().split(maxsplit=1)[1:] == ([f"{said}\n"] if said else [])
+
+
 def test_an_envelope_is_strict_json() -> None:
     with caught(), pytest.raises(ValueError, match="JSON compliant"):
         console.emit({"auc": float("nan")}, "", as_json=True)

@@ -98,7 +98,8 @@ plans = st.fixed_dictionaries(
     {
         "job": st.fixed_dictionaries({"name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True), "seed": st.integers(0, 2**63 - 1)}),
         "strategy": st.fixed_dictionaries(
-            {"name": st.sampled_from(sorted(STRATEGIES.keys() - {"flower"})), "rounds": st.integers(1, 1000)}, optional={"lr": st.floats(1e-6, 10)}
+            {"name": st.sampled_from(sorted(STRATEGIES.keys() - {"flower", "led"})), "rounds": st.integers(1, 1000)},
+            optional={"lr": st.floats(1e-6, 10)},
         ),
         "clients": st.fixed_dictionaries(
             {"select": selections, "deadline": st.floats(0.001, 86400), "over_select": st.floats(1, 10)}, optional={"wait_for": st.integers(1, 9)}

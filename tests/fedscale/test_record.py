@@ -159,7 +159,7 @@ def test_every_field_of_a_run_is_needed_and_typed(field: str) -> None:
         assert "metrics.json" in caught.value.hint
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RoundRecord)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RoundRecord) if field.name != "lanes"])
 def test_every_field_of_a_round_is_needed_and_typed(field: str) -> None:
     written = strict(run_of(round_of(1)).to_json())
     row = written["rounds"][0]

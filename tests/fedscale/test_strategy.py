@@ -20,7 +20,7 @@ from tests.fedscale.world import vector
 
 
 def test_the_names_of_plans_are_the_names_of_python() -> None:
-    assert list(STRATEGIES) == ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedbuff", "flower"]
+    assert list(STRATEGIES) == ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fedbuff", "flower", "led"]
     assert all(getattr(strategy, name.replace("fed", "fed_")) is make for name, make in STRATEGIES.items())
 
 

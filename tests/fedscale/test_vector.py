@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedscale.errors import ProtocolError, UpdateRejected
-from fedscale.vector import MAX_TENSORS, PIECE, Arrays, Schema, Tensor, finite, release
+from fedscale.optimizers import sgd
+from fedscale.vector import MAX_TENSORS, PIECE, Arrays, Schema, Tensor, finite, pieces
 
 ARRAYS: dict[str, npt.NDArray[Any]] = {
     "weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -192,14 +195,41 @@ def test_a_coordinate_that_is_no_number_is_found_wherever_it_lies(at: int, value
     assert not finite(vector)
 
 
-def test_nothing_but_a_mapped_file_is_let_go_of(tmp_path: Path) -> None:
+def mapped(path: Path, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    path.write_bytes(values.tobytes())
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 5])
+def test_the_pieces_of_a_vector_are_all_of_it(size: int) -> None:
+    values = np.arange(size, dtype=np.float32)
+    assert np.array_equal(np.concatenate([values[part] for part in pieces(values)] or [values]), values)
+    assert finite(values)
+
+
+def test_reading_in_pieces_changes_nothing_whether_mapped_or_not(tmp_path: Path) -> None:
     values = np.arange(PIECE + 5, dtype=np.float32)
-    (tmp_path / "vector").write_bytes(values.tobytes())
-    with (tmp_path / "vector").open("rb") as file:
-        kept = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.float32)
-    for vector in (kept, values, values[3:], np.frombuffer(values.tobytes(), np.float32)):
+    vectors = (mapped(tmp_path / "vector", values), values, values[3:], np.frombuffer(values.tobytes(), np.float32))
+    for vector in vectors:
         before = vector.copy()
-        for start in range(0, len(vector), PIECE):
-            release(vector, slice(start, start + PIECE))
+        assert [vector[part].sum() for part in pieces(vector)] == [before[part].sum() for part in pieces(before)]
         assert np.array_equal(vector, before)
-    assert finite(np.empty(0, np.float32))
+
+
+@pytest.mark.parametrize("left", [0, 4096, 4 * PIECE])
+def test_a_mapped_file_that_is_cut_off_is_an_error_and_not_the_end_of_the_process(tmp_path: Path, left: int) -> None:
+    vector = mapped(tmp_path / "vector", np.ones(2 * PIECE, np.float32))
+    assert finite(vector)
+    os.truncate(tmp_path / "vector", left)
+    read = []
+    with pytest.raises(OSError, match="cannot be read") as caught:
+        read += [float(vector[part].sum()) for part in pieces(vector)]
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(OSError, match="cannot be read"):
+        sgd(momentum=0.9).step(np.ones(2 * PIECE, np.float32), vector, {"velocity": np.zeros(2 * PIECE, np.float32)}, 1)
+
+
+def test_a_kernel_that_cannot_read_in_leaves_it_to_the_first_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedscale.vector.POPULATE_READ", 12345)
+    assert finite(mapped(tmp_path / "vector", np.ones(5, np.float32)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedscale.errors import Cause, Failure, PlanError, ProtocolError, Unreachable
 from fedscale.learner import Phase
+from fedscale.letters import Letter
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.secagg import messages as m
 from fedscale.task import Task, layout_for
@@ -200,12 +201,32 @@ def test_a_key_of_an_unknown_phase() -> None:
 # ----------------------------------------------------------------------------------------------------------- assignments
 
 
-@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("phase", set(Phase) - {Phase.MESSAGE})
 def test_a_task_survives_the_wire(phase: Phase) -> None:
     run, plan, task = convert.assignment_from_proto(sent(phase), "ada")
     assert (run, plan, task) == ("heart-1", PLAN, task_of(phase))
     assert plan.digest == PLAN.digest
     assert task.layout.length == task_of(phase).layout.length
+
+
+LED = plan_of(strategy={"name": "led"})
+LETTER = Letter("ada", 7, '{"id": "x"}', "d" * 64, 12, 60.0, "train", 2)
+
+
+def test_a_letter_survives_the_wire() -> None:
+    message = convert.letter_to_proto("heart-1", LETTER, LED.to_toml(), "b" * 64, 30.0)
+    run, plan, task = convert.assignment_from_proto(pb.Assignment.FromString(message.SerializeToString()), "ada")
+    assert (run, plan, task.phase, task.number, task.model, task.schema) == ("heart-1", LED, Phase.MESSAGE, 7, "d" * 64, None)
+    assert (message.envelope, message.size, message.bundle, message.deadline_seconds) == ('{"id": "x"}', 12, "b" * 64, 30.0)
+
+
+@pytest.mark.parametrize("phase", [Phase.MESSAGE, Phase.TRAIN])
+def test_no_plan_lets_an_answer_out_in_another_way_than_it_says(phase: Phase) -> None:
+    """A coordinator cannot have single answers under a plan that promises masks, nor sums under one that is led."""
+    bad = sent() if phase is Phase.TRAIN else convert.letter_to_proto("heart-1", LETTER, PLAN.to_toml(), "b" * 64, 30.0)
+    bad.plan = (LED if phase is Phase.TRAIN else PLAN).to_toml()
+    with pytest.raises(ProtocolError, match="an assignment asks for what its plan does not"):
+        convert.assignment_from_proto(bad, "ada")
 
 
 def test_the_rest_of_an_assignment() -> None:

@@ -115,7 +115,7 @@ def serving(coordinator: Coordinator, folder: Path) -> Iterator[Path]:
     now = datetime.now(UTC)
     authority = identity.new_authority("testers", now)
     key = identity.new_key()
-    chain = identity.certificate_pem(authority.issue_server(key.public_key(), ["localhost", "127.0.0.1"], now))
+    chain = identity.certificate_pem(authority.issue_server(key.public_key(), ["localhost", "127.0.0.1", "hub.example.org"], now))
     credentials = grpc.ssl_server_credentials([(identity.key_pem(key), chain)], authority.to_pems()[1], require_client_auth=True)
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((control_handler(coordinator), bulk_handler(coordinator)))

@@ -35,7 +35,7 @@ from fedscale_server.engine import Engine
 from fedscale_server.home import Home
 from fedscale_server.settings import Settings
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 BUNDLE = b"a bundle that only nodes would look into"
 SCHEMA = Schema.of({"w": np.zeros(4, np.float32)})
 OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))

@@ -20,6 +20,7 @@ from fedscale.vector import Schema
 from fedscale.wire.codec import DIGEST_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of
 from fedscale.wire.convert import key_text
 from fedscale.wire.limits import METADATA
+from fedscale_server.driver import Driver
 from fedscale_server.services import bulk
 from fedscale_server.uploads import Upload
 from tests.server.running import BUNDLE, PATIENCE, SCHEMA, Ask, Node, Receipt, Running, plan_text, refusal, soon, until
@@ -207,7 +208,7 @@ async def test_a_first_model_that_is_not_finite_is_rejected_and_another_node_is_
     other = next(n for n in nodes if n is not eve)
     assert (await other.initialize(await other.ask("init"))).verdict == Receipt.ACCEPTED
     driver = server.engine.driver(run)
-    assert driver is not None
+    assert isinstance(driver, Driver)
     assert driver.book.run.unable[eve.name].cause == "rejected"
 
 

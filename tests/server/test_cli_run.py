@@ -250,8 +250,22 @@ def test_submitting_again_is_another_run_unless_it_has_the_same_key(coordinator:
 def test_submit_and_watch(coordinator: Coordinator, job: Path) -> None:
     done = fedscale("run", "submit", job, "--watch")
     assert done.code == 0
-    assert done.err.startswith("submitted risk-1 to project heart\n")
+    assert done.err.startswith("submitted risk-1 to project heart, where it waits for 1 more node with dataset 'default'")
     assert "completed after 1 round" in done.out
+
+
+@pytest.mark.parametrize(
+    ("datasets", "told"),
+    [
+        ({"north": ["default"], "south": ["default"]}, "submitted to project heart; follow it"),
+        ({"north": ["lung"], "south": ["heart", "default"]}, "waits for 1 more node with dataset 'default' (others offer heart, lung); follow it"),
+        ({}, "waits for 2 more nodes with dataset 'default'; follow it"),
+    ],
+)
+def test_submit_says_what_the_run_waits_for(coordinator: Coordinator, job: Path, datasets: dict[str, list[str]], told: str) -> None:
+    nodes = [pb.NodeInfo(name=name, project="heart", connected=True, datasets=offered) for name, offered in datasets.items()]
+    coordinator.answers["ListNodes"] = pb.ListNodesReply(nodes=nodes)
+    assert told in fedscale("run", "submit", job).err
 
 
 def test_submit_dry_run_sends_nothing(coordinator: Coordinator, job: Path) -> None:
@@ -261,6 +275,15 @@ def test_submit_dry_run_sends_nothing(coordinator: Coordinator, job: Path) -> No
     assert fedscale("run", "submit", job, "--dry-run", "--set", "clients.min_per_round=1", "--json").data["starts"] == "at once"
     assert "fedavg" in fedscale("run", "submit", job, "--dry-run").out
     assert set(asked(coordinator)) == {"ListProjects", "ListNodes"}
+
+
+@pytest.mark.parametrize(
+    ("template", "epsilon"), [("tabular", None), ("image", None), ("text", None), ("survival", None), ("sklearn", None), ("hospitals", 4.0)]
+)
+def test_a_template_could_be_submitted_as_it_is(coordinator: Coordinator, template: str, epsilon: float | None) -> None:
+    fedscale("init", "mine", "--template", template)
+    data = fedscale("run", "submit", "mine/job.toml", "--dry-run", "--json").data
+    assert (data["job"], data["files"], data["epsilon"]) == ("mine", ["app.py", "job.toml"], epsilon)
 
 
 @pytest.mark.parametrize(("projects", "hint"), [([], "make one"), (["heart", "lung"], "one of: heart, lung")])

@@ -46,6 +46,41 @@ def control(profile: Profile) -> Iterator[Control]:
         yield opened
 
 
+@pytest.mark.parametrize(
+    ("settings", "nearby"),
+    [
+        ('host = "0.0.0.0"', "127.0.0.1:8470"),
+        ('host = "::"', "[::1]:8470"),
+        ('host = "10.0.0.5"', "10.0.0.5:8470"),
+        ("", "127.0.0.1:8470"),
+        ("no toml", ""),
+        (None, ""),
+    ],
+)
+def test_a_coordinator_is_dialled_within_its_machine_as_long_as_the_profile_lies_there(tmp_path: Path, settings: str | None, nearby: str) -> None:
+    folder = write_profile(tmp_path / "admin", identity.new_authority("testers", datetime.now(UTC)), "hub.example.org:8470")
+    if settings is not None:
+        (tmp_path / "server.toml").write_text(settings)
+    assert Profile.load(folder).nearby == nearby
+
+
+@pytest.mark.parametrize(("host", "error"), [("hub.example.org", None), ("elsewhere.example.org", "its certificate is for another host")])
+def test_what_is_dialled_nearby_proves_the_name_it_is_known_by(profile: Profile, coordinator: Coordinator, host: str, error: str | None) -> None:
+    coordinator.answers["Status"] = pb.StatusReply(address="there")
+    known = replace(profile, address=f"{host}:{profile.address.rpartition(':')[2]}", nearby=profile.address)
+    with Control(known) as control:
+        if error is None:
+            assert control.status().address == "there"
+        else:
+            assert refused(control).why == error
+
+
+def test_a_name_that_nobody_knows_is_told(profile: Profile) -> None:
+    with Control(replace(profile, address="nowhere.invalid:1")) as control:
+        problem = refused(control)
+    assert (problem.why, problem.hint) == ("the host name is not known on this machine", "correct the name, or let this machine know it")
+
+
 DONE = pb.RunDetail(info=pb.RunInfo(run="r1", status="completed"))
 
 
@@ -121,6 +156,7 @@ def test_a_value_has_every_field_of_its_message(value: type, message: Any) -> No
 def test_every_call_of_the_service_has_its_method() -> None:
     called = {"Status": "status", "ListNodes": "nodes", "ListRuns": "runs", "ListProjects": "projects", "GetRun": "run", "SubmitRun": "submit"}
     called |= {"SteerRun": "steer", "WatchRun": "watch", "CreateProject": "create_project", "Invite": "invite", "Revoke": "revoke"}
+    called |= {"Post": "post", "Collect": "collect", "Conclude": "conclude"}
     assert {method.name for method in pb.DESCRIPTOR.services_by_name["Control"].methods} == set(called)
     assert [name for name in called.values() if not callable(getattr(Control, name, None))] == []
 

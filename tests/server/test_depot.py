@@ -236,6 +236,45 @@ def test_a_vector_that_was_damaged_here_is_fetched_again(depot: Depot, tmp_path:
         spool.vector(digest)
 
 
+def test_the_newest_copy_is_fetched_and_a_later_one_outlives_a_clearing(depot: Depot, tmp_path: Path) -> None:
+    shelves = {epoch: Shelf(depot, "answers/r1", epoch) for epoch in (2, 9, 10)}
+    for epoch, shelf in shelves.items():
+        shelf.put("round.key", written(tmp_path / "in", str(epoch).encode()))
+    assert shelves[2].fetch("round.key", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == b"10"
+    shelves[9].put("train-1-ada", tmp_path / "in")
+    shelves[9].clear()
+    assert depot.keys("answers") == ["answers/r1/round.key/10"]
+    shelves[10].clear()
+    assert shelves[10].names() == set()
+
+
+def test_answers_of_the_open_round_are_inherited_with_their_key(depot: Depot, tmp_path: Path) -> None:
+    def server(name: str, epoch: int) -> Spool:
+        spool = Spool(tmp_path / name, common=Shelf(depot, "answers/r1", epoch))
+        spool.inherit()
+        return spool
+
+    def keep(spool: Spool, number: int) -> Path:
+        path = spool.answer("train", number, "ada", DIGEST)
+        spool.keep(written(spool.blobs.staging(), spool.vault.writing(path.name).update(DATA.ljust(24))), path)
+        return path
+
+    red = server("red", 1)
+    (red.uploads / "train-1-ben").write_bytes(b"the beginning of")
+    path = keep(red, 1)
+    blue = server("blue", 2)
+    assert blue.words(blue.answers / path.name)[0:6].tobytes() == DATA.ljust(24)
+    blue.resume("train", 1)
+    blue.clear()
+    assert (depot.keys("answers"), blue.vault.open) == ([], False)
+    # The first one comes back with a key and an answer of a round long past.
+    keep(blue, 2)
+    red = server("red", 3)
+    assert [path.name for path in (*red.answers.iterdir(), *red.uploads.iterdir())] == [red.answer("train", 2, "ada", DIGEST).name]
+    assert red.words(next(red.answers.iterdir()))[0:6].tobytes() == DATA.ljust(24)
+
+
 def test_a_run_goes_on_at_another_server(depot: Depot, tmp_path: Path) -> None:
     """Models are stored, retired and read back through the depot, whichever server does it."""
     red, blue = (Spool(tmp_path / name, lasting=False, shelf=Shelf(depot, "runs/r1", epoch)) for name, epoch in (("red", 1), ("blue", 2)))

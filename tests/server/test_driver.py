@@ -14,6 +14,7 @@ import pytest
 from fedscale.errors import Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale_server import engine
+from fedscale_server.driver import Driver
 from tests.server.running import Counting, Receipt, Running, plan_text, refusal, soon, until
 
 
@@ -377,7 +378,7 @@ async def test_a_caller_that_goes_away_in_the_middle_of_a_step_does_not_stop_it(
     ada = await server.node("ada")
     run, (ask,) = await server.begun(ada, rounds=2)
     driver = server.engine.driver(run)
-    assert driver is not None
+    assert isinstance(driver, Driver)
     apply, held = driver.book.apply_all, asyncio.Event()
     loop = asyncio.get_running_loop()
 

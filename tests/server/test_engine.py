@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+import structlog
 
 from fedscale.errors import ConfigError, Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import digest_of
 from fedscale_server import engine as engines
 from fedscale_server.app import serve
+from fedscale_server.driver import Driver
 from fedscale_server.home import Home
 from fedscale_server.logbook import Logbook
 from fedscale_server.settings import Settings
@@ -85,7 +89,7 @@ async def test_an_answer_on_its_way_is_counted_before_the_server_goes(server: Ru
     ada = await server.node("ada")
     run, (ask,) = await server.begun(ada, rounds=2)
     driver = server.engine.driver(run)
-    assert driver is not None
+    assert isinstance(driver, Driver)
     apply, begun, loop = driver.book.apply_all, asyncio.Event(), asyncio.get_running_loop()
 
     def slow(*given: Any) -> Any:
@@ -121,6 +125,23 @@ async def test_a_run_that_cannot_be_brought_back_does_not_keep_the_others_from_s
     assert (await server.over(sound))[0].info.status == "completed"
 
 
+async def test_a_model_that_somebody_cuts_off_ends_its_run_and_not_the_server(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "AGAIN_SECONDS", 0.02)
+    ada = await server.node("ada")
+    run, asks = await server.begun(ada, rounds=2)
+    for path in (server.path / "runs" / run / "blobs").glob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+    with structlog.testing.capture_logs():  # else the model is read once more, to be drawn in a traceback, which a started server does not do
+        assert (await refusal(ada.answer(asks[0], 1.0))).code() is grpc.StatusCode.UNAVAILABLE
+        await until(lambda: server.engine.store.run(run).finished)
+    detail, _ = await server.detail(run)
+    assert (detail.info.status, "a vector in the spool is damaged" in detail.info.reason) == ("failed", True)
+    sound = await server.submit(plan_text(name="sound"))
+    ada.work()
+    assert (await server.over(sound))[0].info.status == "completed"
+
+
 @pytest.mark.parametrize("hidden", [".", "runs"])
 async def test_a_run_waits_for_shared_blobs_that_are_out_of_sight(tmp_path: Path, hidden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shared folder is not mounted, or not all of it is seen, where another coordinator goes on with the run."""
@@ -137,6 +158,8 @@ async def test_a_run_waits_for_shared_blobs_that_are_out_of_sight(tmp_path: Path
         assert (await server.detail(run))[0].info.status == "running"
         with pytest.raises(Unreachable, match="cannot store the run at the moment"):
             server.engine.check(run)
+        watched = await refusal(server.events(run))
+        assert watched.code() is grpc.StatusCode.UNAVAILABLE, "to a watcher, a run that waits is not one that is over"
         if hidden == ".":
             shared.rmdir()
         away.rename(shared / hidden)

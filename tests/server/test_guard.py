@@ -27,7 +27,7 @@ PUBLIC = {"/fedscale.v1.Enrolment/Authority", "/fedscale.v1.Enrolment/Join"}
 
 # What an empty call comes to for (node, coordinator, researcher, auditor). DENIED says that it was not even looked at; everything else shows that
 # the method itself has spoken: there is no Hello, no name, no digest, no certificate request in an empty call.
-OK, BAD, MISSING, DENIED = Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.PERMISSION_DENIED
+OK, BAD, MISSING, DENIED, NOT_LED = Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.PERMISSION_DENIED, Code.ALREADY_EXISTS
 MATRIX = {
     "/fedscale.v1.Node/Connect": (BAD, DENIED, DENIED, DENIED),
     "/fedscale.v1.Node/Renew": (BAD, BAD, BAD, BAD),
@@ -46,6 +46,9 @@ MATRIX = {
     "/fedscale.v1.Control/GetRun": (DENIED, MISSING, MISSING, MISSING),
     "/fedscale.v1.Control/WatchRun": (DENIED, MISSING, MISSING, MISSING),
     "/fedscale.v1.Control/SteerRun": (DENIED, MISSING, MISSING, DENIED),
+    "/fedscale.v1.Control/Post": (DENIED, NOT_LED, NOT_LED, DENIED),
+    "/fedscale.v1.Control/Collect": (DENIED, NOT_LED, NOT_LED, DENIED),
+    "/fedscale.v1.Control/Conclude": (DENIED, MISSING, MISSING, DENIED),
 }
 ROLES = (Role.NODE, Role.COORDINATOR, Role.RESEARCHER, Role.AUDITOR)
 
@@ -76,7 +79,7 @@ async def codes(channel: grpc.aio.Channel) -> dict[str, grpc.StatusCode]:
 
 
 def test_every_method_stands_in_the_matrix_and_in_the_table() -> None:
-    assert len(METHODS) == 19
+    assert len(METHODS) == 22
     assert set(MATRIX) == set(METHODS) - PUBLIC == set(guard.RIGHTS)
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fedscale.clock import ManualClock
 from fedscale.identity import Role, secret_hash
 from fedscale_server.store import database
+from fedscale_server.store.admission import Arrival
 from fedscale_server.store.leases import FOREVER
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Account, Login, Table, Ticket
@@ -31,7 +32,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
     "claim_ticket": lambda store: store.claim_ticket("t1", HASH, "alpha", NOW),
     "enrol": lambda store: store.enrol("beta", "ward", Role.NODE, "5e", NOW, NOW),
     "redeem": lambda store: store.redeem("t1", HASH, "beta", "5e", NOW, NOW),
-    "seen": lambda store: store.seen("alpha", ["x"], "1", later(9)),
+    "seen": lambda store: store.seen([Arrival("alpha", ("x",), "1")], later(9)),
     "renewed": lambda store: store.renewed("alpha", "77", later(9)),
     "revoke": lambda store: store.revoke("alpha", later(9)),
     "put_account": lambda store: store.put_account(Account(name="ada", role="auditor", password="x", created=NOW)),

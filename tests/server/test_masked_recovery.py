@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from fedscale_server.driver import Driver
 from fedscale_server.logbook import Logbook
 from fedscale_server.sessions import Session, Sessions
 from fedscale_server.spool import Spool
+from fedscale_server.store.depot import FolderDepot, Shelf
 from fedscale_server.store.store import Store
 from tests.server.running import plan_text
 from tests.server.samples import add_run, later
@@ -112,8 +114,8 @@ def plain_digest(plan: Plan) -> str:
     return run.digest
 
 
-@pytest.mark.parametrize("opening", [PLAN, MOVING], indirect=True)
-def test_a_restart_before_every_line_changes_nothing(opening: Callable[[], Logbook]) -> None:
+def played(opening: Callable[[], Logbook]) -> Logbook:
+    """The run to its end, each line of it taken by a server that was just started."""
     sites, book = Sites(), begun(opening)
     steps: list[str] = []
     while book.run.status == "running":
@@ -126,9 +128,30 @@ def test_a_restart_before_every_line_changes_nothing(opening: Callable[[], Logbo
     assert (book.run.status, book.run.reason) == ("completed", "")
     assert [steps.count(step) for step in dict.fromkeys(steps)] == [12] * 6
     assert book.run.digest == plain_digest(book.plan)
+    return book
+
+
+@pytest.mark.parametrize("opening", [PLAN, MOVING], indirect=True)
+def test_a_restart_before_every_line_changes_nothing(opening: Callable[[], Logbook]) -> None:
+    played(opening)
     record = opening().record(later(2))
     assert record.extra["secagg"] == {"mode": "protocol", "profile": "malicious"}
     assert all(row.answered == NODES for row in record.rounds)
+
+
+def test_another_server_before_every_line_changes_nothing(store: Store, tmp_path: Path) -> None:
+    """Three servers take turns, line by line, each with what it has at home of its last turn and with what all of them share."""
+    add_run(store, "r1", plan=PLAN, plan_hash=Plan.from_toml(PLAN).digest)
+    depot, epochs = FolderDepot(tmp_path / "shared"), itertools.count(1)
+    depot.begin()
+
+    def opening() -> Logbook:
+        epoch = next(epochs)
+        models, answers = (Shelf(depot, collection, epoch) for collection in ("runs/r1", "answers/r1"))
+        return Logbook.open(store, Spool(tmp_path / f"home-{epoch % 3}", shelf=models, common=answers), store.run("r1"))
+
+    played(opening)
+    assert depot.keys("answers") == []
 
 
 def test_a_step_that_a_timer_closed_is_closed_after_a_restart_too(opening: Callable[[], Logbook]) -> None:

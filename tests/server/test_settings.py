@@ -40,6 +40,8 @@ def test_without_a_file_all_is_at_its_default(home: Path) -> None:
         "lease_seconds": 10.0,
         "blobs": "",
         "blobs_endpoint": "",
+        "sinks": (),
+        "mlflow_uri": "",
         "federation": "fedscale",
     }
 

@@ -176,3 +176,17 @@ def left(server: Running, run: str) -> list[str]:
 async def test_a_home_is_used_once(leader: Running) -> None:
     with pytest.raises(Conflict, match="a server is running in this home already"):
         await soon(Running._serve(leader.path, leader.settings))
+
+
+async def test_answers_that_nobody_will_open_are_removed_by_the_next_leader(leader: Running, start: Start, tmp_path: Path) -> None:
+    """Whoever received them has died between the end of the run and the sweeping behind it."""
+    nodes = await leader.nodes("alpha", "beta")
+    run, _ = await leader.begun(*nodes)
+    shared = tmp_path / "shared" / "answers"
+    for name in ("long-over", run):
+        (shared / name / "train-1-alpha").mkdir(parents=True)
+        (shared / name / "train-1-alpha" / "1").write_bytes(b"masked")
+    blue = await start("blue")
+    await leader.stop()
+    await leads(blue)
+    assert [path.relative_to(shared).parts[0] for path in shared.rglob("1")] == [run]

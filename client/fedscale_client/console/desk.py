@@ -78,7 +78,7 @@ class Desk:
 
     def accounts(self) -> list[Account]:
         """What this site has spent, against its caps."""
-        return spending.spent(self.home)
+        return spending.spent(self.home, spending.items(self.home))
 
     def uncovered(self) -> int:
         """How many answers no epsilon covers."""

@@ -16,7 +16,7 @@ class Claim:
 
     Args:
         run: the coordinator's run.
-        phase: ``init``, ``train`` or ``evaluate``.
+        phase: ``init``, ``train``, ``evaluate`` or ``message``.
         number: the round.
         dataset: the dataset's name.
         population: whose data it is; datasets of the same people share one.

@@ -76,7 +76,8 @@ class BulkServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request_iterator, context):
-        """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size.
+        """A coordinator's bundle, or the content of a led run's message. Metadata: fedscale-digest, fedscale-size; for a message,
+        fedscale-run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,9 @@ class BulkStub:
     number:hash of its last entry.
     """
     Put: _grpc.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]
-    """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
+    """A coordinator's bundle, or the content of a led run's message. Metadata: fedscale-digest, fedscale-size; for a message,
+    fedscale-run.
+    """
     Offset: _grpc.UnaryUnaryMultiCallable[_bulk_pb2.OffsetRequest, _bulk_pb2.OffsetReply]
     """How much of a node's answer has arrived already, after a break on either side."""
 
@@ -59,7 +61,9 @@ class BulkAsyncStub(BulkStub):
     number:hash of its last entry.
     """
     Put: _aio.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]  # type: ignore[assignment]
-    """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
+    """A coordinator's bundle, or the content of a led run's message. Metadata: fedscale-digest, fedscale-size; for a message,
+    fedscale-run.
+    """
     Offset: _aio.UnaryUnaryMultiCallable[_bulk_pb2.OffsetRequest, _bulk_pb2.OffsetReply]  # type: ignore[assignment]
     """How much of a node's answer has arrived already, after a break on either side."""
 
@@ -89,7 +93,9 @@ class BulkServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_bulk_pb2.Frame],
         context: _ServicerContext,
     ) -> _typing.Union[_bulk_pb2.Receipt, _abc.Awaitable[_bulk_pb2.Receipt]]:
-        """A coordinator's bundle. Metadata: fedscale-digest, fedscale-size."""
+        """A coordinator's bundle, or the content of a led run's message. Metadata: fedscale-digest, fedscale-size; for a message,
+        fedscale-run.
+        """
 
     @_abc_1.abstractmethod
     def Offset(

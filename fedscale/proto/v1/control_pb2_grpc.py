@@ -89,6 +89,21 @@ class ControlStub(object):
                 request_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.SteerRunRequest.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.RunInfo.FromString,
                 _registered_method=True)
+        self.Post = channel.unary_unary(
+                '/fedscale.v1.Control/Post',
+                request_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.PostRequest.SerializeToString,
+                response_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.PostReply.FromString,
+                _registered_method=True)
+        self.Collect = channel.unary_stream(
+                '/fedscale.v1.Control/Collect',
+                request_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.CollectRequest.SerializeToString,
+                response_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.Reply.FromString,
+                _registered_method=True)
+        self.Conclude = channel.unary_unary(
+                '/fedscale.v1.Control/Conclude',
+                request_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.ConcludeRequest.SerializeToString,
+                response_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.RunInfo.FromString,
+                _registered_method=True)
 
 
 class ControlServicer(object):
@@ -168,6 +183,27 @@ class ControlServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Post(self, request, context):
+        """Messages from the leader of a led run to its nodes, all or none; those that were posted before change nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Collect(self, request, context):
+        """What became of them, in the order of the journal, from its first line or from a sequence number on, until the run ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Conclude(self, request, context):
+        """The leader has come to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -224,6 +260,21 @@ def add_ControlServicer_to_server(servicer, server):
             'SteerRun': grpc.unary_unary_rpc_method_handler(
                     servicer.SteerRun,
                     request_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.SteerRunRequest.FromString,
+                    response_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.RunInfo.SerializeToString,
+            ),
+            'Post': grpc.unary_unary_rpc_method_handler(
+                    servicer.Post,
+                    request_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.PostRequest.FromString,
+                    response_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.PostReply.SerializeToString,
+            ),
+            'Collect': grpc.unary_stream_rpc_method_handler(
+                    servicer.Collect,
+                    request_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.CollectRequest.FromString,
+                    response_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.Reply.SerializeToString,
+            ),
+            'Conclude': grpc.unary_unary_rpc_method_handler(
+                    servicer.Conclude,
+                    request_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.ConcludeRequest.FromString,
                     response_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.RunInfo.SerializeToString,
             ),
     }
@@ -523,6 +574,87 @@ class Control(object):
             target,
             '/fedscale.v1.Control/SteerRun',
             fedscale_dot_proto_dot_v1_dot_control__pb2.SteerRunRequest.SerializeToString,
+            fedscale_dot_proto_dot_v1_dot_control__pb2.RunInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Post(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedscale.v1.Control/Post',
+            fedscale_dot_proto_dot_v1_dot_control__pb2.PostRequest.SerializeToString,
+            fedscale_dot_proto_dot_v1_dot_control__pb2.PostReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Collect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedscale.v1.Control/Collect',
+            fedscale_dot_proto_dot_v1_dot_control__pb2.CollectRequest.SerializeToString,
+            fedscale_dot_proto_dot_v1_dot_control__pb2.Reply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Conclude(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedscale.v1.Control/Conclude',
+            fedscale_dot_proto_dot_v1_dot_control__pb2.ConcludeRequest.SerializeToString,
             fedscale_dot_proto_dot_v1_dot_control__pb2.RunInfo.FromString,
             options,
             channel_credentials,

@@ -50,6 +50,12 @@ class ControlStub:
     """Everything that happens to a run, from its first event or from a sequence number on, until it ends."""
     SteerRun: _grpc.UnaryUnaryMultiCallable[_control_pb2.SteerRunRequest, _control_pb2.RunInfo]
     """Stop, pause or resume a run."""
+    Post: _grpc.UnaryUnaryMultiCallable[_control_pb2.PostRequest, _control_pb2.PostReply]
+    """Messages from the leader of a led run to its nodes, all or none; those that were posted before change nothing."""
+    Collect: _grpc.UnaryStreamMultiCallable[_control_pb2.CollectRequest, _control_pb2.Reply]
+    """What became of them, in the order of the journal, from its first line or from a sequence number on, until the run ends."""
+    Conclude: _grpc.UnaryUnaryMultiCallable[_control_pb2.ConcludeRequest, _control_pb2.RunInfo]
+    """The leader has come to its end."""
 
 @_typing.type_check_only
 class ControlAsyncStub(ControlStub):
@@ -73,6 +79,12 @@ class ControlAsyncStub(ControlStub):
     """Everything that happens to a run, from its first event or from a sequence number on, until it ends."""
     SteerRun: _aio.UnaryUnaryMultiCallable[_control_pb2.SteerRunRequest, _control_pb2.RunInfo]  # type: ignore[assignment]
     """Stop, pause or resume a run."""
+    Post: _aio.UnaryUnaryMultiCallable[_control_pb2.PostRequest, _control_pb2.PostReply]  # type: ignore[assignment]
+    """Messages from the leader of a led run to its nodes, all or none; those that were posted before change nothing."""
+    Collect: _aio.UnaryStreamMultiCallable[_control_pb2.CollectRequest, _control_pb2.Reply]  # type: ignore[assignment]
+    """What became of them, in the order of the journal, from its first line or from a sequence number on, until the run ends."""
+    Conclude: _aio.UnaryUnaryMultiCallable[_control_pb2.ConcludeRequest, _control_pb2.RunInfo]  # type: ignore[assignment]
+    """The leader has come to its end."""
 
 class ControlServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -159,5 +171,29 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.RunInfo, _abc.Awaitable[_control_pb2.RunInfo]]:
         """Stop, pause or resume a run."""
+
+    @_abc_1.abstractmethod
+    def Post(
+        self,
+        request: _control_pb2.PostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PostReply, _abc.Awaitable[_control_pb2.PostReply]]:
+        """Messages from the leader of a led run to its nodes, all or none; those that were posted before change nothing."""
+
+    @_abc_1.abstractmethod
+    def Collect(
+        self,
+        request: _control_pb2.CollectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.Reply], _abc.AsyncIterator[_control_pb2.Reply]]:
+        """What became of them, in the order of the journal, from its first line or from a sequence number on, until the run ends."""
+
+    @_abc_1.abstractmethod
+    def Conclude(
+        self,
+        request: _control_pb2.ConcludeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RunInfo, _abc.Awaitable[_control_pb2.RunInfo]]:
+        """The leader has come to its end."""
 
 def add_ControlServicer_to_server(servicer: ControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -364,6 +364,8 @@ class Assignment(_message.Message):
     ROSTER_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     plan: _builtins.str
     """TOML; both sides derive strategy and training from it"""
     bundle: _builtins.str
@@ -381,6 +383,10 @@ class Assignment(_message.Message):
     """the roster's authority: an Ed25519 public key, signed by the federation's certificate authority"""
     clip: _builtins.float
     """largest norm of a change, where the plan's clip moves from round to round; else 0"""
+    envelope: _builtins.str
+    """phase message: what the leader of the run writes on it, as JSON; its content is the blob that `model` names"""
+    size: _builtins.int
+    """phase message: bytes of the content"""
     @_builtins.property
     def key(self) -> Global___TaskKey: ...
     def __init__(
@@ -396,10 +402,12 @@ class Assignment(_message.Message):
         roster: _builtins.bytes = ...,
         authority: _builtins.bytes = ...,
         clip: _builtins.float = ...,
+        envelope: _builtins.str = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "bundle", b"bundle", "clip", b"clip", "deadline_seconds", b"deadline_seconds", "key", b"key", "model", b"model", "plan", b"plan", "roster", b"roster", "schema", b"schema", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "bundle", b"bundle", "clip", b"clip", "deadline_seconds", b"deadline_seconds", "envelope", b"envelope", "key", b"key", "model", b"model", "plan", b"plan", "roster", b"roster", "schema", b"schema", "size", b"size", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -495,7 +503,10 @@ class Progress(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     FRACTION_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
     fraction: _builtins.float
+    stage: _builtins.str
+    """what the node begins with: the task's own phase, or "mask"; empty where only the fraction has moved"""
     @_builtins.property
     def key(self) -> Global___TaskKey: ...
     def __init__(
@@ -503,10 +514,11 @@ class Progress(_message.Message):
         *,
         key: Global___TaskKey | None = ...,
         fraction: _builtins.float = ...,
+        stage: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraction", b"fraction", "key", b"key", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,22 @@ def by_dp_accounting(spends: list[Spend], delta: float) -> float:
 )
 def test_ledgers_cost_what_dp_accounting_says(spends: list[Spend]) -> None:
     assert epsilon(spends, DELTA) == pytest.approx(by_dp_accounting(spends, DELTA), abs=1e-6)
+
+
+@settings(deadline=None)
+@given(log_noise=st.floats(-6, 7), log_delta=st.floats(-60, -0.1))
+def test_a_plain_gaussian_costs_what_dp_accounting_says(log_noise: float, log_delta: float) -> None:
+    from dp_accounting import get_epsilon_gaussian
+
+    with np.errstate(divide="ignore"):
+        theirs = get_epsilon_gaussian(math.exp(log_noise), math.exp(log_delta))
+    assert epsilon([Spend("gaussian", math.exp(log_noise))], math.exp(log_delta)) == pytest.approx(theirs, rel=1e-7, abs=1e-11)
+
+
+def test_plain_gaussians_are_quoted_without_the_libraries_that_take_longest_to_load() -> None:
+    code = "import sys; from fedscale.privacy.accountant import epsilon; from fedscale.privacy.events import Spend\n"
+    code += "print(epsilon([Spend('gaussian', 2.0, 1.0, 3)], 1e-5) > 1, {'scipy', 'dp_accounting'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True set()\n"
 
 
 @pytest.mark.requires("prv-accountant")

@@ -1,0 +1,216 @@
+"""The durable half of a led run: its letters and what became of them, in the journal; replies on disk until the run is over.
+
+The journal alone says how a led run stands: there are no checkpoints. A line is made, appended, and only then taken; what
+blocks, the courier calls in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import fedscale
+from fedscale.errors import Failure
+from fedscale.events import failure_of
+from fedscale.learner import Phase
+from fedscale.letters import RUNNING, Correspondence, Letter, Place, Reply
+from fedscale.plan import Plan
+from fedscale.record import RoundRecord, RunRecord
+from fedscale_server.logbook import NOTE, Entry, Traffic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fedscale_server.spool import Spool
+    from fedscale_server.store.store import Store
+    from fedscale_server.store.tables import RunRow
+
+PIECE = 1 << 18  # words of a reply that are read at a time
+# A phase of a round and its metrics, as whoever leads the run makes them of the replies.
+Metrics: TypeAlias = "Iterable[tuple[str, int, dict[str, float]]]"
+# Kind, payload, and a name that only one line of the run may have.
+Line: TypeAlias = tuple[str, dict[str, Any], str | None]
+ROSTER, POSTED, ANSWERED, FAILED, METRICS = "roster", "posted", "answered", "failed", "metrics"
+FINISHED = f"{NOTE}finished"
+
+
+@dataclass(slots=True)
+class _Page:
+    """What the run's record says of one phase of a round."""
+
+    began: datetime
+    ended: datetime
+    answered: set[str] = field(default_factory=set)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    up: int = 0
+    down: int = 0
+
+    def take(self, node: str, failure: Failure | None, at: datetime, size: int) -> None:
+        """Note what became of a letter."""
+        self.ended, self.up = at, self.up + size
+        if failure is None:
+            self.answered.add(node)
+        else:
+            self.failures[node] = failure
+
+
+class Letterbook:
+    """One led run and everything of it that survives a crash.
+
+    Args:
+        store: the database.
+        spool: the run's files.
+        row: the run.
+    """
+
+    def __init__(self, store: Store, spool: Spool, row: RunRow) -> None:
+        self.store, self.spool, self.row = store, spool, row
+        self.plan = Plan.from_toml(row.plan, file=f"plan of run {row.id}")
+        self.run, self.traffic = Correspondence(), Traffic()
+        self.posted_at: dict[Place, datetime] = {}
+        self._pages: dict[tuple[str, int], _Page] = {}
+        self._metrics: dict[tuple[str, int], dict[str, float]] = {}
+
+    @classmethod
+    def open(cls, store: Store, spool: Spool, row: RunRow) -> Letterbook:
+        """The run as its journal tells it; one that had come to its end is ended again, for the crash may have come in between."""
+        book = cls(store, spool, row)
+        spool.blobs.clean()
+        last = row.created
+        for line in store.journal(row.id):
+            book.take((line.kind, line.payload, line.unique_key), line.seq, line.at)
+            last = line.at
+        if book.run.status != RUNNING:
+            book.close(last)
+        return book
+
+    def gathered(self, nodes: Iterable[str]) -> list[Line]:
+        """The line that settles who takes part."""
+        return [(ROSTER, _payload("init", 0, event={"nodes": list(nodes)}), ROSTER)]
+
+    def posted(self, letters: Iterable[Letter]) -> list[Line]:
+        """The lines of letters that were not posted before."""
+        return [(POSTED, _payload(x.phase, x.round, x.node, asdict(x), {"letter": x.number}), f"{POSTED}/{x.node}/{x.number}") for x in letters]
+
+    def answered(self, place: Place, digest: str, size: int) -> list[Line]:
+        """The line of a reply."""
+        return self._settled(ANSWERED, place, digest, {"bytes": size})
+
+    def failed(self, place: Place, failure: Failure) -> list[Line]:
+        """The line of a letter that will not be answered."""
+        return self._settled(FAILED, place, "", asdict(failure))
+
+    def paused(self, *, paused: bool) -> list[Line]:
+        """The line that lets no more letters be handed out, or lets them again."""
+        return [("pause" if paused else "resume", _payload(self.run.phase, self.run.number), None)]
+
+    def finished(self, status: str, reason: str, metrics: Metrics) -> list[Line]:
+        """The lines that end the run."""
+        told = _payload(self.run.phase, self.run.number, event={"rows": [list(row) for row in metrics]})
+        ended = _payload(self.run.phase, self.run.number, detail={"status": status, "reason": reason})
+        return [(NOTE + METRICS, told, METRICS), (FINISHED, ended, FINISHED)]
+
+    def append(self, lines: Iterable[Line], at: datetime) -> list[int | None]:
+        """Journal lines in one transaction; their numbers, ``None`` for one that stands there already. Blocks."""
+        return self.store.append_all(self.row.id, lines, at)
+
+    def take(self, line: Line, seq: int, at: datetime) -> Entry:
+        """Take a line of the journal, now or again; returns it as watchers get it."""
+        kind, payload, _ = line
+        event, detail, node = payload["event"], payload["detail"], payload["node"]
+        if kind == ROSTER:
+            self.run.members = tuple(event["nodes"])
+        elif kind == POSTED:
+            letter = Letter(**event)
+            self.run.post(letter)
+            self.posted_at[letter.place] = at
+            self._pages.setdefault((letter.phase, letter.round), _Page(at, at)).down += letter.size
+        elif kind in (ANSWERED, FAILED):
+            failure = failure_of(detail) if kind == FAILED else None
+            self.run.settle(Reply(seq, node, event["number"], event["digest"], failure))
+            self._pages[payload["phase"], payload["number"]].take(node, failure, at, detail.get("bytes", 0))
+        elif kind in ("pause", "resume"):
+            self.run.paused = kind == "pause"
+        elif kind == NOTE + METRICS:
+            self._metrics = {(phase, number): values for phase, number, values in event["rows"]}
+        elif kind == FINISHED:
+            self.run.status, self.run.reason = detail["status"], detail["reason"]
+        return Entry(seq, at, kind.removeprefix(NOTE), payload["phase"], payload["number"], node, detail)
+
+    def keep(self, place: Place, staged: Path, digest: str) -> int:
+        """Make a reply that has arrived durable under its name; its size. Blocks."""
+        size = staged.stat().st_size
+        self.spool.keep(staged, self._file(place, digest))
+        return size
+
+    def close(self, at: datetime) -> None:
+        """Write down how the run ended, once, and drop what was kept for its leader. Blocks."""
+        if self.row.finished is None:
+            self.store.finish(self.row.id, self.run.status, self.run.reason, json.loads(self.record(at).to_json()), at)
+            self.row = self.store.run(self.row.id)
+        self.spool.clear()
+        for digest in self.spool.blobs.names():
+            self.spool.blobs.delete(digest)
+
+    def content(self, reply: Reply) -> Iterator[bytes]:
+        """A reply in pieces.
+
+        Raises:
+            NotFound: it is missing.
+            ProtocolError: it is damaged.
+        """
+        words = self.spool.words(self._file(reply.place, reply.digest), reply.digest)
+        for start in range(0, words.size, PIECE):
+            yield words[start : start + PIECE].tobytes()
+
+    def record(self, now: datetime) -> RunRecord:
+        """The run's record so far."""
+        rounds = tuple(self._round(*key) for key in dict.fromkeys([*self._pages, *self._metrics]))
+        return RunRecord(
+            run=self.row.id,
+            name=self.plan.job.name,
+            status=self.run.status,
+            reason=self.run.reason,
+            plan_toml=self.plan.to_toml(),
+            plan_hash=self.plan.digest,
+            nodes=self.run.members,
+            rounds=rounds,
+            seconds=max(((self.row.finished or now) - self.row.created).total_seconds(), 0.0),
+            bytes_up=sum(row.bytes_up for row in rounds),
+            bytes_down=sum(row.bytes_down for row in rounds),
+            model_digest="",
+            extra={"versions": {"fedscale": fedscale.__version__}},
+        )
+
+    def _round(self, phase: str, number: int) -> RoundRecord:
+        """One phase of the record; whatever is no training counts as evaluation."""
+        page = self._pages.get((phase, number)) or _Page(self.row.created, self.row.created)
+        return RoundRecord(
+            number=number,
+            phase="train" if phase == "train" else "evaluate",
+            answered=tuple(sorted(page.answered)),
+            failures=dict(sorted(page.failures.items())),
+            metrics=self._metrics.get((phase, number), {}),
+            sites={},
+            weight=0.0,
+            seconds=max((page.ended - page.began).total_seconds(), 0.0),
+            bytes_up=page.up,
+            bytes_down=page.down,
+        )
+
+    def _settled(self, kind: str, place: Place, digest: str, detail: dict[str, Any]) -> list[Line]:
+        """The line that says what became of a letter; there is only one."""
+        letter = self.run.letters[place]
+        payload = _payload(letter.phase, letter.round, letter.node, {"number": letter.number, "digest": digest}, detail)
+        return [(kind, payload, f"settled/{letter.node}/{letter.number}")]
+
+    def _file(self, place: Place, digest: str) -> Path:
+        return self.spool.answer(Phase.MESSAGE, place[1], place[0], digest)
+
+
+def _payload(phase: str, number: int, node: str = "", event: dict[str, Any] | None = None, detail: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A line as every run's journal has it."""
+    return {"event": event or {}, "phase": phase, "number": number, "node": node, "detail": detail or {}}

@@ -1,0 +1,53 @@
+"""What apps remember from message to message: nothing counts twice, and runs that are long over are forgotten."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedscale_client import states
+from fedscale_client.states import States
+
+
+def test_each_message_begins_with_what_the_one_before_it_left(tmp_path: Path) -> None:
+    kept = States(tmp_path / "run")
+    assert kept.before(1) == b""
+    for number in range(1, 5):
+        kept.keep(number, b"after %d" % number)
+        assert kept.before(number + 1) == b"after %d" % number
+
+
+def test_a_message_that_is_answered_again_begins_where_it_began(tmp_path: Path) -> None:
+    """Its worker died after it had kept the state and before the answer was there."""
+    kept = States(tmp_path / "run")
+    kept.keep(1, b"one")
+    kept.keep(2, b"two, lost with its answer")
+    assert States(tmp_path / "run").before(2) == b"one"
+    kept.keep(2, b"two")
+    assert kept.before(3) == b"two"
+
+
+def test_a_message_that_fails_leaves_what_there_was(tmp_path: Path) -> None:
+    kept = States(tmp_path / "run")
+    kept.keep(1, b"one")
+    assert kept.before(5) == b"one"
+
+
+def test_only_what_may_be_needed_is_kept_and_for_the_owner_alone(tmp_path: Path) -> None:
+    kept = States(tmp_path / "run")
+    for number in range(1, 12):
+        kept.keep(number, b"x")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["10", "11"]
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "run" / "11").stat().st_mode & 0o777 == 0o600
+
+
+def test_runs_that_were_at_work_longest_ago_are_forgotten(tmp_path: Path) -> None:
+    for number in range(states.MOST_RUNS + 3):
+        States(tmp_path / f"run-{number:03}").keep(1, b"x")
+        os.utime(tmp_path / f"run-{number:03}", (number, number))
+    States(tmp_path / "newest").keep(1, b"x")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == states.MOST_RUNS
+    assert {"newest", f"run-{states.MOST_RUNS + 2:03}"} <= left
+    assert "run-000" not in left
