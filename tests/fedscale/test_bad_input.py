@@ -13,7 +13,7 @@ JOB = '[job]\nname = "heart"\n'
 NAME = "a name is 1 to 63 letters, digits, '.', '_' and '-', a letter or digit first"
 SELECT = "write 'all', a number of nodes from 1 up, or a fraction between 0 and 1"
 DURATION = "a duration is a number and one of ms, s, m, h, d, as in '20m'"
-STRATEGIES = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, fedbuff, flower"
+STRATEGIES = "fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, fedbuff, flower, led"
 
 PLANS: dict[str, tuple[str, str]] = {
     "nothing": ("", "job.toml: 'job' is missing"),

@@ -33,9 +33,9 @@ from fedscale_client.home import NodeHome, NodeSettings, make_private, write_pri
 from fedscale_client.node import Node
 from tests.server.running import plan_text, soon, until
 from tests.web.conftest import Front
-from tests.web.witness import Stamps, Witness, delays
+from tests.web.witness import Stamps, Witness, delayed
 
-__all__ = ["delays"]
+__all__ = ["delayed"]
 
 PATIENT = "Jane Roe 1944-02-29"
 PATIENCE, DEADLINE = 150.0, 90.0
@@ -271,7 +271,7 @@ async def nothing_names_a_patient(front: Front, tour: Tour, run: str, logged: st
 
 @pytest.mark.timeout(400)
 async def test_nineteen_faults_in_one_round(
-    front: Front, tour: Tour, stamps: Stamps, delays: dict[str, float], capfd: pytest.CaptureFixture[str]
+    front: Front, tour: Tour, stamps: Stamps, delayed: Callable[..., None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     changes: dict[str, Callable[[Path], object]] = {
         "no-file": Path.unlink,
@@ -310,8 +310,7 @@ async def test_nineteen_faults_in_one_round(
     faults |= {name: asked(tour.homes[name], "train") for name in (*BY_DATA, *BY_POLICY)}
     told = {name: witness.read(name) for name in faults}
     assert [name for name, (_, live) in told.items() if not live] == [], "nobody waits for the end of the round to read it"
-    delays.update({name: at - faults[name] for name, (at, _) in told.items()})
-    assert max(at - faults[name] for name, (at, _) in told.items()) < DEADLINE
+    delayed(DEADLINE, **{name: at - faults[name] for name, (at, _) in told.items()})
     await nothing_names_a_patient(front, tour, run, "".join(capfd.readouterr()))
 
 
@@ -335,7 +334,7 @@ WRONG = "class Site:\n    def learn(self, work):\n        return None\n\napp = S
     ],
 )
 async def test_faults_that_take_a_run_of_their_own(
-    front: Front, tour: Tour, delays: dict[str, float], project: str, code: str, rules: list[str], plan: dict[str, Any], expected: tuple[str, str]
+    front: Front, tour: Tour, delayed: Callable[..., None], project: str, code: str, rules: list[str], plan: dict[str, Any], expected: tuple[str, str]
 ) -> None:
     cause, words = expected
     await front.running.admin.control.CreateProject(pb.CreateProjectRequest(name=project))
@@ -353,11 +352,10 @@ async def test_faults_that_take_a_run_of_their_own(
     assert not PLANTED.search(page.replace(run, ""))
     # A site that does not answer has failed when the plan's deadline is over.
     fault = asked(tour.homes["mercy"], witness.reached) + (plan["clients"]["deadline"] if project == "deadline" else 0.0)
-    delays[project] = witness.read("mercy", witness.reached)[0] - fault
-    assert delays[project] < DEADLINE
+    delayed(DEADLINE, **{project: witness.read("mercy", witness.reached)[0] - fault})
 
 
-async def test_a_node_of_another_release_says_so(front: Front, tour: Tour, delays: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_node_of_another_release_says_so(front: Front, tour: Tour, delayed: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     faults: list[float] = []
 
     def newer(*_: object) -> None:
@@ -371,8 +369,7 @@ async def test_a_node_of_another_release_says_so(front: Front, tour: Tour, delay
     witness = Witness(guest.http, run)
     await asyncio.wait_for(witness.watch(), PATIENCE)
     info, _ = await front.running.over(run)
-    delays["other-release"] = witness.read("mercy", "init")[0] - faults[0]
-    assert delays["other-release"] < DEADLINE
+    delayed(DEADLINE, **{"other-release": witness.read("mercy", "init")[0] - faults[0]})
     page = html.unescape((await guest.http.get(f"/runs/{run}")).text)
     assert info.info.status == "failed"
     assert "the coordinator and this node may run different releases" in page

@@ -8,9 +8,9 @@ from pathlib import Path
 from fedscale.identity import Role
 from fedscale.record import RunRecord
 from tests.web.conftest import Front
-from tests.web.test_failure_tour import APP, Tour, tour
+from tests.web.test_failure_tour import APP, Tour, stamps, tour
 
-__all__ = ["tour"]
+__all__ = ["stamps", "tour"]
 NAMES = ("aachen", "bergen", "cork")
 
 

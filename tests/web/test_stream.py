@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
 
 from fedscale.identity import Role
 from fedscale.proto.v1 import control_pb2 as pb
+from fedscale_server.answers import Project
 from fedscale_server.web import stream
 from tests.server.running import Counting, plan_text, soon, until
 from tests.web.conftest import Front, Guest
@@ -94,6 +96,37 @@ async def test_a_stream_ends_when_its_reader_has_logged_out(front: Front, monkey
     assert [event["kind"] for event in seen if event["id"]][-1] == "opened"
     await until(lambda: not _feed(front, run)._watchers)
     assert (await other.http.get("/api/session")).status_code == 200
+
+
+async def test_a_stream_that_never_falls_silent_ends_with_the_login_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.05)
+
+    monkeypatch.setattr(stream, "LOOK_SECONDS", 0.005)
+
+    class Busy:
+        async def status(self) -> Project:
+            return Project("trial", next(numbers), 0)
+
+        async def watch(self, run: str, after: int) -> AsyncGenerator[pb.RunEvent, None]:
+            while True:
+                await asyncio.sleep(0.005)
+                yield pb.RunEvent(kind=f"{run}/{after}")
+
+    numbers = itertools.count()
+
+    async def logged_out() -> bool:
+        return False
+
+    busy: Any = Busy()
+    frames = await soon(_all(stream.run_events(busy, "trial", 7, logged_out)))
+    assert frames[0] == stream.RETRY
+    assert {b"trial/7" in frame for frame in frames[1:]} <= {True}
+    assert stream.OVER not in frames
+    assert await soon(_all(stream.changes(busy, logged_out, asyncio.Event()))) == [stream.RETRY]
+
+
+async def _all(frames: AsyncIterator[bytes]) -> list[bytes]:
+    return [frame async for frame in frames]
 
 
 def _feed(front: Front, run: str) -> Any:
