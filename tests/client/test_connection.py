@@ -66,17 +66,18 @@ async def test_a_server_that_comes_later(coordinator: Coordinator, start: Start)
 async def test_a_node_turns_to_the_coordinator_that_leads(coordinator: Coordinator, home: NodeHome, start: Start) -> None:
     other = Coordinator()
     other.follow(coordinator)
-    async with other, start() as node:
+    async with other:
         coordinator.told = [coordinator.address, other.address]
-        await coordinator.connected()
-        assert [server.address for server in home.servers()] == [coordinator.address, other.address]
-        coordinator.refuse = Unreachable("this coordinator stands by")
-        coordinator.session.outbox.put_nowait(None)
-        await other.connected()
-        other.refuse, coordinator.refuse = Unreachable("this coordinator stands by"), None
-        other.session.outbox.put_nowait(None)
-        await coordinator.connected(2)
-        assert not node.task.done()
+        async with start() as node:
+            await coordinator.connected()
+            await until(lambda: [server.address for server in home.servers()] == [coordinator.address, other.address])
+            coordinator.refuse = Unreachable("this coordinator stands by")
+            coordinator.session.outbox.put_nowait(None)
+            await other.connected()
+            other.refuse, coordinator.refuse = Unreachable("this coordinator stands by"), None
+            other.session.outbox.put_nowait(None)
+            await coordinator.connected(2)
+            assert not node.task.done()
 
 
 async def test_a_server_of_another_federation_gets_no_greeting(coordinator: Coordinator, home: NodeHome, start: Start) -> None:

@@ -224,7 +224,7 @@ async def test_steering_says_what_it_cannot_do(server: Running) -> None:
         return error.code(), error.details()
 
     assert await refused(run, "explode") == (MISSING, "no action 'explode'; use stop, pause or resume")
-    assert await refused("no-such-run", "stop") == (MISSING, "no run 'no-such-run'")
+    assert await refused("no-such-run", "stop") == (MISSING, "no run 'no-such-run'; see: fedscale run list")
     await ada.answer(ask, 1.0)
     await server.over(run)
     assert await refused(run, "stop") == (TAKEN, f"run {run} is completed already")
