@@ -105,6 +105,7 @@ def spent(rounds: Iterable[tuple[Mapping[str, Sequence[Mark]], float]]) -> dict[
         for site, lane in marks.items():
             lanes[site].append(lane)
             for stage, begin, until in spans(lane, end):
-                seconds[site][stage] += until - begin
+                # A record of a later release may have stages that are not known here.
+                seconds[site][stage] = seconds[site].get(stage, 0.0) + until - begin
     stages = {site: [stage for lane in of_site for stage, _ in lane] for site, of_site in lanes.items()}
     return {s: Spent(seconds[s], sum(map(retries, lanes[s])), stages[s].count(AWAY), stages[s].count(FAILED)) for s in lanes}

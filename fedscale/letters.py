@@ -182,9 +182,9 @@ class Correspondence:
         return None if self.paused or self.status != RUNNING or not self.open.get(node) else self.open[node][0]
 
     def owes(self, place: Place) -> bool:
-        """Whether this very letter is to be answered now."""
-        letter = self.due(place[0])
-        return letter is not None and letter.place == place
+        """Whether this very letter is to be answered now; a pause costs nobody the answer that is under way."""
+        waiting = self.open.get(place[0], [])
+        return self.status == RUNNING and [letter.place for letter in waiting[:1]] == [place]
 
     def needs(self, content: str) -> bool:
         """Whether a content is to be read by somebody yet."""

@@ -237,8 +237,14 @@ def _failures(row: Mapping[str, Any]) -> Iterator[tuple[str, Failure]]:
 
 def _lanes(row: Mapping[str, Any]) -> dict[str, tuple[Mark, ...]]:
     lanes = _typed({"lanes": {}, **row}, "lanes", dict)
-    marks = {site: [_typed({"lanes": mark}, "lanes", list) for mark in _typed(lanes, site, list)] for site in lanes}
-    return {site: tuple((_typed({"lanes": stage}, "lanes", str), _number({"lanes": at}, "lanes")) for stage, at in marks[site]) for site in marks}
+    return {site: tuple(map(_mark, _typed(lanes, site, list))) for site in lanes}
+
+
+def _mark(mark: object) -> Mark:
+    match mark:
+        case [str() as stage, float() | int() as at] if at is not True and at is not False:
+            return stage, float(at)
+    raise TypeError("lanes")
 
 
 def _round(row: Mapping[str, Any]) -> RoundRecord:

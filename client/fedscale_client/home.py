@@ -159,7 +159,7 @@ class NodeHome:
 
     @property
     def cache(self) -> Path:
-        """Models, bundles and answers; may be deleted while the node is down."""
+        """Models, bundles and answers, and what apps of led runs remember; may be deleted while the node is down and no such run goes on."""
         return self.path / "cache"
 
     @property

@@ -197,7 +197,7 @@ class Transfer:
             try:
                 with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                     file.seek(offset)
-                    await self._write(call, reading, file, max(FRAME >> min(3 + tries.failures, 8), LEAST_FRAME))
+                    await self._write(call, reading, file, max(FRAME >> min(2 + tries.failures, 8), LEAST_FRAME))
                     await _soon(call.done_writing())
                 return await _soon(reading)
             finally:

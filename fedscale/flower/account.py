@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 import re
 import threading
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from fedscale.flower import records
 from fedscale.flower.records import Mail
 from fedscale.flower.witness import Outcome
+from fedscale.wire.limits import METRIC_NAME, METRICS, ROUNDS
 
 Key: TypeAlias = tuple[str, int]
+Row: TypeAlias = tuple[str, int, dict[str, float]]
 
 TRAIN = "train"
 
@@ -34,7 +40,7 @@ class Account:
         phase, number = re.sub("[^a-z0-9_]", "_", records.phase_of(message).lower())[:32], records.round_of(message)
         with self._lock:
             before, count = self._now
-            if number is None:
+            if number is None or number > ROUNDS:
                 again = node in self._asked if phase == before else phase == TRAIN and before != ""
                 number = count + again
             key = phase, max(number, 1)
@@ -53,12 +59,27 @@ class Account:
                 total = sums.setdefault(name, [0.0, 0.0])
                 total[0], total[1] = total[0] + examples * value, total[1] + examples
 
-    def metrics(self, outcome: Outcome) -> list[tuple[str, int, dict[str, float]]]:
-        """Means over the examples by phase and round, and what the app's own strategy made of them, which counts."""
+    def metrics(self, outcome: Outcome) -> list[Row]:
+        """Means over the examples by phase and round, and what the app's own strategy made of them, which counts.
+
+        Numbers that are none, names beyond 200 characters and, of very many rounds, the first are left out: a record has no place for them.
+        """
         with self._lock:
             means = {key: {name: total / weight for name, (total, weight) in sums.items() if weight > 0} for key, sums in self._sums.items()}
         rows = {key: values for key, values in means.items() if key[0] in ("train", "evaluate")}
         for (phase, number), values in outcome.metrics.items():
-            if number and values:  # what a strategy measures before the first round belongs to none
+            if 0 < number <= ROUNDS and values:  # what a strategy measures before the first round belongs to none
                 rows[phase, number] = {**rows.get((phase, number), {}), **values}
-        return [(phase, number, values) for (phase, number), values in sorted(rows.items(), key=lambda row: (row[0][1], row[0][0] != TRAIN))]
+        return _fitting([(*key, _sound(rows[key])) for key in sorted(rows, key=lambda key: (key[1], key[0] != TRAIN))])
+
+
+def _sound(values: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that a record has a place for; a loss that diverged is none."""
+    return {name: value for name, value in values.items() if math.isfinite(value) and 0 < len(name) <= METRIC_NAME}
+
+
+def _fitting(rows: Sequence[Row]) -> list[Row]:
+    """The last rows, as many as the coordinator takes."""
+    sizes = itertools.accumulate(len(json.dumps(row)) + 2 for row in reversed(rows))
+    count = sum(size <= METRICS - 2 for size in sizes)
+    return list(rows[len(rows) - count :])

@@ -143,9 +143,11 @@ class FlowerLearner:
         context = Context(run_id=run, node_id=node, node_config=self._node, state=state, run_config=dict(self._config))
         line = self._line
         reply = self._app(message, context) if line is None else line.ask(message, self._directory, self._config, self._run)
-        if not isinstance(reply, Message) or reply.has_error():
-            what = reply.error.reason if isinstance(reply, Message) else f"it returned {type(reply).__name__}"
-            raise AppError("the ClientApp did not answer", why=str(what))
+        if not isinstance(reply, Message):
+            raise AppError("the ClientApp did not answer", why=f"it returned {type(reply).__name__}")
+        if reply.has_error():
+            # Its reason is the app's own words, which may quote a patient: they are for the site's log.
+            raise AppError("the ClientApp did not answer", why=f"it returned an error of code {reply.error.code}") from ValueError(reply.error.reason)
         return reply, context.state
 
     def _answer(self, work: Work) -> Result:
@@ -186,7 +188,7 @@ def _require_done(content: RecordDict) -> None:
     for name, record in content.config_records.items():
         if str(name).endswith("res.status") and record.get("code", 0) != 0:
             hint = "switch evaluation off: --set evaluate.every=0" if str(name).startswith("evaluate") else ""
-            raise AppError("the ClientApp did not do what was asked", why=str(record.get("message", "")), hint=hint)
+            raise AppError("the ClientApp did not do what was asked", hint=hint) from ValueError(record.get("message"))
 
 
 def _sums(values: Mapping[str, float], examples: float, work: Work) -> dict[str, Sums]:

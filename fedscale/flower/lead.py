@@ -25,7 +25,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedscale.causes import attempted
-from fedscale.errors import Cause, FedscaleError, RunFailed
+from fedscale.errors import Cause, FedscaleError, ProtocolError, RunFailed
 from fedscale.flower import apps, mail, touches
 from fedscale.flower.account import Account
 from fedscale.flower.directory import Directory
@@ -36,8 +36,10 @@ from fedscale.flower.repeating import repeatable
 from fedscale.flower.witness import Outcome, witnessed
 from fedscale.letters import Arrival, Letter, Office, Place
 from fedscale.wire.codec import digest_of
+from fedscale.wire.limits import LETTER_SECONDS
 
-SERVER, LOOK_SECONDS = "flower-server", 0.5
+SERVER, LOOK_SECONDS, LONGEST = "flower-server", 0.5, 2_000
+LEAST_SECONDS = 1e-3
 UNAVAILABLE = 4  # flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE
 
 
@@ -210,7 +212,8 @@ class SiteGrid(Grid):
         number = next(self._next[node])
         touches.stamp(message, f"{self._places[node]}-{number}", self._number)
         phase, counted = self.account.sent(self._nodes[node], message)
-        return Letter(self._nodes[node], number, mail.envelope(message, self._number), digest, size, seconds, phase, counted)
+        allowed = min(max(seconds, LEAST_SECONDS), float(message.metadata.ttl), LETTER_SECONDS)
+        return Letter(self._nodes[node], number, mail.envelope(message, self._number), digest, size, allowed, phase, counted)
 
     def _place(self, message: Mail) -> Place:
         """Site and number behind the name that a message was given."""
@@ -220,7 +223,7 @@ class SiteGrid(Grid):
         """Take what arrives, from the first reply of the run on, until there is no more."""
         try:
             for arrival in self._office.arrivals():
-                (self._folder / f"{arrival.node}-{arrival.number}").write_bytes(arrival.content)
+                self._file(arrival.place).write_bytes(arrival.content)
                 with self._moved:
                     self._here[arrival.place] = Arrival(arrival.node, arrival.number, b"", arrival.failure)
                     self._moved.notify_all()
@@ -242,16 +245,22 @@ class SiteGrid(Grid):
 
     def _reply(self, place: Place) -> Mail:
         """A reply that is there, handed out once."""
-        message, arrival = self._open.pop(place), self._here.pop(place)
-        file = self._folder / f"{arrival.node}-{arrival.number}"
+        message, arrival, file = self._open.pop(place), self._here.pop(place), self._file(place)
         content = file.read_bytes()
         file.unlink()
         if arrival.failure is not None:
             code = UNAVAILABLE if arrival.failure.cause in (Cause.LOST, Cause.TIMEOUT) else RAISED
             return Message(Error(code, f"{arrival.node}: {arrival.failure}"), reply_to=message)
-        reply = Message(mail.unpacked(content), reply_to=message)
+        try:
+            reply = Message(mail.unpacked(content), reply_to=message)
+        except ProtocolError as error:  # one site is not to end the run of all others
+            return Message(Error(RAISED, f"{arrival.node}: {error}"), reply_to=message)
         self.account.got(message, reply)
         return reply
+
+    def _file(self, place: Place) -> Path:
+        """Where a reply waits; nothing that the coordinator says becomes part of a path."""
+        return self._folder / digest_of(repr(place).encode())
 
 
 def _is_late(arrival: Arrival) -> bool:
@@ -274,7 +283,7 @@ def _reason(ended: object) -> str:
         return ""
     if isinstance(ended, FedscaleError) and not isinstance(ended, RunFailed):
         raise ended
-    return f"the ServerApp failed: {type(ended).__name__}: {ended}"
+    return f"the ServerApp failed: {type(ended).__name__}: {ended}"[:LONGEST]
 
 
 @contextmanager

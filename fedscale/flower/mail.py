@@ -19,7 +19,7 @@ from fedscale.flower.records import Mail
 
 Record: TypeAlias = "ArrayRecord | MetricRecord | ConfigRecord"
 
-LENGTH, WORD = 8, 4
+LENGTH, WORD, BITS = 8, 4, 64
 KINDS: Mapping[str, Any] = {"arrays": ArrayRecord, "metrics": MetricRecord, "config": ConfigRecord}
 
 
@@ -47,7 +47,7 @@ def unpacked(data: bytes) -> RecordDict:
                 content[name] = ArrayRecord(arrays)
             else:
                 content[name] = KINDS[kind]({key: _value(value) for key, value in items})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProtocolError("a message's records are malformed", why=type(error).__name__) from None
     return content
 
@@ -72,7 +72,7 @@ def opened(written: str, content: bytes) -> tuple[Mail, int]:
         touches.identify(run)
         message = Message(records, int(facts["node"]), str(facts["type"]), ttl=float(facts["ttl"]), group_id=str(facts["group"] or ""))
         touches.stamp(message, str(facts["id"]), run)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ProtocolError("a message's envelope is malformed", why=type(error).__name__) from None
     return message, run
 
@@ -96,6 +96,8 @@ def _value(plain: Any) -> Any:
     """What ``_plain`` was given."""
     if isinstance(plain, dict):
         return base64.b64decode(plain["base64"])
+    if isinstance(plain, int) and plain.bit_length() > BITS:
+        raise ValueError("an integer that Flower has no place for")
     return [_value(entry) for entry in plain] if isinstance(plain, list) else plain
 
 

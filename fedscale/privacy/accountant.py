@@ -35,6 +35,8 @@ LADDER = ((8, 1), (32, 2), (96, 4), (400, 8), (1200, 16))
 COARSEST = 32
 # math.erfc is exact down to here and 0 a little below.
 FAR = -36.0
+# More than logarithms lose to rounding, for each unit of their size.
+ROUNDING = 2.0**-50
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ def _epsilon(ledger: _Ledger, delta: float, finest: float = STEP) -> float:
 
 
 def _gaussian_epsilon(precision: float, delta: float) -> float:
-    """The exact epsilon of Gaussian releases (Balle and Wang 2018, theorem 8), at most 1e-12 of it too high."""
+    """The exact epsilon of Gaussian releases (Balle and Wang 2018, theorem 8), but for rounding, which makes it larger and never smaller."""
     spread = math.sqrt(precision)
     if not precision or _log_delta_gaussian(0.0, spread) <= math.log(delta):
         return 0.0
@@ -164,9 +166,10 @@ def _gaussian_epsilon(precision: float, delta: float) -> float:
 
 
 def _log_delta_gaussian(epsilon: float, spread: float) -> float:
-    """The logarithm of the delta of a Gaussian release whose noise is 1 / ``spread``."""
+    """The logarithm of the delta of a Gaussian release whose noise is 1 / ``spread``; what may be lost to rounding is added."""
     inside, outside = _log_normal(spread / 2 - epsilon / spread), epsilon + _log_normal(-spread / 2 - epsilon / spread)
-    return inside + math.log(-math.expm1(outside - inside)) if outside < inside else -math.inf
+    lost = ROUNDING * (1 + abs(inside) + epsilon)
+    return inside + math.log(-math.expm1(min(outside - inside, 0.0) - lost))
 
 
 def _log_normal(at: float) -> float:

@@ -1,7 +1,8 @@
 """The card of a model: what it was trained on, how, at what cost in privacy, how good it is and where it is worst.
 
 ``model_card`` is the whole of it as a value of JSON; ``markdown`` and ``page`` show the same. What only people know, what the model
-is for and what not, is left for them to fill in. No number in it stands for fewer people than the plan's smallest cell.
+is for and what not, is left for them to fill in. No number in it stands for fewer people than the plan's smallest cell; in a run
+that a ServerApp leads the coordinator does not know for how many, so its metrics are as they were told.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedscale.errors import Conflict
 from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.record import JSON, RunRecord, finals, participants, plain
 from fedscale.report.figures import FULL_NAMES, metric_title, plain_text
-from fedscale.report.markup import Markup, table, tag
+from fedscale.report.markup import Markup, pairs, table, tag
 from fedscale.report.page import document, replaced, section
 from fedscale.report.units import data_size, duration, number, ranges
 
@@ -60,7 +62,7 @@ def model_card(record: RunRecord, statements: Iterable[Mapping[str, Any]] = ()) 
         "training": {"rounds": len({row.number for row in record.rounds}), "seconds": record.seconds, **_tables(plan)},
         "privacy": _privacy(record, plan, statements),
         "secure_aggregation": {"enabled": bool(plan.get("secagg", {}).get("enabled")), **_mapping(record.extra.get("secagg"))},
-        "metrics": _metrics(record),
+        "metrics": _metrics(record, plan),
         "rounds": [
             {
                 "round": row.number,
@@ -96,7 +98,7 @@ def _mapping(value: JSON) -> dict[str, Any]:
 
 def _data(record: RunRecord, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Who took part with what; a count that is smaller than the smallest cell is told as such."""
-    cell = int(plan.get("evaluate", {}).get("min_cell", SMALLEST)) or SMALLEST
+    cell = _cell(plan)
     answered = Counter(site for row in record.rounds for site in row.answered)
     failed = Counter(site for row in record.rounds for site in row.failures)
     shown = {site for row in record.rounds for site in row.sites}
@@ -107,9 +109,19 @@ def _data(record: RunRecord, plan: Mapping[str, Any]) -> dict[str, Any]:
         site: {"answered": answered[site], "failed": failed[site], "examples": _examples(known.get(site), cell, at_least=site in shown)}
         for site in participants(record)
     }
-    weight = next((row.weight for row in reversed(record.rounds) if row.phase == "train"), 0.0)
-    whole = f"{weight:.0f}" if weight >= cell else ""
+    last = next((row for row in reversed(record.rounds) if row.phase == "train"), None)
+    whole = f"{last.weight:.0f}" if last is not None and _weighed(last.phase, plan) and last.weight >= cell else ""
     return {"dataset": plan.get("job", {}).get("data", "default"), "smallest_cell": cell, "examples_in_last_round": whole, "sites": sites}
+
+
+def _cell(plan: Mapping[str, Any]) -> int:
+    """Of how few people no number may tell."""
+    return int(plan.get("evaluate", {}).get("min_cell", SMALLEST))
+
+
+def _weighed(phase: str, plan: Mapping[str, Any]) -> bool:
+    """Whether the weight of a phase is a number of examples: in training not where all sites count the same, as they do under privacy."""
+    return phase != "train" or ("privacy" not in plan and plan.get("strategy", {}).get("weighting", "examples") == "examples")
 
 
 def _examples(count: JSON, cell: int, *, at_least: bool) -> str:
@@ -130,10 +142,12 @@ def _privacy(record: RunRecord, plan: Mapping[str, Any], statements: Iterable[Ma
     return {"enabled": "privacy" in plan or bool(promised), "promised": promised, "sites": sites, "ledgers": _mapping(record.extra.get("ledgers"))}
 
 
-def _metrics(record: RunRecord) -> list[dict[str, Any]]:
-    """Each metric of all sites together, and its spread over those that may be seen, with the worst one by name."""
+def _metrics(record: RunRecord, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each metric of all sites together, where they are enough, and its spread over those that may be seen, with the worst one by name."""
     newest: dict[tuple[str, str], dict[str, float]] = {}
+    few: dict[tuple[str, str], bool] = {}
     for row in record.rounds:
+        few |= dict.fromkeys(((row.phase, name) for name in row.metrics), _weighed(row.phase, plan) and 0 < row.weight < _cell(plan))
         for site, values in row.sites.items():
             for name, value in values.items():
                 newest.setdefault((row.phase, name), {})[site] = value
@@ -141,7 +155,8 @@ def _metrics(record: RunRecord) -> list[dict[str, Any]]:
     for (phase, name), value in finals(record).items():
         sites = newest.get((phase, name), {})
         worst = (min if name in HIGHER_IS_BETTER else max)(sites, key=sites.__getitem__, default="")
-        found.append({"phase": phase, "name": name, "all": value, "worst_site": worst, "worst": sites.get(worst), "sites": sites})
+        whole = None if few[phase, name] else value
+        found.append({"phase": phase, "name": name, "all": whole, "worst_site": worst, "worst": sites.get(worst), "sites": sites})
     return found
 
 
@@ -150,9 +165,14 @@ def card_files(told: Mapping[str, Any], folder: Path) -> dict[str, Path]:
 
     Raises:
         ConfigError: the folder cannot be written.
+        Conflict: a card lies there already; people may have filled it in.
     """
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return replaced(folder, {"card.html": card_page(told), "card.md": markdown(told), "card.json": text})
+    texts = {"card.html": card_page(told), "card.md": markdown(told), "card.json": text}
+    if there := next((path for name in texts if (path := folder / name).exists()), None):
+        hint = "move it away, or name another folder"
+        raise Conflict("there is a card already", where=str(there), why="what people have filled in would be lost", hint=hint)
+    return replaced(folder, texts)
 
 
 # ------------------------------------------------------------------------------------------------------------ to be read
@@ -215,17 +235,17 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 def markdown(told: Mapping[str, Any]) -> str:
     """A card as Markdown, to be filled in and kept beside the model."""
-    blocks = [f"# Model card: {_cell(told['model']['name'])}"]
+    blocks = [f"# Model card: {_escaped(told['model']['name'])}"]
     for part in _parts(told):
         head = part.head or ("", "")
-        lines = [f"| {' | '.join(map(_cell, row))} |" for row in (head, *part.rows)]
+        lines = [f"| {' | '.join(map(_escaped, row))} |" for row in (head, *part.rows)]
         lines.insert(1, "|" + " --- |" * len(head))
         blocks += [f"## {part.title}", *([part.note] if part.note else []), "\n".join(lines) if part.rows else "none"]
     fence = "`" * max(3, *(len(run) + 1 for run in _ticks(told["plan"])))
     return "\n\n".join([*blocks, f"## Plan\n\n{fence}toml\n{told['plan'].strip()}\n{fence}"]) + "\n"
 
 
-def _cell(text: str) -> str:
+def _escaped(text: str) -> str:
     """A text that ends no cell and begins no markup."""
     return " ".join("".join(f"\\{c}" if c in "\\|`*_<>[]#" else c for c in text).split())
 
@@ -247,7 +267,6 @@ def _section(part: Part) -> Markup:
     if not part.rows:
         return section(part.title, note, tag("p", "none", class_="empty"))
     if not part.head:
-        names = (Markup(tag("dt", row[0]) + tag("dd", row[1])) for row in part.rows)
-        return section(part.title, note, tag("dl", *names, class_="pairs"))
+        return section(part.title, note, pairs((name, text) for name, text in part.rows))
     rows = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", text) for text in row[1:])) for row in part.rows]
     return section(part.title, note, table(part.head, rows))

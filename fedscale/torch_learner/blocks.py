@@ -175,8 +175,9 @@ class Blocks:
 
     def _seen(self, pace: Pace, flat: Sequence[Tensor], orders: Orders) -> Seen:
         """The features as the steps take them."""
-        sizes = [len(rows) for rows in flat]
-        if pace.steps * pace.batch < min(sizes) + pace.batch:
+        sizes, count = [len(rows) for rows in flat], pace.steps * pace.batch
+        # Of more rows than the steps take only those that they take are ever in memory.
+        if max(sizes) > count or count < min(sizes) + pace.batch:
             return Once(self._first(taken(flat, orders, self._room.shaped(*orders.shape, self._width))))
         rows = side_by_side(flat, self._room.shaped(len(flat), max(sizes), self._width))
         return Again(self._first(rows), torch.from_numpy(orders))

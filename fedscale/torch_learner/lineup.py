@@ -20,7 +20,7 @@ Orders: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Once:
-    """Rows of which no step takes one that another has taken; they lie in the order of the steps.
+    """Rows as they lie in the order of the steps; one that several steps take lies there several times.
 
     Args:
         rows: shape ``(clients, steps * batch, in)``.

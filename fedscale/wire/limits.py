@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-FRAME = 1 << 19
-LOOKAHEAD = 1 << 20
+FRAME = 1 << 18
+LOOKAHEAD = 1 << 18
 MESSAGE = 4 << 20
 BUNDLE = 64 << 20
 # The content of a led run's message, and a reply to one.
 LETTER = 1 << 30
+# How long one may take, and the last round that there can be.
+LETTER_SECONDS, ROUNDS = 30 * 86_400.0, 1_000_000
+# What its leader makes of them at last, as JSON, and the name of a metric.
+METRICS, METRIC_NAME = 3 << 20, 200
 # A longer message of secure aggregation comes in parts; with all its parts it is the keys of 200,000 nodes at most.
 TOLD_PART, TOLD = 1 << 20, 256 << 20
 CONNECTIONS = 16_384

@@ -50,7 +50,7 @@ def _statement(path: Path) -> Mapping[str, Any]:
             found = json_.loads(file.read(MOST))
     except OSError as error:
         raise ConfigError("a statement cannot be read", where=str(path), why=error.strerror or "", hint=hint) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError("this is no statement of a site", where=str(path), hint=hint) from None
     told = found.get("data", found) if isinstance(found, dict) else None
     if not isinstance(told, dict) or not {"run", "site"} <= set(told):

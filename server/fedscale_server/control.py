@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -30,6 +31,7 @@ TIMEOUT, PATIENCE = 15.0, 60.0
 ELECTION = 30.0  # within which one of several coordinators leads
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 OVER = ("completed", "failed", "stopped")
+RUN = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
 KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
     grpc.StatusCode.UNAVAILABLE: Unreachable,
     grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
@@ -123,7 +125,7 @@ class Control:
     def status(self) -> Status:
         """The coordinator as it is."""
         reply = self._stub.Status(pb.StatusRequest(), timeout=self._timeout)
-        runs = tuple(_read(RunInfo, r) for r in reply.runs)
+        runs = tuple(_info(r) for r in reply.runs)
         return _read(Status, reply, nodes=tuple(map(_site, reply.nodes)), runs=runs, replicas=tuple(reply.replicas))
 
     @_calls
@@ -156,23 +158,23 @@ class Control:
     def submit(self, project: str, plan: str, bundle: str, key: str) -> RunInfo:
         """Start a run of a stored bundle; the same key never starts a second one."""
         request = pb.SubmitRunRequest(project=project, plan=plan, bundle=bundle, key=key)
-        return _read(RunInfo, self._stub.SubmitRun(request, timeout=self._timeout))
+        return _info(self._stub.SubmitRun(request, timeout=self._timeout))
 
     @_calls
     def runs(self, project: str = "") -> list[RunInfo]:
         """The runs of a project, or of all."""
-        return [_read(RunInfo, r) for r in self._stub.ListRuns(pb.ListRunsRequest(project=project), timeout=self._timeout).runs]
+        return [_info(r) for r in self._stub.ListRuns(pb.ListRunsRequest(project=project), timeout=self._timeout).runs]
 
     @_calls
     def run(self, run: str) -> Detail:
         """One run."""
         reply = self._stub.GetRun(pb.GetRunRequest(run=run), timeout=self._timeout)
-        return _read(Detail, reply, info=_read(RunInfo, reply.info))
+        return _read(Detail, reply, info=_info(reply.info))
 
     @_calls
     def steer(self, run: str, action: str, reason: str = "") -> RunInfo:
         """Stop, pause or resume a run."""
-        return _read(RunInfo, self._stub.SteerRun(pb.SteerRunRequest(run=run, action=action, reason=reason), timeout=self._timeout))
+        return _info(self._stub.SteerRun(pb.SteerRunRequest(run=run, action=action, reason=reason), timeout=self._timeout))
 
     def post(self, run: str, letters: Sequence[Letter]) -> tuple[str, ...]:
         """Post letters of a run's leader; returns the contents that must be stored first, and nothing was posted then."""
@@ -182,7 +184,7 @@ class Control:
     def conclude(self, run: str, reason: str, metrics: Sequence[tuple[str, int, Mapping[str, float]]]) -> RunInfo:
         """Say that the leader of a run has come to its end: well, or why not."""
         request = pb.ConcludeRequest(run=run, reason=reason, metrics=json.dumps(list(metrics)))
-        return _read(RunInfo, self.ask(lambda: self._stub.Conclude(request, timeout=self._timeout)))
+        return _info(self.ask(lambda: self._stub.Conclude(request, timeout=self._timeout)))
 
     def collect(self, run: str, after: int = 0) -> Iterator[pb.Reply]:
         """Who takes part in a led run, then all parts of all replies from behind a line on; ends with the run, or with the connection.
@@ -257,6 +259,17 @@ def _read(kind: Callable[P, T], message: Any, **given: Any) -> T:
     """A message as the value whose fields have the same names; ``given`` are those that need more than a copy."""
     names = inspect.signature(kind).parameters
     return kind(**{name: given[name] if name in given else getattr(message, name) for name in names})  # type: ignore[call-arg]
+
+
+def _info(message: pb.RunInfo) -> RunInfo:
+    """A run; folders are named after it, so its id must not lead out of where they are.
+
+    Raises:
+        ProtocolError: it is no name.
+    """
+    if not RUN.fullmatch(message.run):
+        raise ProtocolError("the coordinator sent a run whose id is no name")
+    return _read(RunInfo, message)
 
 
 def _site(message: pb.NodeInfo) -> Site:

@@ -147,7 +147,8 @@ class Coordinator:
         row = await asyncio.to_thread(self._store.run, run)
         checkpoint = await asyncio.to_thread(self._store.last_checkpoint, row.id)
         model, schema = (checkpoint.model, checkpoint.facts["schema"]) if checkpoint else ("", "")
-        return Detail(self._info(row), self._record(row).to_json(), model, schema)
+        record = await self._record(row)
+        return Detail(self._info(row), await asyncio.to_thread(record.to_json), model, schema)
 
     async def record(self, run: str) -> tuple[RunInfo, RunRecord]:
         """One run with its record so far, as a value.
@@ -156,14 +157,17 @@ class Coordinator:
             NotFound: no such run.
         """
         row = await asyncio.to_thread(self._store.run, run)
-        return self._info(row), self._record(row)
+        return self._info(row), await self._record(row)
 
-    def _record(self, row: RunRow) -> RunRecord:
+    async def _record(self, row: RunRow) -> RunRecord:
         """The record of a run, as far as it has come."""
         driver = self.engine.driver(row.id)
         if driver is not None:
             return driver.book.record(self.engine.now())
-        return RunRecord.from_json(json.dumps(row.record)) if row.record else bare_record(row, row.status, row.reason, self.engine.now())
+        if not row.record:
+            return bare_record(row, row.status, row.reason, self.engine.now())
+        # A page may ask for hundreds, and meanwhile nodes want to hear of the server.
+        return await asyncio.to_thread(lambda: RunRecord.from_json(json.dumps(row.record)))
 
     async def recent(self, run: str, phases: int) -> int:
         """The number of the line before which a run's last ``phases`` phases began; watching from there on shows them whole."""
@@ -211,11 +215,11 @@ class Coordinator:
                 for entry in map(Entry.of, page):
                     yield run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node)
                 last = page[-1].seq
-            # What was noted in passing until now is in the lanes.
-            told = live.qsize() if live is not None else 0
-            if driver is not None and (drawn := driver.drawn()):
-                yield drawn
+            # What was noted in passing until now is in the lanes, which are told behind the round's opening: that may be waiting here still.
+            told, drawn = (live.qsize(), driver.drawn()) if driver is not None and live is not None else (0, None)
             while live is not None:
+                if told == 0 and drawn is not None:
+                    yield drawn
                 event, told = await live.get(), told - 1
                 if isinstance(event, End):
                     if event is End.OVER:

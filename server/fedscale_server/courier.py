@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from fedscale.errors import Failure, ProtocolError, Unreachable
+from fedscale.errors import AccessDenied, Failure, ProtocolError, Unreachable
 from fedscale.events import Event, Pause, Resume, Stop
 from fedscale.learner import Phase
 from fedscale.letters import RUNNING, Letter, Place
@@ -52,7 +53,7 @@ class Courier:
     def __init__(self, book: Letterbook, sessions: Sessions, clock: Clock, finished: Callable[[Courier], None], tally: Tally) -> None:
         self.book, self.feed, self._tally = book, Feed(), tally
         self._sessions, self._clock, self._finished = sessions, clock, finished
-        self._delivery = Delivery(book, sessions, clock, partial(self._later, self._settle))
+        self._delivery = Delivery(book, sessions, clock, self._give_up)
         self._lock, self._tasks = asyncio.Lock(), set[asyncio.Task[Any]]()
 
     @property
@@ -61,7 +62,7 @@ class Courier:
         return self.book.row.id
 
     async def start(self) -> None:
-        """Hand out what is open, at the beginning or after a restart."""
+        """Hand out what is open, at the beginning, after a restart or after a pause."""
         self._delivery.begin()
         if not self.book.run.members:
             self._delivery.timers.arm(GATHERING, self.book.plan.clients.deadline, partial(self._later, self._alone))
@@ -88,6 +89,18 @@ class Courier:
         if isinstance(event, Pause | Resume):
             await self._soon(self._pause(paused=isinstance(event, Pause)))
         return True
+
+    async def lead(self, who: str) -> None:
+        """Let somebody lead the run; whoever was the first does to its end.
+
+        Raises:
+            AccessDenied: somebody else leads it.
+            Unreachable: it cannot be stored at the moment.
+        """
+        if not self.book.leader:
+            await self._soon(self._led(who))
+        if self.book.leader != who:
+            raise AccessDenied("somebody else leads this run", where=f"run {self.id}", hint="its replies are told to nobody else; you can stop it")
 
     async def post(self, letters: Sequence[Letter]) -> list[str]:
         """Take letters of the leader's; returns the contents that are to be stored first, and nothing was posted then.
@@ -173,11 +186,16 @@ class Courier:
             return Receipt(verdict=Receipt.DUPLICATE)
         return Receipt(verdict=Receipt.CLOSED, reason="nobody waits for this reply")
 
+    async def _led(self, who: str) -> None:
+        async with self._lock:
+            if not self.book.leader:
+                await self._write(self.book.led(who))
+
     async def _pause(self, *, paused: bool) -> None:
         async with self._lock:
             await self._write(self.book.paused(paused=paused))
-        for node in self.book.run.members:
-            self._delivery.send(node)
+        if not paused:
+            await self.start()
 
     async def _post(self, letters: Sequence[Letter]) -> list[str]:
         async with self._lock:
@@ -204,6 +222,11 @@ class Courier:
         self._delivery.send(node)
         return Receipt(verdict=Receipt.ACCEPTED)
 
+    def _give_up(self, place: Place, failure: Failure) -> None:
+        """A letter's time is over, or its node was away for too long; in a pause neither counts."""
+        if not self.book.run.paused:
+            self._later(self._settle, place, failure)
+
     async def _settle(self, place: Place, failure: Failure) -> None:
         """A letter will not be answered."""
         async with self._lock:
@@ -222,21 +245,21 @@ class Courier:
             if self.book.run.members or self.book.run.status != RUNNING:
                 return
             if len(nodes) >= needed:
-                self._delivery.timers.clear()
                 await self._write(self.book.gathered(nodes))
+                self._delivery.timers.clear()
             else:
                 waiting = {"needed": needed, "there": list(nodes)}
                 self.feed.publish(run_event(0, self._clock.now().timestamp(), "gathering", ("init", 0), waiting))
 
     async def _alone(self) -> None:
-        if not self.book.run.members:
+        if not self.book.run.members and not self.book.run.paused:
             await self._finish("failed", f"too few nodes were there within {self.book.plan.clients.deadline:g} s")
 
     async def _finish(self, status: str, reason: str, metrics: Metrics = ()) -> bool:
         async with self._lock:
             if self.book.row.finished is not None:
                 return False
-            busy = [letter for node in self.book.run.members if (letter := self.book.run.due(node))]
+            busy = [letters[0] for letters in self.book.run.open.values() if letters]
             if self.book.run.status == RUNNING:
                 await self._write(self.book.finished(status, reason, metrics))
             await self._stored(partial(self.book.close, self._clock.now()))
@@ -252,18 +275,20 @@ class Courier:
         Raises:
             Unreachable: they cannot be stored.
         """
-        at = self._clock.now()
-        for seq, line in zip(await self._stored(partial(self.book.append, lines, at)), lines, strict=True):
-            if seq is not None:
-                entry = self.book.take(line, seq, at)
-                self._tally.take(entry)
-                self.feed.publish(run_event(seq, at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
+        now = self._clock.now()
+        numbers = await self._stored(partial(self.book.append, lines, now))
+        stored = [(line, seq, now) for line, seq in zip(lines, numbers, strict=True) if seq is not None]
+        for line, seq, at in stored if len(stored) == len(lines) else await self._stored(self.book.missed):
+            entry = self.book.take(line, seq, at)
+            self._tally.take(entry)
+            self.feed.publish(run_event(seq, at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
 
     async def _spare(self, place: Place) -> None:
-        """Drop the content of a letter that was the last one to hold it."""
+        """Drop the content of a letter that was the last one to hold it; where the disk refuses, it goes with the run."""
         content = self.book.run.letters[place].content
         if not self.book.run.needs(content):
-            await self._stored(partial(self.book.spool.blobs.delete, content))
+            with suppress(Unreachable):
+                await self._stored(partial(self.book.spool.blobs.delete, content))
 
     async def _stored(self, store: Callable[[], T]) -> T:
         """What is done on disk or in the database, in a thread.

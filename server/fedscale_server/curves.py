@@ -45,6 +45,8 @@ class _Line:
 
     def tell(self, row: RoundRecord) -> None:
         """A phase of a round has closed."""
+        if not self._thread.is_alive():  # it has failed, and is counted as that
+            return
         try:
             self._queue.put_nowait(row)
         except Full:

@@ -88,5 +88,6 @@ class Desk:
 
 def _arrival(part: pb.Reply, content: bytes) -> Arrival:
     """What became of a letter, from the last part of it."""
-    failure = Failure(Cause(part.cause), part.what, part.where, part.hint) if part.cause else None
+    cause = Cause(part.cause) if part.cause in set(Cause) else Cause.WORKER
+    failure = Failure(cause, part.what, part.where, part.hint) if part.cause else None
     return Arrival(part.node, part.number, content, failure)

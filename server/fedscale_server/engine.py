@@ -28,6 +28,7 @@ from fedscale_server.tally import Tally
 
 if TYPE_CHECKING:
     from fedscale.clock import Clock
+    from fedscale.strategy import Strategy
     from fedscale_server.curves import Curves
     from fedscale_server.sessions import Session, Sessions
     from fedscale_server.store.store import Store
@@ -146,7 +147,9 @@ class Engine:
     def _opened(self, store: Store, row: RunRow) -> Logbook | Letterbook:
         """A run as it is stored. Blocks; raises whatever is wrong with it."""
         plan = Plan.from_toml(row.plan)
-        kind = Letterbook if plan.strategy.build().led else Logbook
+        strategy = plan.strategy.build()
+        self._require_keeping(strategy)
+        kind = Letterbook if strategy.led else Logbook
         return kind.open(store, self.spool(row.id, masked=plan.secagg.enabled), row)
 
     def _wait(self, run: str) -> None:
@@ -166,6 +169,8 @@ class Engine:
         reason, now = f"the server could not bring the run back: {told}", self.clock.now()
         record = json.loads(bare_record(row, "failed", reason, now).to_json())
         await asyncio.to_thread(self.store.finish, row.id, "failed", reason, record, now)
+        with suppress(OSError):  # the next start sweeps
+            await asyncio.to_thread(lambda: self.spool(row.id).clear())
 
     def _forget(self, driver: Driver | Courier) -> None:
         """A driver has come to its end: that of its run, or of what could be stored."""
@@ -255,9 +260,7 @@ class Engine:
         await asyncio.to_thread(strategy.check)
         if strategy.buffer:
             raise PlanError(f"'{plan.strategy.name}' is asynchronous, which only simulations are so far", where="strategy.name", hint="use fedavg")
-        if strategy.led and self._keeping is not Keeping.HERE:
-            why = "what the sites have replied must be here when its leader comes back, and is nobody else's business"
-            raise PlanError("this server keeps no replies", where="strategy.name", why=why, hint='start it alone, with durability "spool"')
+        self._require_keeping(strategy)
         if plan.secagg.enabled and self._rosters is None:
             raise PlanError("this server has no authority to sign rosters with", where="secagg")
         if plan.secagg.enabled and self._keeping is Keeping.NOWHERE:
@@ -271,6 +274,16 @@ class Engine:
         )
         await self._launch(row.id)
         return row
+
+    def _require_keeping(self, strategy: Strategy) -> None:
+        """Refuse a led run where answers are not kept as it needs them.
+
+        Raises:
+            PlanError: they are not.
+        """
+        if strategy.led and self._keeping is not Keeping.HERE:
+            why = "what the sites have replied must be here when its leader comes back, and is nobody else's business"
+            raise PlanError("this server keeps no replies", where="strategy.name", why=why, hint='start it alone, with durability "spool"')
 
     async def steer(self, run: str, action: str, reason: str) -> None:
         """Stop, pause or resume a run.

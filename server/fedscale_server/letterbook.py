@@ -33,7 +33,9 @@ PIECE = 1 << 18  # words of a reply that are read at a time
 Metrics: TypeAlias = "Iterable[tuple[str, int, dict[str, float]]]"
 # Kind, payload, and a name that only one line of the run may have.
 Line: TypeAlias = tuple[str, dict[str, Any], str | None]
-ROSTER, POSTED, ANSWERED, FAILED, METRICS = "roster", "posted", "answered", "failed", "metrics"
+ROSTER, POSTED, ANSWERED, FAILED = "roster", "posted", "answered", "failed"
+LEADER, METRICS = "leader", "metrics"
+TRAIN, EVALUATE = Phase.TRAIN.value, Phase.EVALUATE.value
 FINISHED = f"{NOTE}finished"
 
 
@@ -71,6 +73,8 @@ class Letterbook:
         self.plan = Plan.from_toml(row.plan, file=f"plan of run {row.id}")
         self.run, self.traffic = Correspondence(), Traffic()
         self.posted_at: dict[Place, datetime] = {}
+        self.leader = ""
+        self._paused_at, self._last = row.created, 0
         self._pages: dict[tuple[str, int], _Page] = {}
         self._metrics: dict[tuple[str, int], dict[str, float]] = {}
 
@@ -86,6 +90,10 @@ class Letterbook:
         if book.run.status != RUNNING:
             book.close(last)
         return book
+
+    def led(self, who: str) -> list[Line]:
+        """The line that says who leads."""
+        return [(NOTE + LEADER, _payload("init", 0, detail={"who": who}), LEADER)]
 
     def gathered(self, nodes: Iterable[str]) -> list[Line]:
         """The line that settles who takes part."""
@@ -117,28 +125,44 @@ class Letterbook:
         """Journal lines in one transaction; their numbers, ``None`` for one that stands there already. Blocks."""
         return self.store.append_all(self.row.id, lines, at)
 
+    def missed(self) -> list[tuple[Line, int, datetime]]:
+        """Lines of the journal that were not taken: the database stored them and could not say so. Blocks."""
+        return [((line.kind, line.payload, line.unique_key), line.seq, line.at) for line in self.store.journal(self.row.id, self._last)]
+
     def take(self, line: Line, seq: int, at: datetime) -> Entry:
         """Take a line of the journal, now or again; returns it as watchers get it."""
         kind, payload, _ = line
         event, detail, node = payload["event"], payload["detail"], payload["node"]
+        self._last = seq
         if kind == ROSTER:
             self.run.members = tuple(event["nodes"])
+        elif kind == NOTE + LEADER:
+            self.leader = detail["who"]
         elif kind == POSTED:
             letter = Letter(**event)
             self.run.post(letter)
             self.posted_at[letter.place] = at
-            self._pages.setdefault((letter.phase, letter.round), _Page(at, at)).down += letter.size
+            self._pages.setdefault((_counted(letter.phase), letter.round), _Page(at, at)).down += letter.size
         elif kind in (ANSWERED, FAILED):
             failure = failure_of(detail) if kind == FAILED else None
             self.run.settle(Reply(seq, node, event["number"], event["digest"], failure))
-            self._pages[payload["phase"], payload["number"]].take(node, failure, at, detail.get("bytes", 0))
+            self._pages[_counted(payload["phase"]), payload["number"]].take(node, failure, at, detail.get("bytes", 0))
         elif kind in ("pause", "resume"):
-            self.run.paused = kind == "pause"
+            self._pause(at, paused=kind == "pause")
         elif kind == NOTE + METRICS:
             self._metrics = {(phase, number): values for phase, number, values in event["rows"]}
         elif kind == FINISHED:
             self.run.status, self.run.reason = detail["status"], detail["reason"]
         return Entry(seq, at, kind.removeprefix(NOTE), payload["phase"], payload["number"], node, detail)
+
+    def _pause(self, at: datetime, *, paused: bool) -> None:
+        """Note a pause, or its end; it takes nothing of the time that a letter has."""
+        if self.run.paused and not paused:
+            for place in (letter.place for letters in self.run.open.values() for letter in letters):
+                self.posted_at[place] += at - max(self._paused_at, self.posted_at[place])
+        if paused and not self.run.paused:
+            self._paused_at = at
+        self.run.paused = paused
 
     def keep(self, place: Place, staged: Path, digest: str) -> int:
         """Make a reply that has arrived durable under its name; its size. Blocks."""
@@ -147,13 +171,12 @@ class Letterbook:
         return size
 
     def close(self, at: datetime) -> None:
-        """Write down how the run ended, once, and drop what was kept for its leader. Blocks."""
-        if self.row.finished is None:
-            self.store.finish(self.row.id, self.run.status, self.run.reason, json.loads(self.record(at).to_json()), at)
-            self.row = self.store.run(self.row.id)
+        """Drop what was kept for the run's leader, and then write down how the run ended: one that broke off in between is closed again. Blocks."""
         self.spool.clear()
         for digest in self.spool.blobs.names():
             self.spool.blobs.delete(digest)
+        self.store.finish(self.row.id, self.run.status, self.run.reason, json.loads(self.record(at).to_json()), at)
+        self.row = self.store.run(self.row.id)
 
     def content(self, reply: Reply) -> Iterator[bytes]:
         """A reply in pieces.
@@ -186,11 +209,11 @@ class Letterbook:
         )
 
     def _round(self, phase: str, number: int) -> RoundRecord:
-        """One phase of the record; whatever is no training counts as evaluation."""
+        """One phase of the record."""
         page = self._pages.get((phase, number)) or _Page(self.row.created, self.row.created)
         return RoundRecord(
             number=number,
-            phase="train" if phase == "train" else "evaluate",
+            phase="train" if phase == TRAIN else "evaluate",
             answered=tuple(sorted(page.answered)),
             failures=dict(sorted(page.failures.items())),
             metrics=self._metrics.get((phase, number), {}),
@@ -209,6 +232,11 @@ class Letterbook:
 
     def _file(self, place: Place, digest: str) -> Path:
         return self.spool.answer(Phase.MESSAGE, place[1], place[0], digest)
+
+
+def _counted(phase: str) -> str:
+    """The phase of the record to which a letter counts: whatever is no training is evaluation."""
+    return TRAIN if phase == TRAIN else EVALUATE
 
 
 def _payload(phase: str, number: int, node: str = "", event: dict[str, Any] | None = None, detail: dict[str, Any] | None = None) -> dict[str, Any]:

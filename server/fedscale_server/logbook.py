@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import fedscale
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 NOTE = "note."
 FACTS = tuple(f.name for f in fields(Outcome))
 SHOWN = ("answered", "failures", "metrics", "sites", "weight", "seconds", "bytes_up", "bytes_down", "lanes")
-# So many phases of a record have their lanes: what people look at, and not megabytes of it.
-DRAWN = 60
+# So many phases of a record have their lanes, and fewer where so many sites take part: what people look at, and not megabytes of it.
+DRAWN, MOST_LANES = 60, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class Logbook:
         self.run = Run.restore(self.plan, self.run.strategy, facts, vectors, self._ground)
         self.traffic = Traffic(**checkpoint.facts["traffic"])
         self._ledgers = dict(checkpoint.facts.get("ledgers", {}))
-        self._rounds = [*(replace(_round(row), lanes={}) for row in closed[:-DRAWN]), *map(_round, closed[-DRAWN:])]
+        self._rounds = [*(replace(_round(row), lanes={}) for row in closed[:-DRAWN]), *_thinned([_round(row) for row in closed[-DRAWN:]])]
         self._nodes = {node for row in closed for node in row["cohort"]}
         if checkpoint.outcome is not None:
             self._tell_closed(checkpoint.outcome, checkpoint.at)
@@ -236,8 +237,7 @@ class Logbook:
             return []
         self.traffic = Traffic()
         self._rounds.append(_round(row))
-        if len(self._rounds) > DRAWN:
-            self._rounds[-DRAWN - 1] = replace(self._rounds[-DRAWN - 1], lanes={})
+        self._rounds[-DRAWN - 1 :] = _thinned(self._rounds[-DRAWN - 1 :])
         return self._tell_closed(row, at)
 
     def _closed(self, outcome: Outcome, at: datetime) -> dict[str, Any]:
@@ -311,3 +311,11 @@ def _round(row: dict[str, Any]) -> RoundRecord:
     facts["phase"] = "train" if outcome.phase == "train" else "evaluate"
     lanes = {node: tuple((stage, at) for stage, at in lane) for node, lane in row.get("lanes", {}).items()}
     return RoundRecord(**facts, seconds=row["seconds"], bytes_up=row["bytes_up"], bytes_down=row["bytes_down"], lanes=lanes)
+
+
+def _thinned(rounds: Sequence[RoundRecord]) -> list[RoundRecord]:
+    """Phases that follow each other up to the newest, without the lanes of those that are too long ago."""
+    newest = list(reversed(rounds))
+    lanes = accumulate(len(row.lanes) for row in newest)
+    kept = [row if at < DRAWN and count <= MOST_LANES else replace(row, lanes={}) for at, (row, count) in enumerate(zip(newest, lanes, strict=True))]
+    return kept[::-1]

@@ -31,7 +31,7 @@ class Upload:
     """
 
     def __init__(self, path: Path, size: int, digest: str, offset: int, cipher: CipherContext | None, *, lasting: bool = True) -> None:
-        self._path, self._cipher, self._offset, self._lasting = path, cipher, offset, lasting
+        self._path, self._cipher, self._size, self._offset, self._lasting = path, cipher, size, offset, lasting
         self._begun = self._end = offset
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
         self._intake = Intake(self, size, digest)
@@ -79,13 +79,16 @@ class Upload:
         """Hand the whole over as ``target``, on disk if it is to last.
 
         Raises:
-            ProtocolError: it is not what was announced.
+            ProtocolError: it is not what was announced; where it is less, it stays.
             Unreachable: the same, but its beginning is of an earlier attempt, so it is worth another one.
             OSError: the disk refuses.
         """
         try:
             self._intake.done()
         except ProtocolError as error:
+            # Of a sender that goes away in the middle, all that may be seen is that its stream ends: what is here is a beginning.
+            if self._end < self._size:
+                raise
             self.drop()
             if self._offset:
                 raise Unreachable("an answer does not fit its beginning", why=error.what, hint="send all of it again") from None

@@ -55,6 +55,8 @@ class View:
             case "opened":
                 self.phase, self.number, self.waiting, self.named = event.phase, event.number, "", set()
                 self.sites = dict.fromkeys(detail.get("cohort", ()), 0.0)
+            case "posted":
+                self._posted(event)
             case "progress":
                 self._reach(event.node, min(float(detail.get("fraction", 0.0)), 0.99))
             case "answered":
@@ -68,6 +70,12 @@ class View:
             case _:
                 return self._told(event)
         return []
+
+    def _posted(self, event: Event) -> None:
+        """A leader asks a site for something; a round of a led run opens with its first message."""
+        if (event.phase, event.number) != (self.phase, self.number):
+            self.phase, self.number, self.waiting, self.named, self.sites = event.phase, event.number, "", set(), {}
+        self.sites[event.node] = 0.0
 
     def _reach(self, node: str, done: float) -> None:
         if node in self.sites:

@@ -231,12 +231,12 @@ async def test_frames_grow_on_a_quick_line_and_shrink_on_a_slow_one(
     monkeypatch.setattr(line._throttle, "take", noted)
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 3600.0)
     await line.submit(KEY, answer)
-    assert (sizes[:4], max(sizes), sum(sizes)) == ([FRAME >> 3, FRAME >> 2, FRAME >> 1, FRAME], FRAME, len(BIG))
+    assert (sizes[:3], max(sizes), sum(sizes)) == ([FRAME >> 2, FRAME >> 1, FRAME], FRAME, len(BIG))
     sizes.clear()
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.0)
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.0)
     await line.submit(KEY, answer)
-    assert sizes[:3] == [FRAME >> 3, FRAME >> 4, FRAME >> 5]
+    assert sizes[:3] == [FRAME >> 2, FRAME >> 3, FRAME >> 4]
     assert set(sizes[2:-1]) == {transfer.LEAST_FRAME}
 
 
@@ -254,7 +254,7 @@ async def test_frames_stay_small_where_the_site_gives_little_of_its_line(
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.015)
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 3600.0)
     await line.submit(KEY, answer)
-    assert set(sizes[:-1]) == {FRAME >> 3}
+    assert set(sizes[:-1]) == {FRAME >> 2}
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])

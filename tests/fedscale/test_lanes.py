@@ -98,4 +98,5 @@ def test_where_the_time_went_is_added_up() -> None:
         "south": Spent(nothing | {"wait": 2.0, "away": 5.0}, 0, 1, 1),
     }
     assert retries(first["north"]) == 1
+    assert spent([({"west": [("dreams", 0.0)]}, 3.0)])["west"].seconds == nothing | {"dreams": 3.0}, "a stage of a later release"
     assert (spans([], 3.0), spent([])) == ([], {})

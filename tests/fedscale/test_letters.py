@@ -61,7 +61,7 @@ def test_a_node_works_on_one_letter_at_a_time_in_their_order() -> None:
 def test_nothing_is_handed_out_while_a_run_is_paused_or_over() -> None:
     run = opened(letter())
     run.paused = True
-    assert run.due("ada") is None
+    assert (run.due("ada"), run.owes(("ada", 1))) == (None, True), "whoever is at work may answer"
     run.paused, run.status = False, "stopped"
     assert not run.owes(("ada", 1))
 

@@ -159,6 +159,15 @@ def test_every_field_of_a_run_is_needed_and_typed(field: str) -> None:
         assert "metrics.json" in caught.value.hint
 
 
+@pytest.mark.parametrize("mark", [["wait"], ["wait", 0, 1], ["wait", True], ["wait", None], [1, 0.0], "ab"])
+def test_marks_of_a_lane_are_a_stage_and_a_time(mark: object) -> None:
+    text = run_of(round_of(1)).to_json()
+    good, bad = (text.replace('"lanes":{}', json.dumps({"lanes": {"north": [each]}})[1:-1]) for each in (["wait", 2], mark))
+    assert RunRecord.from_json(good).rounds[0].lanes == {"north": (("wait", 2.0),)}
+    with pytest.raises(ConfigError, match="malformed"):
+        RunRecord.from_json(bad)
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RoundRecord) if field.name != "lanes"])
 def test_every_field_of_a_round_is_needed_and_typed(field: str) -> None:
     written = strict(run_of(round_of(1)).to_json())

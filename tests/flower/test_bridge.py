@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from fedscale.flower.deployment import job_of
 from fedscale.flower.directory import Directory, read
 from fedscale.flower.rehearsal import Script
 from fedscale.learner import Learner, Phase, Training, Work
+from fedscale_client import failures
 from fedscale_simulations.flower import simulate_app
 from fedscale_simulations.job import importable
 from fedscale_simulations.result import Simulation
@@ -149,6 +151,19 @@ def test_an_answer_that_is_none(app: Callable[..., Path], old: str, new: str, wh
     with learner(app(client)) as made, pytest.raises(AppError) as caught:
         made.run(work(Phase.TRAIN, 1, model, {"partition-id": 0}))
     assert caught.value.what == what
+
+
+def test_what_an_app_says_of_its_error_stays_in_the_sites_log(app: Callable[..., Path]) -> None:
+    """Its own words may quote a patient; those of what it raises do not travel either."""
+    saying = "from flwr.app import Error\n        return Message(Error(7, 'Mrs. Miller'), reply_to=message)\n        place, config ="
+    client = samples.MESSAGES.replace("place, config =", saying, 1).replace("mods=[doubling]", "").replace("mods=[adding]", "")
+    model = {"0": np.ones((2, 3), np.float32), "1": np.zeros(4, np.float32)}
+    with learner(app(client)) as made, pytest.raises(AppError) as caught:
+        made.run(work(Phase.TRAIN, 1, model, {"partition-id": 0}))
+    told = failures.of_error(caught.value, failures.Context(Path("bundle")))
+    assert told.what == "the ClientApp did not answer (it returned an error of code 7)"
+    assert "Miller" not in repr(told)
+    assert "Miller" in "".join(traceback.format_exception(caught.value)), "which the worker prints into the site's log"
 
 
 def test_a_numpy_client_that_cannot_evaluate_says_how_to_go_on(app: Callable[..., Path]) -> None:

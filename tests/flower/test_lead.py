@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,17 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from fedscale.errors import AppError, Cause, Conflict, Failure, FedscaleError, Unreachable
+from fedscale.flower import account, touches
 from fedscale.flower import lead as module
-from fedscale.flower import touches
 from fedscale.flower.bridge import FlowerLearner
 from fedscale.flower.directory import read
 from fedscale.flower.lead import Led, SiteGrid, lead
+from fedscale.flower.witness import Outcome
 from fedscale.letters import Arrival, Letter, Post
+from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import digest_of
+from fedscale.wire.limits import LETTER_SECONDS
+from fedscale_server.services.letters import letter_from_proto, metrics_from_text
 from fedscale_simulations.flower import simulate_app
 from fedscale_simulations.job import importable
 from tests.flower import samples
@@ -163,6 +169,32 @@ def test_a_site_that_fails_is_an_error_reply_of_flowers(tmp_path: Path) -> None:
     assert [(arrival.node, str(arrival.failure)) for arrival in sites.journal if arrival.failure] == [("ann", "code: the app raised ValueError")]
 
 
+def test_a_site_whose_replies_are_malformed_ends_nothing(tmp_path: Path) -> None:
+    learners = Learners(samples.write(tmp_path / "app", samples.MESSAGES, samples.STRATEGY))
+    ended = led(tmp_path / "app", Sites(lambda letter, content: learners(letter, content) if letter.node != "cat" else b"\xff" * 16))
+    assert ended.reason == ""
+    assert ended.outcome.arrays, "the others' count"
+
+
+def test_metrics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
+    """A run that diverged must come to its end too: the coordinator takes finite numbers only."""
+    diverged = samples.MESSAGES.replace(
+        "MetricRecord(metrics)", 'MetricRecord({**metrics, "loss": float("nan"), "": 1.0, "n" * 300: 1.0, "good": 2.0})'
+    )
+    ended = led(samples.write(tmp_path / "app", diverged, samples.STRATEGY), Sites(Learners(tmp_path / "app")))
+    assert ended.reason == ""
+    assert {values["good"] for phase, _, values in ended.metrics if phase == "train"} == {2.0}
+    assert metrics_from_text(json.dumps(ended.metrics)) == ended.metrics
+
+
+def test_of_more_metrics_than_a_record_has_room_for_the_last_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "METRICS", 100)
+    outcome = Outcome({("train", number): {"loss": 1.0} for number in range(1, 20)})
+    rows = account.Account().metrics(outcome)
+    assert [number for _, number, _ in rows] == [17, 18, 19]
+    assert len(json.dumps(rows)) <= 100
+
+
 def test_the_app_itself_failing_is_why_a_run_failed(tmp_path: Path) -> None:
     server = samples.STRATEGY.replace("        config = context.run_config", "        raise KeyError('what')")
     ended = led(samples.write(tmp_path / "app", samples.MESSAGES, server), Sites(lambda *_: b""))
@@ -248,6 +280,25 @@ def test_who_is_late_for_a_timeout_is_left_out_and_otherwise_an_error(grid: tupl
     assert made.send_and_receive(messages(made), timeout=0.5) == []
     errors = made.send_and_receive(messages(made))
     assert [reply.error.code for reply in errors] == [module.UNAVAILABLE] * 3
+
+
+def test_what_an_app_asks_for_fits_what_a_coordinator_takes(grid: tuple[SiteGrid, Sites]) -> None:
+    """A group that is a time of day is no round, and a time without end or begin is one all the same."""
+    made, sites = grid
+    asked = [Message(RecordDict(), node, "train", ttl=50.0, group_id="1763676000") for node in made.get_node_ids()]
+    made.send_and_receive(asked, timeout=0.0)
+    list(made.push_messages([Message(RecordDict(), node, "train", ttl=50.0) for node in made.get_node_ids()]))
+    made.send_and_receive([Message(RecordDict(), node, "train", ttl=1e12) for node in made.get_node_ids()], timeout=math.inf)
+    assert [letter.seconds for letter in sites.posted.values()] == [*[0.001] * 3, *[50.0] * 3, *[LETTER_SECONDS] * 3]
+    for letter in sites.posted.values():
+        assert letter_from_proto(pb.Letter(**asdict(letter))) == letter
+
+
+def test_nothing_that_a_coordinator_says_becomes_part_of_a_path(grid: tuple[SiteGrid, Sites], tmp_path: Path) -> None:
+    made, sites = grid
+    sites.journal.append(Arrival("../outside", 1, b"x"))
+    assert len(made.send_and_receive(messages(made))) == len(NAMES)
+    assert list(tmp_path.parent.glob("outside*")) == []
 
 
 def test_a_run_that_is_over_wakes_whoever_waits(grid: tuple[SiteGrid, Sites]) -> None:

@@ -78,6 +78,8 @@ def test_when_a_message_was_made_changes_nothing() -> None:
         b"\xff" * 8,
         (4).to_bytes(8, "little") + b"null",
         (2).to_bytes(8, "little") + b"{}"[:1],
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+        (39).to_bytes(8, "little") + b'[["m","metrics",[["loss",%d]]]]' % 10**19,
         b"%s" % ((31).to_bytes(8, "little") + b'[["a","pickle",[["b","value"]]]]'[:31]),
     ],
 )

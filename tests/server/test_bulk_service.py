@@ -61,7 +61,6 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "size too small": ({"size": "4"}, "an answer of 4 bytes (the round asks for 56)"),
     "size too large": ({"size": "999999"}, "an answer of 999999 bytes (the round asks for 56)"),
     "no bytes at all": ({"body": b"", "size": "0"}, "an answer of 0 bytes (the round asks for 56)"),
-    "stream shorter than announced": ({"parts": [b"x" * 40]}, "a stream ended 16 bytes too early"),
     "stream longer than announced": ({"parts": [b"x" * 56, b"x"]}, "a stream is longer than it announced"),
     "one endless frame": ({"parts": [b"x" * (1 << 20)]}, "a stream is longer than it announced"),
     "another content": ({"parts": [b"x" * 56]}, "a stream does not have the content it announced (its SHA-256 differs)"),
@@ -81,6 +80,17 @@ async def test_a_malformed_answer_is_refused_and_the_sound_one_still_counts(serv
     assert (await ada.answer(ask, 2.0)).verdict == Receipt.ACCEPTED
     assert (await server.over(run))[1]["rounds"][0]["answered"] == ["ada"]
     assert (await server.model(run)).tolist() == [2.0] * 4
+
+
+async def test_a_stream_that_ends_too_early_is_refused_and_its_beginning_is_gone_with_its_round(server: Running) -> None:
+    ada = await server.node("ada")
+    run, (ask,) = await server.begun(ada)
+    error = await sent(ada, ask, parts=[b"x" * 40])
+    assert (error.code(), error.details()) == (BAD, "a stream ended 16 bytes too early")
+    assert len(left(server)) == 1
+    assert (await ada.answer(ask, 2.0)).verdict == Receipt.ACCEPTED
+    assert (await server.over(run))[1]["rounds"][0]["answered"] == ["ada"]
+    assert left(server) == []
 
 
 async def test_metadata_is_bounded(server: Running) -> None:

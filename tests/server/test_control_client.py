@@ -219,6 +219,13 @@ def test_runs_are_submitted_read_and_steered(coordinator: Coordinator, control: 
     assert coordinator.last("SteerRun") == pb.SteerRunRequest(run="r1", action="stop", reason="enough")
 
 
+@pytest.mark.parametrize("run", ["", "..", "../else", "/etc/else", "a/b", "-r1", "r1\n"])
+def test_a_run_that_would_lead_out_of_its_folder_is_none(coordinator: Coordinator, control: Control, run: str) -> None:
+    coordinator.answers["GetRun"] = pb.RunDetail(info=pb.RunInfo(run=run))
+    with pytest.raises(ProtocolError, match="id is no name"):
+        control.run("r1")
+
+
 ERRORS = [
     getattr(errors, name) for name in dir(errors) if isinstance(getattr(errors, name), type) and issubclass(getattr(errors, name), FedscaleError)
 ]
@@ -309,7 +316,7 @@ def test_watching_goes_on_where_the_connection_broke(coordinator: Coordinator, c
 def test_a_stream_that_ends_early_is_taken_up_again(coordinator: Coordinator, control: Control) -> None:
     statuses = iter(["running", "paused", "stopped"])
     coordinator.streams = [[event(1)], [event(2)], []]
-    coordinator.answers["GetRun"] = lambda: pb.RunDetail(info=pb.RunInfo(status=next(statuses)))
+    coordinator.answers["GetRun"] = lambda: pb.RunDetail(info=pb.RunInfo(run="r1", status=next(statuses)))
     assert [e.sequence for e in control.watch("r1", wait=lambda _: None)] == [1, 2]
     assert [request.after for method, request in coordinator.asked if method == "WatchRun"] == [0, 1, 2]
 
@@ -325,7 +332,7 @@ def test_a_coordinator_that_goes_down_while_one_watches_is_waited_for(coordinato
 
 def test_a_coordinator_that_shows_nothing_is_given_up(coordinator: Coordinator, control: Control) -> None:
     coordinator.streams = [[] for _ in range(100)]
-    coordinator.answers["GetRun"] = pb.RunDetail(info=pb.RunInfo(status="running"))
+    coordinator.answers["GetRun"] = pb.RunDetail(info=pb.RunInfo(run="r1", status="running"))
     with pytest.raises(Unreachable, match="ends the stream"):
         list(control.watch("r1", patience=8.0, wait=lambda _: None))
 

@@ -15,6 +15,7 @@ from fedscale.identity import Role
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import DIGEST_KEY, PUT, RUN_KEY, SIZE_KEY, digest_of, frames
 from fedscale_server.courier import Courier
+from fedscale_server.delivery import GONE
 from tests.server.running import Ask, Node, Receipt, Running, plan_text, refusal, soon, until
 
 MODEL = b"a model, or trees"
@@ -66,6 +67,13 @@ class Leader:
 def letter(node: str, number: int = 1, **facts: Any) -> pb.Letter:
     given = {"envelope": '{"id": "x"}', "content": digest_of(MODEL), "size": len(MODEL), "seconds": 60.0, "phase": "train", "round": number, **facts}
     return pb.Letter(node=node, number=number, **given)
+
+
+def _courier(server: Running, leader: Leader) -> Courier:
+    """Who carries a leader's letters."""
+    courier = server.engine.driver(leader.run)
+    assert isinstance(courier, Courier)
+    return courier
 
 
 async def asked(node: Node) -> tuple[Ask, bytes]:
@@ -220,7 +228,17 @@ async def test_a_malformed_letter_is_refused(server: Running, facts: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "metrics", ["{", '"x"', '[["train", 1, {"a": "b"}]]', '[["dance", 1, {}]]', '[["train", -1, {}]]', '[["train", 1, {"a": NaN}]]']
+    "metrics",
+    [
+        "{",
+        "[" * 100_000,
+        '"x"',
+        '[["train", 1, {"a": "b"}]]',
+        '[["dance", 1, {}]]',
+        '[["train", -1, {}]]',
+        '[["train", 1, {"a": NaN}]]',
+        '[["train", 1, {"": 1}]]',
+    ],
 )
 async def test_malformed_metrics_end_nothing(server: Running, metrics: str) -> None:
     await server.nodes("ada")
@@ -255,8 +273,7 @@ async def test_a_paused_run_hands_nothing_out_and_a_stopped_one_is_over_for_its_
     leader, control = await Leader.begin(server, min_per_round=1), server.admin.control
     await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="pause"))
     await leader.ask("ada")
-    courier = server.engine.driver(leader.run)
-    assert isinstance(courier, Courier)
+    courier = _courier(server, leader)
     assert (courier.involves("ada"), ada.asks) == (False, [])
     await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="resume"))
     ask = await ada.ask("message")
@@ -297,14 +314,27 @@ async def test_a_server_that_keeps_nothing_leads_nothing(sqlite_at_head: Any, tm
         await server.close()
 
 
+async def test_a_led_run_does_not_go_on_where_replies_are_not_kept(server: Running) -> None:
+    """Its coordinator comes back with another durability: what would be answered from now on could be told to nobody."""
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    await replied(ada)
+    server.settings = server.settings.model_copy(update={"durability": "resend"})
+    await server.restart()
+    _, record = await server.over(leader.run)
+    assert (record["status"], "this server keeps no replies" in record["reason"]) == ("failed", True)
+    folder = server.path / "runs" / leader.run
+    assert [*(folder / "answers").iterdir(), *folder.glob("*.key")] == []
+
+
 async def test_what_cannot_be_stored_is_told_to_nobody(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full when a reply arrives: the node hears that it should come back, and the leader hears nothing until it has."""
     (ada,) = await server.nodes("ada")
     leader = await Leader.begin(server, min_per_round=1)
     await leader.ask("ada")
     ask = await ada.ask("message")
-    courier = server.engine.driver(leader.run)
-    assert isinstance(courier, Courier)
+    courier = _courier(server, leader)
 
     def full(*_: Any) -> Any:
         raise OSError("no space left")
@@ -315,3 +345,156 @@ async def test_what_cannot_be_stored_is_told_to_nobody(server: Running, monkeypa
         assert courier.book.run.after(0) == []
     assert (await ada.submit(ask.key, b"ada.")).verdict == Receipt.ACCEPTED
     assert (await leader.next()).data == b"ada."
+
+
+async def test_a_pause_costs_nobody_an_answer_nor_a_letter_its_time(server: Running) -> None:
+    (ada, _) = await server.nodes("ada", "bob")
+    leader, control = await Leader.begin(server), server.admin.control
+    await leader.put()
+    await leader.post(letter("ada"), letter("bob"))
+    ask = await ada.ask("message")
+    await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="pause"))
+    assert (await ada.submit(ask.key, b"ada.")).verdict == Receipt.ACCEPTED
+    assert (await leader.next()).data == b"ada."
+    courier = _courier(server, leader)
+    courier._give_up(("bob", 1), GONE)
+    await courier.settled()
+    assert courier.book.run.open["bob"], "its time stands still"
+    before = courier.book.posted_at["bob", 1]
+    await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="resume"))
+    assert courier.book.posted_at["bob", 1] > before
+    courier._give_up(("bob", 1), GONE)
+    assert (await leader.next()).cause == Cause.LOST
+    await server.restart()
+    assert _courier(server, leader).book.posted_at == courier.book.posted_at, "the journal alone says it"
+
+
+async def test_a_paused_run_that_is_stopped_lets_its_nodes_go(server: Running) -> None:
+    (ada,) = await server.nodes("ada")
+    leader, control = await Leader.begin(server, min_per_round=1), server.admin.control
+    await leader.ask("ada")
+    await ada.ask("message")
+    for action in ("pause", "stop"):
+        await control.SteerRun(pb.SteerRunRequest(run=leader.run, action=action))
+    await until(lambda: (leader.run, "message", 1) in ada.released)
+    assert (await server.over(leader.run))[1]["status"] == "stopped"
+
+
+async def test_a_paused_run_waits_for_its_sites_beyond_their_time(server: Running) -> None:
+    leader, control = await Leader.begin(server), server.admin.control
+    await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="pause"))
+    courier = _courier(server, leader)
+    await courier._alone()
+    assert courier.book.run.status == "running"
+    await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="resume"))
+    await courier._alone()
+    _, record = await server.over(leader.run)
+    assert record["reason"] == "too few nodes were there within 600 s"
+
+
+async def test_only_whoever_began_to_lead_is_told_single_answers(server: Running) -> None:
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    await replied(ada)
+    await server.restart()
+    other = await server.person(Role.RESEARCHER)
+    metadata: list[tuple[str, str | bytes]] = [(DIGEST_KEY, digest_of(b"x")), (SIZE_KEY, "1"), (RUN_KEY, leader.run)]
+    for call in (
+        other.control.Post(pb.PostRequest(run=leader.run)),
+        other.control.Conclude(pb.ConcludeRequest(run=leader.run)),
+        anext(aiter(other.control.Collect(pb.CollectRequest(run=leader.run)))),
+        other.send(PUT, frames(b"x"), metadata),
+    ):
+        error = await refusal(call)
+        assert (error.code(), "somebody else leads this run" in str(error.details())) == (grpc.StatusCode.PERMISSION_DENIED, True)
+    assert (await Leader(server, leader.run).next()).data == REPLY
+
+
+@pytest.mark.parametrize(("where", "name"), [("store", "finish"), ("spool", "clear")])
+async def test_an_end_that_cannot_be_stored_is_tried_again(server: Running, monkeypatch: pytest.MonkeyPatch, where: str, name: str) -> None:
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    await replied(ada)
+    courier = _courier(server, leader)
+
+    def full(*_: Any) -> Any:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(courier.book, where), name, full)
+        assert (await refusal(leader.conclude())).code() is grpc.StatusCode.UNAVAILABLE
+    assert (await leader.conclude()).status == "completed"
+    assert [path for path in (server.path / "runs" / leader.run).rglob("*") if path.is_file()] == []
+    assert server.engine.driver(leader.run) is None
+
+
+async def test_a_crash_before_the_end_is_written_down_leaves_no_reply(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    await replied(ada)
+    courier = _courier(server, leader)
+
+    def crashed(*_: Any) -> Any:
+        raise OSError("the machine is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(courier.book, "close", crashed)
+        await refusal(leader.conclude())
+        await server.restart()
+    assert (await server.over(leader.run))[1]["status"] == "completed"
+    assert [path for path in (server.path / "runs" / leader.run).rglob("*") if path.is_file()] == []
+
+
+async def test_a_content_that_cannot_be_dropped_holds_nobody_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    assert await leader.post(letter("ada", 2, content=digest_of(REPLY), size=len(REPLY))) == [digest_of(REPLY)]
+    await leader.put(REPLY)
+    await leader.post(letter("ada", 2, content=digest_of(REPLY), size=len(REPLY)))
+    courier = _courier(server, leader)
+
+    def refused(_: str) -> None:
+        raise OSError("read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(courier.book.spool.blobs, "delete", refused)
+        assert (await replied(ada)).verdict == Receipt.ACCEPTED
+    while (ask := await ada.ask("message")).task.number != 2:
+        pass  # the first one, again
+    assert await ada.fetch(ask.task.model) == REPLY, "the next one comes all the same"
+
+
+async def test_lines_that_were_stored_without_a_word_count(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database commits and breaks off: what is sent again is in the journal, and is taken from there."""
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.put()
+    courier = _courier(server, leader)
+    append = courier.book.append
+
+    def breaking(*given: Any) -> Any:
+        append(*given)
+        raise OSError("the connection is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(courier.book, "append", breaking)
+        assert (await refusal(leader.post(letter("ada")))).code() is grpc.StatusCode.UNAVAILABLE
+    assert await leader.post(letter("ada")) == []
+    assert (await replied(ada)).verdict == Receipt.ACCEPTED
+    assert (await leader.next()).data == REPLY
+
+
+async def test_phases_of_a_round_that_are_no_training_are_one_in_the_record(server: Running) -> None:
+    """Pages know a phase by its round: two of the same name would hide each other's metrics."""
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    for number, phase in enumerate(("query", "train", "evaluate"), 1):
+        await leader.ask("ada", number, phase=phase, round=1)
+        await replied(ada)
+    await leader.conclude(metrics=[("evaluate", 1, {"loss": 0.5})])
+    _, record = await server.over(leader.run)
+    assert sorted((row["phase"], row["number"], row["metrics"]) for row in record["rounds"]) == [("evaluate", 1, {"loss": 0.5}), ("train", 1, {})]

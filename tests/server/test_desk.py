@@ -67,6 +67,13 @@ def test_many_letters_go_in_several_calls(monkeypatch: pytest.MonkeyPatch) -> No
     assert sent == [[1, 2], [3, 4], [5]]
 
 
+def test_a_cause_that_a_newer_coordinator_knows_is_a_failure_all_the_same() -> None:
+    """Whoever waits for the reply must not wait for ever."""
+    parts = (pb.Reply(members=["ada"]), pb.Reply(sequence=4, node="ada", number=1, cause="moonlight", what="it was night"))
+    made, _ = desk(collect=lambda *_: stream(*parts))
+    assert [arrival.failure and (arrival.failure.cause, arrival.failure.what) for arrival in made.arrivals()] == [(Cause.WORKER, "it was night")]
+
+
 def test_a_refusal_is_no_reason_to_try_again() -> None:
     made, pauses = desk(post=scripted(Conflict("the leader does not ask what it has asked before")))
     with pytest.raises(Conflict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -104,8 +105,9 @@ async def test_a_restart_keeps_what_the_journal_knows(server: Running) -> None:
     assert set(found) == {"ada", "ben"}
 
 
-async def test_only_the_last_rounds_keep_their_lanes_also_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logbook, "DRAWN", 2)
+@pytest.mark.parametrize("limit", ["DRAWN", "MOST_LANES"])
+async def test_only_the_last_rounds_keep_their_lanes_also_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(logbook, limit, 2)
     (ada,) = await server.nodes("ada")
     run = await server.submit(plan_text(rounds=5))
     ada.work()
@@ -116,3 +118,30 @@ async def test_only_the_last_rounds_keep_their_lanes_also_after_a_restart(server
     await ada.connect()
     ada.work()
     assert [bool(drawn) for drawn in await kept(server, run)] == [False, False, False, True, True]
+
+
+async def test_who_begins_to_watch_while_a_round_opens_is_told_its_opening_first(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ada,) = await server.nodes("ada")
+    run, (ask,) = await server.begun(ada, strategy={"rounds": 2})
+    journal, read, opened = server.engine.store.journal, threading.Event(), threading.Event()
+
+    def slow(*given: Any) -> Any:
+        page = journal(*given)
+        if not page:
+            read.set()
+            assert opened.wait(PATIENCE)
+        return page
+
+    monkeypatch.setattr(server.engine.store, "journal", slow)
+    watching = server.admin.control.WatchRun(pb.WatchRunRequest(run=run), timeout=PATIENCE)
+    await until(lambda: read.is_set() or None)
+    await ada.answer(ask)
+    say(ada, await ada.ask("train"), "train", 2)
+    await until(lambda: marks(server, run)["ada"][-1][0] == "train" or None)
+    opened.set()
+    told: list[Any] = []
+    while "lanes" not in [event.kind for event in told]:
+        told.append(await soon(watching.read()))
+    watching.cancel()
+    assert [(event.kind, event.number) for event in told if event.kind in ("opened", "lanes")] == [("opened", 1), ("opened", 2), ("lanes", 2)]
+    assert [stage for stage, _ in json.loads(told[-1].detail)["lanes"]["ada"]] == ["wait", "train"]

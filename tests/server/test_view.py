@@ -56,6 +56,16 @@ def test_the_fraction_follows_the_sites_and_never_goes_back() -> None:
     assert seen[-1] == pytest.approx(1 / 4)
 
 
+def test_a_led_run_is_as_far_as_its_leader_asks() -> None:
+    view = View(4)
+    told(view, event("roster", phase="init", number=0), event("posted", "north", number=1), event("posted", "south", number=1))
+    assert view.text == "train 1/4, 0 of 2 nodes"
+    assert told(view, event("answered", "north", number=1), event("failed", "south", number=1, cause="code")) != []
+    assert view.text == "train 1/4, 1 of 2 nodes"
+    view.take(event("posted", "north", phase="evaluate", number=1))
+    assert view.text == "evaluate 1/4, 0 of 1 nodes"
+
+
 def test_a_node_that_trains_to_the_end_has_not_answered_yet() -> None:
     view = View(4)
     told(view, opened(), event("progress", "north", fraction=1.0))
@@ -116,7 +126,8 @@ def test_other_events_are_passed_over(kind: str) -> None:
     assert view.text == "train 2/4, 0 of 2 nodes"
 
 
-KINDS = ["gathering", "roster", "opened", "progress", "answered", "initialized", "failed", "lost", "returned", "closed", "pause", "finished", "new"]
+ENDS = ["lost", "returned", "closed", "pause", "finished", "new"]
+KINDS = ["gathering", "roster", "opened", "progress", "answered", "posted", "initialized", "failed", *ENDS]
 NODES = st.sampled_from(["north", "south", "west", ""])
 DETAILS = st.fixed_dictionaries(
     {},

@@ -148,6 +148,12 @@ def test_blocks_stop_where_the_clients_stop(epochs: int, steps: int | None, batc
     assert difference(stand(ZOO["deep"], train=train)) <= 1e-6
 
 
+def test_of_more_rows_than_the_steps_take_only_those_are_laid_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(blocks, "side_by_side")
+    train = {"batch_size": 4, "epochs": 5, "max_steps": 5, "optimizer": SETTINGS[1], "device": "cpu"}
+    assert difference(stand(ZOO["deep"], rows=(4, 300), train=train)) <= 1e-6
+
+
 def test_both_forms_of_a_layer_are_the_clients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in (True, False):
         monkeypatch.setattr(blocks, "factors", lambda *_, wanted=wanted, **__: wanted)

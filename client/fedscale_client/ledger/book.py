@@ -36,7 +36,6 @@ from fedscale_client.ledger.tables import RULES, Entry, Table
 BUSY_SECONDS = 120
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL")
 RAISE = "train fewer rounds or with more noise, or ask the site's owner to raise the cap"
-
 Change: TypeAlias = tuple[Kind, int, Mapping[str, Any]]
 
 

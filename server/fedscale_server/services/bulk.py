@@ -44,6 +44,7 @@ from fedscale_server.engine import Engine
 from fedscale_server.inflow import AHEAD, Inflow
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
+from fedscale_server.store.blobs import Blobs
 from fedscale_server.trail import Trail
 from fedscale_server.uploads import Upload, arrived
 
@@ -186,7 +187,7 @@ class BulkService:
         """A bundle from a coordinator, or the content of a letter from the leader of a run."""
         facts = _facts(context)
         given, run = _announced(facts), facts.get(RUN_KEY, "")
-        blobs, limit = (self._engine.courier(run).book.spool.blobs, LETTER) if run else (self._engine.bundles, BUNDLE)
+        blobs, limit = (await self._led(run), LETTER) if run else (self._engine.bundles, BUNDLE)
         if given.size > limit:
             raise ProtocolError(f"a {'letter' if run else 'bundle'} of {given.size} bytes", why=f"the limit is {limit}")
         if await asyncio.to_thread(blobs.has, given.digest):
@@ -201,6 +202,12 @@ class BulkService:
         finally:
             await asyncio.to_thread(staged.unlink, missing_ok=True)
         return pb.Receipt(verdict=pb.Receipt.ACCEPTED)
+
+    async def _led(self, run: str) -> Blobs:
+        """Where a run that the caller leads keeps the contents of letters."""
+        courier = self._engine.courier(run)
+        await courier.lead(caller().name)
+        return courier.book.spool.blobs
 
     @asynccontextmanager
     async def _admitted(self, who: tuple[str, str], given: Announced) -> AsyncIterator[tuple[_Seat, Pass]]:

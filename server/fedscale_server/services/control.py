@@ -91,12 +91,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Post(self, request: pb.PostRequest, context: Context) -> pb.PostReply:  # noqa: ARG002, N802 - gRPC's names
         """Letters from the leader of a run."""
-        missing = await self._coordinator.engine.courier(request.run).post(list(map(letter_from_proto, request.letters)))
-        return pb.PostReply(missing=missing)
+        courier = self._coordinator.engine.courier(request.run)
+        await courier.lead(caller().name)
+        return pb.PostReply(missing=await courier.post(list(map(letter_from_proto, request.letters))))
 
     async def Collect(self, request: pb.CollectRequest, context: Context) -> AsyncIterator[pb.Reply]:  # noqa: ARG002, N802 - gRPC's names
         """Who takes part, then all replies from ``after`` on, as they come."""
         courier = self._coordinator.engine.courier(request.run)
+        await courier.lead(caller().name)
         await self._noted("run led", request.run)
         yield pb.Reply(members=await collection.members(courier))
         collecting = collection.replies(courier, request.after)
@@ -111,7 +113,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Conclude(self, request: pb.ConcludeRequest, context: Context) -> pb.RunInfo:  # noqa: ARG002, N802 - gRPC's names
         """The leader of a run has come to its end; the first time counts."""
         if not (info := await self._coordinator.run(request.run)).finished:
-            await self._coordinator.engine.courier(request.run).conclude(request.reason, metrics_from_text(request.metrics))
+            courier = self._coordinator.engine.courier(request.run)
+            await courier.lead(caller().name)
+            await courier.conclude(request.reason, metrics_from_text(request.metrics))
             await self._noted("run led to its end", request.run, reason=request.reason)
             info = await self._coordinator.run(request.run)
         return pb.RunInfo(**_facts(info))

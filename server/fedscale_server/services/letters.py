@@ -11,10 +11,9 @@ from typing import Any
 from fedscale.errors import ProtocolError
 from fedscale.letters import Letter, Reply
 from fedscale.proto.v1 import control_pb2 as pb
-from fedscale.wire.limits import LETTER
+from fedscale.wire.limits import LETTER, LETTER_SECONDS, METRIC_NAME, METRICS, ROUNDS
 
-MOST_ENVELOPE, MOST_SECONDS, MOST_ROUND = 64 << 10, 30 * 86_400.0, 1_000_000
-MOST_METRICS, MOST_NAME = 1 << 20, 200
+MOST_ENVELOPE = 64 << 10
 
 
 def letter_from_proto(message: pb.Letter) -> Letter:
@@ -28,9 +27,9 @@ def letter_from_proto(message: pb.Letter) -> Letter:
         and re.fullmatch("[a-z][a-z0-9_]{0,31}", message.phase)
         and len(message.envelope) <= MOST_ENVELOPE
         and 0 < message.size <= LETTER
-        and 0 < message.seconds <= MOST_SECONDS
+        and 0 < message.seconds <= LETTER_SECONDS
         and message.number >= 1
-        and 1 <= message.round <= MOST_ROUND
+        and 1 <= message.round <= ROUNDS
     )
     if not sound:
         raise ProtocolError("a letter is malformed, or too large", where=f"letter {message.number} to '{message.node[:64]}'")
@@ -57,8 +56,8 @@ def metrics_from_text(text: str) -> list[tuple[str, int, dict[str, float]]]:
         ProtocolError: it is malformed, or too large.
     """
     try:
-        rows = json.loads(text or "[]") if len(text) <= MOST_METRICS else None
-    except ValueError:
+        rows = json.loads(text or "[]") if len(text) <= METRICS else None
+    except (ValueError, RecursionError):
         rows = None
     if not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise ProtocolError("the metrics of a led run are malformed, or too large")
@@ -68,6 +67,6 @@ def metrics_from_text(text: str) -> list[tuple[str, int, dict[str, float]]]:
 def _is_row(row: Any) -> bool:
     """Whether this is a phase, a round, and its metrics."""
     match row:
-        case ["train" | "evaluate", int(number), dict(values)] if 0 <= number <= MOST_ROUND:
-            return all(len(name) <= MOST_NAME and isinstance(value, int | float) and math.isfinite(value) for name, value in values.items())
+        case ["train" | "evaluate", int(number), dict(values)] if 0 <= number <= ROUNDS:
+            return all(0 < len(name) <= METRIC_NAME and isinstance(value, int | float) and math.isfinite(value) for name, value in values.items())
     return False

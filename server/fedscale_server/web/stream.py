@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict
@@ -51,13 +52,16 @@ async def _patiently(events: AsyncGenerator[pb.RunEvent, None], still: Callable[
         PermissionError: whoever reads may not any more.
     """
     turn: asyncio.Future[pb.RunEvent | None] | None = None
+    asked = time.monotonic()
     try:
         while True:
             turn = asyncio.ensure_future(anext(events, None))
-            while not (await asyncio.wait({turn}, timeout=PING_SECONDS))[0]:
+            while not (there := (await asyncio.wait({turn}, timeout=PING_SECONDS))[0]) or time.monotonic() >= asked + PING_SECONDS:
                 if not await still():
                     raise PermissionError
-                yield PING
+                asked = time.monotonic()
+                if not there:
+                    yield PING
             event = turn.result()
             if event is None:
                 return
@@ -81,20 +85,17 @@ async def changes(coordinator: Coordinator, still: Callable[[], Awaitable[bool]]
 
     Args:
         coordinator: whom to ask.
-        still: whether whoever reads may still do so.
+        still: whether whoever reads may still do so; asked at every look.
         gone: set when the server goes down.
     """
     yield RETRY
     before, quiet = b"", 0.0
-    while not gone.is_set():
+    while not gone.is_set() and await still():
         state = json.dumps(asdict(await coordinator.status()), separators=(",", ":")).encode()
-        quiet = 0.0 if state != before else quiet + LOOK_SECONDS
+        quiet = 0.0 if state != before or quiet >= PING_SECONDS else quiet + LOOK_SECONDS
         if state != before:
             yield b"data: " + state + b"\n\n"
-        elif quiet >= PING_SECONDS:
-            quiet = 0.0
-            if not await still():
-                return
+        elif not quiet:
             yield PING
         before = state
         try:

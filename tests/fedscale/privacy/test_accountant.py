@@ -66,6 +66,15 @@ def test_a_plain_gaussian_costs_what_dp_accounting_says(log_noise: float, log_de
     assert epsilon([Spend("gaussian", math.exp(log_noise))], math.exp(log_delta)) == pytest.approx(theirs, rel=1e-7, abs=1e-11)
 
 
+@pytest.mark.parametrize(
+    ("noise", "delta", "exact"),
+    [(7.8e8, 8.3e-26, 1.028031341622743e-08), (3.3e6, 3.1e-25, 2.5778420181676836e-06), (5.5e4, 2.3e-25, 0.00016357275774855508)],
+)
+def test_rounding_never_makes_a_plain_gaussian_cheaper(noise: float, delta: float, exact: float) -> None:
+    # Exact by 60 digits. Without a margin all of these were quoted too low.
+    assert exact <= epsilon([Spend("gaussian", noise)], delta) <= exact * (1 + 1e-5)
+
+
 def test_plain_gaussians_are_quoted_without_the_libraries_that_take_longest_to_load() -> None:
     code = "import sys; from fedscale.privacy.accountant import epsilon; from fedscale.privacy.events import Spend\n"
     code += "print(epsilon([Spend('gaussian', 2.0, 1.0, 3)], 1e-5) > 1, {'scipy', 'dp_accounting'} & set(sys.modules))"

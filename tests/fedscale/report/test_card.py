@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedscale.errors import ConfigError
+from fedscale.errors import ConfigError, Conflict
 from fedscale.report import card_files, card_page, model_card
 from fedscale.report.card import TO_FILL, markdown
 from tests.fedscale.report.outline import outline, titles
@@ -67,9 +67,17 @@ def test_small_cells_are_not_told() -> None:
     assert "19" not in text.partition("## Training")[0].partition("## Data")[2]
 
 
-def test_a_small_sum_is_not_told_either() -> None:
-    assert model_card(run_of(round_of(1, weight=19.0), plan_toml=PLAN))["data"]["examples_in_last_round"] == ""
-    assert model_card(run_of(round_of(1, weight=20.0), plan_toml=PLAN))["data"]["examples_in_last_round"] == "20"
+@pytest.mark.parametrize(("weight", "examples", "loss"), [(19.0, "", None), (20.0, "20", 1.0), (0.0, "", 1.0)])
+def test_a_small_sum_is_not_told_either(weight: float, examples: str, loss: float | None) -> None:
+    made = model_card(run_of(round_of(1, weight=weight), plan_toml=PLAN.partition("[privacy]")[0]))
+    assert (made["data"]["examples_in_last_round"], made["metrics"][0]["all"]) == (examples, loss)
+
+
+@pytest.mark.parametrize("plan", [PLAN, PLAN.partition("[privacy]")[0].replace("rounds", 'weighting = "equal"\nrounds')], ids=["private", "equal"])
+def test_a_number_of_sites_is_not_taken_for_one_of_examples(plan: str) -> None:
+    made = model_card(run_of(round_of(1, weight=30.0), round_of(1, "evaluate", weight=19.0), round_of(2, weight=2.0), plan_toml=plan))
+    assert made["data"]["examples_in_last_round"] == ""
+    assert {each["phase"]: each["all"] for each in made["metrics"]} == {"evaluate": None, "train": 0.5}
 
 
 def test_epsilon_comes_from_the_statements_of_sites_in_this_run() -> None:
@@ -120,6 +128,13 @@ def test_numbers_that_are_not_finite_are_null() -> None:
     made = model_card(run_of(round_of(1, metrics={"loss": math.nan}, sites={}), plan_toml=PLAN))
     assert made["metrics"][0]["all"] is None
     json.dumps(made, allow_nan=False)
+
+
+def test_a_card_that_people_have_filled_in_is_left_alone(tmp_path: Path) -> None:
+    card_files(told(), tmp_path)["card.md"].write_text("for triage only")
+    with pytest.raises(Conflict, match="card already"):
+        card_files(told(), tmp_path)
+    assert (tmp_path / "card.md").read_text() == "for triage only"
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
