@@ -32,8 +32,8 @@ def configure(form: Literal["text", "json"]) -> None:
 
 
 class Unfailing(io.TextIOBase):
-    """A stream for a log. What cannot be written is lost, and whoever logs hears nothing of it: of all times, a step that copes with a full disk
-    must not be broken off where it says so.
+    """A stream for a log. What cannot be written, on a full disk or a closed stream, is lost, and whoever logs hears nothing of it: of all times,
+    a step that copes with a full disk must not be broken off where it says so.
 
     Args:
         stream: where the lines go.
@@ -45,11 +45,11 @@ class Unfailing(io.TextIOBase):
 
     def write(self, text: str, /) -> int:
         """Write, if possible."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Hand on what was written, if possible."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             self._stream.flush()

@@ -269,8 +269,9 @@ def test_a_feature_or_group_that_is_not_there_is_met_with_a_suggestion(write: An
 def test_a_file_without_a_header_does_not_show_its_first_row(write: Any) -> None:
     error = refused(write("61,sicc,0.5,1\n47,south,1.25,0\n"))
     assert error.why == "the first line holds numbers"
-    assert "sicc" not in str(error)
-    assert "61" not in str(error)
+    told = str(error).replace(error.where, "")
+    assert "sicc" not in told
+    assert "61" not in told
 
 
 def test_column_names_may_be_numbers(write: Any) -> None:

@@ -51,3 +51,14 @@ def test_who_logs_is_not_broken_off_by_a_full_disk(form: Literal["text", "json"]
     log.info("and goes on")
     assert "and goes on" in stream.getvalue()
     assert "a run waits" not in stream.getvalue()
+
+
+def test_who_logs_is_not_broken_off_by_a_stream_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure("json")
+    structlog.get_logger().info("heard")
+    heard = stream.getvalue()
+    stream.close()
+    structlog.get_logger().info("not heard")
+    assert "heard" in heard
