@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,7 +145,7 @@ class Transfer:
 
     async def _fetch(self, digest: str, most: int, attempts: int = CORRUPT_ATTEMPTS) -> Path:
         """Fetch a blob; one that arrives corrupt is asked for again from its beginning, a few times."""
-        with closing(await asyncio.to_thread(self._cache.part, digest, most)) as part:
+        async with self._part(digest, most) as part:
             await self._patiently(partial(self._receive, digest, part))
             try:
                 return await asyncio.to_thread(self._cache.keep, part, digest)
@@ -153,6 +153,15 @@ class Transfer:
                 if attempts <= 1:
                     raise
         return await self._fetch(digest, most, attempts - 1)
+
+    @asynccontextmanager
+    async def _part(self, digest: str, most: int) -> AsyncIterator[Part]:
+        """What has arrived of a blob, open for more; closed in the end, also for who no longer waited for it to open."""
+        opening = asyncio.create_task(asyncio.to_thread(self._cache.part, digest, most))
+        try:
+            yield await asyncio.shield(opening)
+        finally:
+            (await opening).close()
 
     async def _receive(self, digest: str, part: Part, tries: _Tries) -> None:
         """One attempt: everything from where the part ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TypeAlias
@@ -19,7 +20,7 @@ from fedscale.wire.codec import FETCH
 from fedscale.wire.limits import FRAME
 from fedscale_client import transfer
 from fedscale_client.answers import Answer
-from fedscale_client.cache import Cache
+from fedscale_client.cache import Cache, Part
 from fedscale_client.home import NodeHome
 from fedscale_client.transfer import Transfer
 from tests.client.conftest import LEARNER, full_disk
@@ -51,6 +52,28 @@ def answer(tmp_path: Path) -> Answer:
 
 
 # --------------------------------------------------------------------------------------------------------------- fetch
+
+
+async def test_who_gives_up_while_a_file_opens_leaves_it_closed(
+    line: Transfer, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, parts = threading.Event(), threading.Event(), list[Part]()
+
+    def slow(name: str, most: int) -> Part:
+        begun.set()
+        assert go.wait(30)
+        parts.append(Part(tmp_path / name, name, most))
+        return parts[0]
+
+    monkeypatch.setattr(cache, "part", slow)
+    fetching = asyncio.create_task(line.model(digest(BIG), len(BIG)))
+    assert await asyncio.to_thread(begun.wait, 30)
+    fetching.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    with pytest.raises(ValueError, match="closed file"):
+        parts[0].take(b"more")
 
 
 async def test_a_model_is_fetched_once(coordinator: Coordinator, line: Transfer) -> None:
