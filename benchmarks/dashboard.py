@@ -20,7 +20,7 @@ from benchmarks import Figure, _raw
 from fedscale_client.home import NodeHome
 from tests.e2e.federation import Federation
 
-TABS, PAIRS, NODES, SIZE, ROUNDS = 10, 6, 2, 8 << 20, 8
+TABS, PAIRS, NODES, SIZE, ROUNDS = 10, 6, 2, 32 << 20, 3
 PATIENCE = 600.0
 MOST_PERCENT = 5.0
 
