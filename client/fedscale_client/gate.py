@@ -14,7 +14,7 @@ from threading import Lock
 from typing import TypeVar
 
 from fedscale.clock import Clock
-from fedscale.errors import ConfigError, PolicyRefusal
+from fedscale.errors import ConfigError, FedscaleError, PolicyRefusal
 from fedscale.learner import Phase
 from fedscale.privacy.rounds import spend_of
 from fedscale.vector import Schema
@@ -41,14 +41,16 @@ class Permit:
     """A task that was let in.
 
     Args:
-        reservation: what was set aside for it in the ledger.
         assignment: the task.
+        reserving: sets aside in the ledger what it will cost; its thread goes on when the task is dropped meanwhile.
         spent: whether something that depends on the data has left, or is about to.
+        counts: the reservation under which what left counts.
     """
 
-    reservation: int
     assignment: Assignment
+    reserving: asyncio.Task[int]
     spent: bool = False
+    counts: int = 0
 
 
 class Gate:
@@ -81,8 +83,9 @@ class Gate:
         rules = _rules(self._home)
         rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
         claim = await self._claim(assignment, declaration, rules)
-        reservation = await asyncio.to_thread(self._reserve, claim, rules)
-        permit = self._permits[assignment.key] = Permit(reservation, assignment)
+        reserving = asyncio.create_task(asyncio.to_thread(self._reserve, claim, rules))
+        permit = self._permits[assignment.key] = Permit(assignment, reserving)
+        await asyncio.shield(reserving)
         return permit
 
     async def anchored(self, text: str) -> str:
@@ -110,21 +113,26 @@ class Gate:
         _rules(self._home).going()
         permit.spent = True
         parcel = Parcel(answer.digest, answer.size, _parts(permit.assignment, answer), masked)
-        permit.reservation = await asyncio.to_thread(_trusted, lambda: self._open().release(permit.reservation, parcel))
+        permit.counts = await asyncio.to_thread(_trusted, lambda: self._open().release(permit.reserving.result(), parcel))
         return self._open().end
 
     async def commit(self, key: Key, verdict: str, reason: str) -> None:
         """Note what became of an answer; that it left is on record already, so a ledger that fails now is told of before the next task."""
         permit = self._permits[key]
         with suppress(ConfigError, OSError):
-            await asyncio.to_thread(lambda: self._open().commit(permit.reservation, verdict, reason))
+            await asyncio.to_thread(lambda: self._open().commit(permit.counts, verdict, reason))
 
     async def close(self, key: Key) -> None:
         """The task is over; what it did not spend is given back, or stays spent if that fails."""
         permit = self._permits.pop(key, None)
         if permit and not permit.spent:
-            with suppress(ConfigError, OSError):
-                await asyncio.shield(asyncio.to_thread(lambda: self._open().refund(permit.reservation, "nothing left this site")))
+            await asyncio.shield(self._refund(permit.reserving))
+
+    async def _refund(self, reserving: asyncio.Task[int]) -> None:
+        """Give back what was, or is just being, set aside; what was refused has cost nothing."""
+        with suppress(FedscaleError, OSError):
+            reservation = await reserving
+            await asyncio.to_thread(lambda: self._open().refund(reservation, "nothing left this site"))
 
     async def _claim(self, assignment: Assignment, declaration: Declaration, rules: Policy) -> Claim:
         """What a task claims, all of it computed here."""

@@ -223,8 +223,10 @@ class SiteGrid(Grid):
         """Take what arrives, from the first reply of the run on, until there is no more."""
         try:
             for arrival in self._office.arrivals():
-                self._file(arrival.place).write_bytes(arrival.content)
                 with self._moved:
+                    if self.problem is not None:  # nobody reads it any more, and the folder may be gone
+                        return
+                    self._file(arrival.place).write_bytes(arrival.content)
                     self._here[arrival.place] = Arrival(arrival.node, arrival.number, b"", arrival.failure)
                     self._moved.notify_all()
             self._fail(RunFailed("the run is over", hint="see how it ended: fedscale run show RUN"))

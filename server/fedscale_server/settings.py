@@ -37,7 +37,7 @@ class Settings(BaseModel):
     )
     database: str = Field("", repr=False, description="postgresql://user@host/name or sqlite:///path; empty for SQLite in this folder")
     uploads_at_once: int = Field(4, ge=1, le=1024, description="answers received at the same time; the others wait")
-    upload_bytes: int = Field(1 << 30, ge=4 << 20, description="most memory for answers that are on their way; who comes then is told to come later")
+    upload_bytes: int = Field(1 << 30, ge=16 << 20, description="most memory for answers that are on their way; who comes then is told to come later")
     durability: Literal["spool", "resend"] = Field(
         "spool", description="spool keeps a round's answers on disk, encrypted, until it is closed; resend asks for them again after a crash"
     )

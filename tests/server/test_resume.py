@@ -18,7 +18,8 @@ from fedscale.proto.v1 import bulk_pb2
 from fedscale.vector import Schema
 from fedscale.wire.codec import DIGEST_KEY, OFFSET, OFFSET_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, sealed
 from fedscale.wire.convert import key_text
-from fedscale_server.admission import MOST_COST, Admission, Pass
+from fedscale_server import admission
+from fedscale_server.admission import Admission, Pass
 from fedscale_server.services import bulk
 from tests.server.running import Ask, Node, Receipt, Running, plan_text, refusal, soon, until
 
@@ -251,8 +252,9 @@ async def test_slow_uploads_hold_no_healthy_one_up(server: Running, monkeypatch:
     assert {receipt.verdict for receipt in await soon(asyncio.gather(*sending))} == {Receipt.ACCEPTED}
 
 
-async def test_a_spent_budget_sends_away_with_a_time_to_come_back(tmp_path: Path, sqlite_at_head: Path) -> None:
-    server = await Running.start(tmp_path / "small", sqlite_at_head, upload_bytes=8 * MOST_COST)
+async def test_a_spent_budget_sends_away_with_a_time_to_come_back(tmp_path: Path, sqlite_at_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "MOST_COST", 3 << 20)
+    server = await Running.start(tmp_path / "small", sqlite_at_head, upload_bytes=16 << 20)
     try:
         nodes = await server.nodes(*(f"n{i:02}" for i in range(16)))
         _, asks = await begun(server, *nodes)
@@ -275,7 +277,7 @@ async def test_a_spent_budget_sends_away_with_a_time_to_come_back(tmp_path: Path
         later = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)]
         for n in later:
             assert (await send(nodes[n], asks[n], bodies[n], 0)).verdict == Receipt.ACCEPTED
-        assert len(later) == 8
+        assert len(later) == 16 - 16 * (1 << 20) // len(bodies[0])
     finally:
         await server.close()
 

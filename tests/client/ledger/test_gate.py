@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -22,7 +24,7 @@ from fedscale_client.ledger.head import Head
 from fedscale_client.ledger.state import Item, spends_of
 from fedscale_client.policy import DatasetPolicy, Policy
 from tests.client.conftest import LEARNER, ROWS, Start, write_csv
-from tests.client.coordinator import Coordinator, plan_text, until
+from tests.client.coordinator import PATIENCE, Coordinator, plan_text, until
 from tests.client.ledger.samples import opened_database
 
 ROUNDS, DELTA = 2, 1e-5
@@ -129,6 +131,29 @@ async def test_what_never_left_is_given_back_and_what_was_told_is_not(coordinato
         await settled(home, "refunded", "reserved", "reserved")
         coordinator.release(key)
         await settled(home, "refunded", "reserved", "refunded")
+
+
+async def test_a_task_that_is_dropped_while_its_cost_is_set_aside_costs_nothing(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is there, and whoever asked for it does not wait any more."""
+    reserve, dropped = Ledger.reserve, Event()
+
+    def slow(ledger: Ledger, *what: Any) -> int:
+        reservation = reserve(ledger, *what)
+        assert dropped.wait(PATIENCE)
+        return reservation
+
+    monkeypatch.setattr(Ledger, "reserve", slow)
+    async with start() as node:
+        await coordinator.connected()
+        key, _ = coordinator.assign(app, plan=private_plan())
+        await settled(home, "reserved")
+        coordinator.release(key)
+        await until(lambda: node.events("released"))
+        await asyncio.sleep(0)
+        dropped.set()
+        await settled(home, "refunded")
 
 
 async def test_without_privacy_answers_are_on_record_and_covered_by_nothing(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
