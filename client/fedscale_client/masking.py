@@ -109,7 +109,7 @@ class Masking:
             self._speak(key, step, reply.message)
 
     async def mask(self, seat: Seat, answer: Answer, deadline: float, begin: Callable[[], None] = lambda: None) -> Answer | Failure:
-        """An answer under its masks, in a file of its own; the one in the clear is removed.
+        """An answer under its masks, in a file of its own; the one in the clear is gone, however this ends.
 
         Args:
             seat: where the node sits in this round.
@@ -120,16 +120,26 @@ class Masking:
         try:
             async with asyncio.timeout_at(deadline):
                 await seat.due.wait()
+            async with seat.turn:
+                if seat.failure is not None:
+                    return seat.failure
+                begin()
+                return await self._carried(seat.machine, answer)
         except TimeoutError:
             return Failure(Cause.TIMEOUT, "the other nodes did not agree on masks by the task's deadline", hint="raise clients.deadline")
-        async with seat.turn:
-            if seat.failure is not None:
-                return seat.failure
-            begin()
-            try:
-                return await asyncio.to_thread(self._masked, seat.machine, answer)
-            except (FedscaleError, OSError) as error:
-                return _failure(error)
+        except (FedscaleError, OSError) as error:
+            return _failure(error)
+        finally:
+            answer.forget()
+
+    async def _carried(self, machine: Machine | None, answer: Answer) -> Answer:
+        """``_masked`` in a thread, which nobody can stop: what it leaves when the task is dropped meanwhile is removed."""
+        masking = asyncio.create_task(asyncio.to_thread(self._masked, machine, answer))
+        try:
+            return await asyncio.shield(masking)
+        except asyncio.CancelledError:
+            masking.add_done_callback(_unwanted)
+            raise
 
     def forget(self, key: Key) -> None:
         """The round is over for this node."""
@@ -170,7 +180,7 @@ class Masking:
         return Reply(mark.answer, mark=mark)
 
     def _masked(self, machine: Machine | None, answer: Answer) -> Answer:
-        """Mask and write, remember, then remove what was in the clear; neither vector is ever whole in memory."""
+        """Mask and write, then remember; neither vector is ever whole in memory."""
         if machine is None:
             raise PolicyRefusal("a vector without a round to give it in")
         path, digest = answer.path.with_suffix(SUFFIX), hashlib.sha256()
@@ -188,7 +198,6 @@ class Masking:
         except (FedscaleError, OSError):
             path.unlink(missing_ok=True)
             raise
-        answer.forget()
         return Answer(path, digest.hexdigest(), size)
 
     def _remembered(self, reply: Reply) -> Reply:
@@ -223,6 +232,12 @@ def _mapped(path: Path) -> Words:
     """The words of a file; nothing for one that does not hold whole words."""
     size = path.stat().st_size
     return np.memmap(path, WORD, "r") if size and size % WORD.itemsize == 0 else np.empty(0, WORD)
+
+
+def _unwanted(masking: asyncio.Task[Answer]) -> None:
+    """Remove a vector that nobody waits for any more."""
+    if not masking.cancelled() and masking.exception() is None:
+        masking.result().forget()
 
 
 def _failure(error: FedscaleError | OSError) -> Failure:

@@ -9,6 +9,7 @@ from base64 import b64encode
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from fedscale.ring import WORD, Words
 from fedscale.round import Round, Status, Terms
 from fedscale.secagg import messages as m
 from fedscale.secagg.authority import RosterAuthority, claimed
+from fedscale.secagg.node import Node as Machine
+from fedscale.secagg.node import Reply
 from fedscale.secagg.terms import Mark
 from fedscale.task import layout_for
 from fedscale.update import Update
@@ -329,6 +332,35 @@ async def test_a_vector_that_never_becomes_due(ward: Ward) -> None:
     failure = await site.masking.mask(site.seat, ward.plain("ann"), asyncio.get_running_loop().time() + 0.01)
     assert isinstance(failure, Failure)
     assert failure.cause is Cause.TIMEOUT
+    assert not (ward.folder / "ann.answer").exists()
+
+
+@pytest.mark.parametrize("due", [False, True])
+async def test_a_task_that_is_dropped_leaves_no_vector_behind(ward: Ward, monkeypatch: pytest.MonkeyPatch, due: bool) -> None:
+    """While it waits for the others, and while its vector is being masked in a thread."""
+    begun, dropped = Event(), Event()
+    submit = Machine.submit
+
+    def slow(*given: Any) -> Reply:
+        begun.set()
+        assert dropped.wait(SOON)
+        return submit(*given)
+
+    monkeypatch.setattr(Machine, "submit", slow)
+    await ward.assign_all()
+    if due:
+        await ward.until("vector")
+        await ward.tell("ann", ward.tells()["ann"])
+    task = asyncio.create_task(ward.mask("ann"))
+    async with asyncio.timeout(SOON):
+        while not begun.is_set() and (due or not list(ward.folder.glob("*.answer"))):
+            await asyncio.sleep(0.005)
+    task.cancel()
+    assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
+    dropped.set()
+    async with asyncio.timeout(SOON):
+        while list(ward.folder.glob("ann.*")) or (due and not list(ward.sites["ann"].home.secagg.glob("*.mark"))):
+            await asyncio.sleep(0.005)
 
 
 # ------------------------------------------------------------------------------------------------------------- memory
