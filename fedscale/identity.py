@@ -155,8 +155,12 @@ def new_request(key: PrivateKey, identity_name: str) -> bytes:
     return x509.CertificateSigningRequestBuilder(name).sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def _requested_key(csr_pem: bytes) -> PublicKey:
-    """The public key of a request, once the request has proved that its sender holds the private one."""
+def requested_key(csr_pem: bytes) -> PublicKey:
+    """The public key of a request, once the request has proved that its sender holds the private one.
+
+    Raises:
+        ProtocolError: the request is malformed, not signed by its own key, or its key is not on P-256.
+    """
     if len(csr_pem) > MAX_PEM:
         raise ProtocolError("a certificate request is too long", why=f"the limit is {MAX_PEM} bytes")
     try:
@@ -355,7 +359,7 @@ class Authority:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity.uri)])
         extensions = (names, x509.ExtendedKeyUsage([CLIENT_AUTH]))
         subject = _name(self.federation, identity.name, identity.role)
-        return self._issue(subject, _requested_key(csr_pem), extensions, now, timedelta(hours=hours))
+        return self._issue(subject, requested_key(csr_pem), extensions, now, timedelta(hours=hours))
 
     def _issue(
         self, subject: x509.Name, key: PublicKey, extensions: Sequence[x509.ExtensionType], now: datetime, life: timedelta

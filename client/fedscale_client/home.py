@@ -108,6 +108,11 @@ class NodeHome:
         return self.path / "key.pem"
 
     @property
+    def joining_file(self) -> Path:
+        """The private key of a node that has not yet seen its certificate: the ticket may be used up, for this key only."""
+        return self.path / "joining.pem"
+
+    @property
     def certificate_file(self) -> Path:
         """The node's certificate."""
         return self.path / "cert.pem"

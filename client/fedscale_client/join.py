@@ -33,6 +33,7 @@ from fedscale.identity import (
     identity_of,
     key_pem,
     load_certificate,
+    load_key,
     new_key,
     new_request,
     valid_name,
@@ -63,7 +64,7 @@ def join(ticket_text: str, home: Path, name: str | None = None, timeout: float =
     Raises:
         TicketError: the ticket is malformed, unknown, used, expired, or the server is not the one it was made for.
         Conflict: there is a node in this home already.
-        Unreachable: the server cannot be reached or does not answer in time.
+        Unreachable: the server cannot be reached or does not answer in time; the same ticket is good for another attempt.
     """
     ticket, folder = Ticket.parse(ticket_text), NodeHome(home)
     wish = valid_name(name) if name else ""
@@ -88,7 +89,7 @@ def _join(ticket: Ticket, folder: NodeHome, wish: str, kept: dict[str, object], 
             stub = node_pb2_grpc.EnrolmentStub(channel)
             authority = stub.Authority(pb.AuthorityRequest(), timeout=_left(ends)).certificate
             ticket.verify_server(leaf, authority, datetime.now(UTC))
-            key = new_key()
+            key = _key(folder)
             request = pb.JoinRequest(ticket=ticket.id, secret=ticket.secret, name=wish, request=new_request(key, wish or UNNAMED))
             reply = stub.Join(request, timeout=_left(ends))
     except grpc.RpcError as error:
@@ -110,6 +111,15 @@ def _prepare(home: NodeHome) -> None:
         make_private(home.path)
     except OSError as error:
         raise ConfigError("the node's home cannot be made", where=str(home.path), why=error.strerror or "", hint="choose another --home") from None
+
+
+def _key(home: NodeHome) -> PrivateKey:
+    """A new key, or that of an attempt whose reply may have been lost: then the ticket is good for it alone."""
+    with contextlib.suppress(OSError, ConfigError):
+        return load_key(home.joining_file.read_bytes())
+    key = new_key()
+    write_private(home.joining_file, key_pem(key))
+    return key
 
 
 def _former(home: NodeHome) -> dict[str, object]:
@@ -222,3 +232,4 @@ def _write(home: NodeHome, credentials: Credentials, settings: NodeSettings) -> 
     write_private(home.authority_file, credentials.authority)
     identity_key(home)
     write_toml(home.settings_file, settings.model_dump())
+    home.joining_file.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from fedscale.identity import (
     identity_of,
     load_certificate,
     new_ticket,
+    requested_key,
     secret_hash,
     serial_of,
     spki_hash,
@@ -27,8 +28,8 @@ from fedscale.identity import (
 )
 from fedscale_server.home import OPERATOR, OPERATOR_DAYS
 from fedscale_server.store import tables
-from fedscale_server.store.admission import Arrival
-from fedscale_server.store.store import Store
+from fedscale_server.store.admission import Arrival, Bearer
+from fedscale_server.store.store import Note, Store
 
 LONGEST_TICKET = timedelta(days=30)
 NODE_HOURS = 24  # a node renews by itself at half of it
@@ -63,7 +64,7 @@ class Registry:
 
     # -------------------------------------------------------------------------------------------------------- enrolment
 
-    def invite(self, project: str, name: str | None, role: str, ttl: float, address: str) -> Ticket:
+    def invite(self, project: str, name: str | None, role: str, ttl: float, address: str, note: Note = lambda: None) -> Ticket:
         """A ticket for one new member, or for one that has lost its key.
 
         Args:
@@ -72,6 +73,7 @@ class Registry:
             role: what the bearer will be.
             ttl: for how many seconds it can be used.
             address: ``host:port`` of the enrolment port.
+            note: told before the ticket is good for anything; what it raises prevents that.
 
         Raises:
             NotFound: no such project.
@@ -86,13 +88,13 @@ class Registry:
         until = self._clock.now() + timedelta(seconds=ttl)
         made_out = valid_name(name) if name else None
         row = tables.Ticket(id=ticket.id, secret_hash=secret_hash(ticket.secret), project=project, role=role, name=made_out, expires_at=until)
-        self._store.add_ticket(row)
+        self._store.add_ticket(row, note)
         return ticket
 
     def join(
         self, ticket_id: str, secret: str, name: str, csr_pem: bytes, note: Callable[[tables.Member], object] = lambda _: None
     ) -> tuple[bytes, tables.Member]:
-        """Trade a ticket for a certificate. Nothing is used up unless all of it succeeds.
+        """Trade a ticket for a certificate. Nothing is used up unless all of it succeeds; whose reply was lost may ask again with the same key.
 
         Args:
             ticket_id: which ticket.
@@ -110,11 +112,12 @@ class Registry:
             ProtocolError: the request is malformed.
             Conflict: the name is taken.
         """
-        now, digest = self._clock.now(), secret_hash(secret)
-        ticket = self._store.ticket(ticket_id, digest, now)
+        now = self._clock.now()
+        bearer = Bearer(ticket_id, secret_hash(secret), spki_hash(requested_key(csr_pem)))
+        ticket = self._store.ticket(bearer, now)
         name = valid_name(name or ticket.name or "")
         certificate = self._issue(Identity(self._federation, Role(ticket.role), name), csr_pem, now)
-        member = self._store.redeem(ticket_id, digest, name, serial_of(certificate), certificate.not_valid_after_utc, now, note)
+        member = self._store.redeem(bearer, name, serial_of(certificate), certificate.not_valid_after_utc, now, note)
         self._refresh(name)
         return certificate_pem(certificate), member
 
@@ -191,13 +194,13 @@ class Registry:
             self._members |= found
         return [fault or found.get(each.name) or NotFound(f"no member '{each.name}'") for each, fault in zip(arrivals, faults, strict=True)]
 
-    def revoke(self, name: str) -> None:
-        """Shut a member out, from the next call on; streams that are open are the caller's to close.
+    def revoke(self, name: str, note: Note = lambda: None) -> None:
+        """Shut a member out, from the next call on, unless ``note`` raises; streams that are open are the caller's to close.
 
         Raises:
             NotFound: no such member.
         """
-        self._store.revoke(name, self._clock.now())
+        self._store.revoke(name, self._clock.now(), note)
         self._refresh(name)
 
     def _refresh(self, name: str) -> tables.Member | None:

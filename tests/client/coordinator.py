@@ -69,7 +69,7 @@ def digest(data: bytes) -> str:
 class Ticket:
     secret_hash: str
     name: str | None
-    used: bool = False
+    used: str = ""
 
 
 @dataclass(eq=False)
@@ -100,6 +100,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self.ledger = ""
         self.heads: list[str] = []
         self.refuse: FedscaleError | None = None
+        self.lose_replies = 0
         self.told: list[str] = []
         self.refuse_bulk: FedscaleError | None = None
         self.renewed: list[str] = []
@@ -192,13 +193,17 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         if isinstance(self.refuse, Unreachable):
             await abort(context, self.refuse, grpc.StatusCode.UNAVAILABLE)
         ticket = self.tickets.get(request.ticket)
+        key = identity.spki_hash(identity.requested_key(request.request))
         name = request.name or (ticket.name if ticket else None) or "unnamed"
         if ticket is None or identity.secret_hash(request.secret) != ticket.secret_hash:
             await abort(context, TicketError("the ticket is unknown"), grpc.StatusCode.UNAUTHENTICATED)
-        elif ticket.used:
+        elif ticket.used not in ("", key):
             await abort(context, TicketError("the ticket was used already", hint="ask for another"), grpc.StatusCode.UNAUTHENTICATED)
         else:
-            ticket.used = True
+            ticket.used = key
+        if self.lose_replies:
+            self.lose_replies -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the reply was lost")
         certificate = self.spoil(self.issue(request.request, name, self.issue_hours))
         authority = identity.certificate_pem(self.authority.certificate)
         return node_pb2.JoinReply(

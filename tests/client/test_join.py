@@ -69,7 +69,7 @@ async def test_where_nobody_leads_a_ticket_stays_as_it_was(coordinator: Coordina
     coordinator.refuse = Unreachable("this coordinator stands by")
     places = ",".join(f"127.0.0.1:{port}" for port in (coordinator.enrolment_port, 9))
     await refused(coordinator.ticket("st-mary", places), tmp_path / "node", Unreachable)
-    assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [""]
 
 
 async def test_a_node_that_joined_can_start(coordinator: Coordinator, tmp_path: Path, start: Start) -> None:
@@ -93,7 +93,7 @@ async def test_the_secret_is_not_sent_to_somebody_in_between(tmp_path: Path, for
     words = "not the one this ticket was made for" if forged == "shown" else "not signed by the authority"
     async with coordinator:
         assert re.search(words, await refused(coordinator.ticket(), tmp_path / "node", TicketError))
-    assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [""]
 
 
 async def test_a_members_certificate_cannot_serve(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ async def test_a_second_join_is_refused(coordinator: Coordinator, tmp_path: Path
     with pytest.raises(Conflict, match="node 'one' has joined already"):
         await joined(ticket, tmp_path / "node", "two")
     assert home.key_file.read_bytes() == key
-    assert [ticket.used for ticket in coordinator.tickets.values()] == [True, False]
+    assert [bool(ticket.used) for ticket in coordinator.tickets.values()] == [True, False]
 
 
 async def test_an_expired_node_joins_again_and_keeps_what_is_its_own(coordinator: Coordinator, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ async def test_a_home_that_cannot_be_made_costs_no_ticket(coordinator: Coordinat
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="home cannot be made"):
         await joined(coordinator.ticket(), tmp_path / "file/node", "one")
-    assert [ticket.used for ticket in coordinator.tickets.values()] == [False]
+    assert [ticket.used for ticket in coordinator.tickets.values()] == [""]
 
 
 async def test_a_crash_while_writing_leaves_a_home_that_has_not_joined(
@@ -179,13 +179,33 @@ async def test_a_crash_while_writing_leaves_a_home_that_has_not_joined(
     def crash(path: Path, tree: dict[str, object]) -> None:
         raise OSError(28, "No space left on device")
 
+    ticket = coordinator.ticket()
     monkeypatch.setattr("fedscale_client.join.write_toml", crash)
     with pytest.raises(OSError, match="No space"):
-        await joined(coordinator.ticket(), tmp_path / "node", "one")
+        await joined(ticket, tmp_path / "node", "one")
     with pytest.raises(ConfigError, match="has not joined"):
         NodeHome(tmp_path / "node").settings()
     monkeypatch.undo()
-    assert (await joined(coordinator.ticket(), tmp_path / "node", "one")).settings().name == "one"
+    assert (await joined(ticket, tmp_path / "node", "one")).settings().name == "one"
+
+
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_reply_that_is_lost_costs_no_ticket(coordinator: Coordinator, tmp_path: Path, times: int) -> None:
+    """The key that the ticket was used for is kept until its certificate is here."""
+    ticket, coordinator.lose_replies = coordinator.ticket("mercy"), times
+    for _ in range(times):
+        await refused(ticket, tmp_path / "node", Unreachable)
+        assert mode(NodeHome(tmp_path / "node").joining_file) == "0o600"
+    home = await joined(ticket, tmp_path / "node")
+    home.credentials().check(datetime.now(UTC))
+    assert not home.joining_file.exists()
+    await refused(ticket, tmp_path / "other", TicketError)
+
+
+async def test_a_kept_key_that_is_damaged_is_made_anew(coordinator: Coordinator, tmp_path: Path) -> None:
+    (tmp_path / "node").mkdir()
+    NodeHome(tmp_path / "node").joining_file.write_bytes(b"-----BEGIN")
+    (await joined(coordinator.ticket("mercy"), tmp_path / "node")).credentials().check(datetime.now(UTC))
 
 
 async def test_a_crash_while_joining_again_leaves_a_home_that_can_join_once_more(coordinator: Coordinator, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from fedscale.identity import Role, Ticket, identity_of, key_pem, new_key, new_request
+from fedscale.identity import Role, Ticket, identity_of, key_pem, load_certificate, new_key, new_request, serial_of
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import node_pb2, node_pb2_grpc
 from tests.server.running import Node, Pass, Running, refusal
@@ -68,6 +68,20 @@ async def test_of_many_who_use_one_ticket_one_gets_in(server: Running, door: Any
     assert (len(tries), len(refused)) == (6, 5)
     assert {t.code() for t in refused} == {grpc.StatusCode.UNAUTHENTICATED}
     assert all("the ticket was used before" in (t.details() or "") for t in refused)
+
+
+async def test_who_never_heard_the_reply_asks_again_with_the_same_key(server: Running, door: Any) -> None:
+    invitation, key = await ticket(server), new_key()
+    lost = await door.Join(request(invitation, key=key))
+    reply = await door.Join(request(invitation, key=key))
+    assert serial_of(load_certificate(reply.certificate)) != serial_of(load_certificate(lost.certificate))
+    for again in (request(invitation), request(invitation, "bob", key)):
+        assert "the ticket was used before" in ((await refusal(door.Join(again))).details() or "")
+    credentials = Pass(key_pem(key), reply.certificate, reply.authority)
+    node = Node("ada", credentials, credentials.channel(server.ready.address))
+    server.people.append(node)
+    await node.connect()
+    assert "the ticket was used before" in ((await refusal(door.Join(request(invitation, key=key)))).details() or "")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -13,25 +13,23 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from fedscale.clock import ManualClock
-from fedscale.identity import Role, secret_hash
+from fedscale.identity import Role
 from fedscale_server.store import database
 from fedscale_server.store.admission import Arrival
 from fedscale_server.store.leases import FOREVER
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Account, Login, Table, Ticket
-from tests.server.samples import NOW, SECRET, add_member, add_run, add_ticket, later
+from tests.server.samples import NOW, add_member, add_run, add_ticket, later, redeem
 
 LONG, FOR_EVER = 3600.0, float("inf")
 PATIENCE = 60.0
-HASH = secret_hash(SECRET)
 RACERS = 16
 
 WRITES: dict[str, Callable[[Store], object]] = {
     "create_project": lambda store: store.create_project("clinic", NOW),
     "add_ticket": lambda store: store.add_ticket(Ticket(id="t2", project="ward", role="node", secret_hash="x", expires_at=NOW)),
-    "claim_ticket": lambda store: store.claim_ticket("t1", HASH, "alpha", NOW),
     "enrol": lambda store: store.enrol("beta", "ward", Role.NODE, "5e", NOW, NOW),
-    "redeem": lambda store: store.redeem("t1", HASH, "beta", "5e", NOW, NOW),
+    "redeem": lambda store: redeem(store, "beta"),
     "seen": lambda store: store.seen([Arrival("alpha", ("x",), "1")], later(9)),
     "renewed": lambda store: store.renewed("alpha", "77", later(9)),
     "revoke": lambda store: store.revoke("alpha", later(9)),

@@ -15,11 +15,13 @@ from sqlalchemy import Connection, Engine, inspect, text
 
 from fedscale.errors import ConfigError
 from fedscale_server.store import database
+from fedscale_server.store.admission import Bearer
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Table
 from tests.server.samples import NOW, later
 
 RELEASED = Path(__file__).with_name("released")
+BEARER = Bearer("t1", "c0ffee", "key-1")
 SCRIPTS = ScriptDirectory(str(database.MIGRATIONS))
 REVISIONS = sorted(revision.revision for revision in SCRIPTS.walk_revisions())
 
@@ -100,7 +102,7 @@ def test_the_data_of_every_release_is_kept(empty_url: str, revision: str, opened
     store = opened(empty_url)
     day = later(86_400)
     assert store.projects() == [("ward", 1, 1)]
-    ticket = store.ticket("t1", "c0ffee", NOW)
+    ticket = store.ticket(BEARER, NOW)
     assert (ticket.project, ticket.role, ticket.name, ticket.expires_at, ticket.used_at) == ("ward", "node", "alpha", day, None)
     (member,) = store.members("ward")
     assert (member.name, member.role, member.serial, member.expires_at, member.joined_at) == ("alpha", "node", "5e", day, NOW)
@@ -122,7 +124,7 @@ def test_an_upgraded_database_goes_on(empty_url: str, revision: str, opened: Cal
     store = opened(empty_url)
     assert store.append("sepsis-0a1b2c", "answered", {}, NOW, "train/1/alpha") is None
     assert store.append("sepsis-0a1b2c", "lost", {}, NOW) == 2
-    assert store.claim_ticket("t1", "c0ffee", "alpha", NOW).used_by == "alpha"
+    assert store.redeem(BEARER, "alpha", "6f", later(9), NOW).name == "alpha"
 
 
 def test_opening_again_changes_nothing(empty_url: str, opened: Callable[[str], Store]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta, timezone
 from threading import Barrier
 
@@ -12,12 +13,13 @@ from sqlalchemy.exc import StatementError
 
 from fedscale.errors import Conflict, NotFound, TicketError
 from fedscale.identity import Role, secret_hash
-from fedscale_server.store.admission import Arrival
+from fedscale_server.store.admission import Arrival, Bearer
 from fedscale_server.store.store import Store
 from fedscale_server.store.tables import Member, Ticket
-from tests.server.samples import NOW, SECRET, add_member, add_run, add_ticket, later
+from tests.server.samples import KEY, NOW, SECRET, add_member, add_run, add_ticket, later, redeem
 
 HASH = secret_hash(SECRET)
+BEARER = Bearer("t1", HASH, KEY)
 RACERS = 64
 
 
@@ -50,7 +52,7 @@ def test_projects_count_their_own_active_nodes_and_runs(store: Store) -> None:
 
 def test_a_ticket_comes_back_as_it_was_stored(store: Store) -> None:
     add_ticket(store, name="alpha")
-    row = store.ticket("t1", HASH, NOW)
+    row = store.ticket(BEARER, NOW)
     expected = Ticket(id="t1", secret_hash=HASH, project="ward", role="node", name="alpha", expires_at=later(60))
     assert row.model_dump() == expected.model_dump()
 
@@ -60,17 +62,41 @@ def test_a_ticket_needs_its_project(store: Store) -> None:
         add_ticket(store, project="wards")
 
 
-def test_claiming_uses_a_ticket_up(store: Store) -> None:
+def test_redeeming_uses_a_ticket_up(store: Store) -> None:
     add_ticket(store)
-    row = store.claim_ticket("t1", HASH, "alpha", later(3))
-    assert (row.used_at, row.used_by, row.project) == (later(3), "alpha", "ward")
+    member = redeem(store, at=later(3))
+    assert (member.name, member.project, member.role, member.serial) == ("alpha", "ward", "node", "5e")
+    assert store.members() == [member]
     with pytest.raises(TicketError, match="used before"):
-        store.ticket("t1", HASH, NOW)
+        store.ticket(replace(BEARER, key="key-2"), NOW)
+    for name, key in (("beta", "key-2"), ("beta", KEY), ("alpha", "key-2")):
+        with pytest.raises(TicketError, match=r"used before \(by 'alpha' at 2026-01-02 03:04 UTC\)"):
+            redeem(store, name, later(4), key=key)
 
 
-def test_a_ticket_made_out_for_a_name_is_claimed_by_that_name(store: Store) -> None:
-    add_ticket(store, name="alpha")
-    assert store.claim_ticket("t1", HASH, "alpha", NOW).used_by == "alpha"
+def test_whose_reply_was_lost_asks_again_with_the_same_key(store: Store) -> None:
+    add_ticket(store)
+    redeem(store, at=later(3))
+    assert store.ticket(BEARER, later(4)).used_by == "alpha"
+    assert (redeem(store, at=later(4), serial="6f").serial, redeem(store, at=later(5), serial="7a").serial) == ("6f", "7a")
+    with pytest.raises(TicketError, match="expired"):
+        redeem(store, at=later(60))
+
+
+@pytest.mark.parametrize("event", ["seen", "revoked", "again"])
+def test_a_ticket_is_over_once_its_member_has_been_there(store: Store, event: str) -> None:
+    """Or has been shut out, or has joined with another ticket: the old one is no way back."""
+    add_ticket(store)
+    redeem(store)
+    if event == "seen":
+        store.seen([Arrival("alpha", ("icu",), "0.1.0")], later(1))
+    elif event == "revoked":
+        store.revoke("alpha", later(1))
+    else:
+        add_ticket(store, "t2", name="alpha")
+        redeem(store, "alpha", later(1), "t2", key="key-2")
+    with pytest.raises(TicketError, match="used before"):
+        redeem(store, at=later(2))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +113,9 @@ def test_a_ticket_made_out_for_a_name_is_claimed_by_that_name(store: Store) -> N
 def test_a_refused_claim_says_why(store: Store, ticket_id: str, secret: str, name: str, after: float, message: str) -> None:
     add_ticket(store, name="alpha")
     add_ticket(store, "used")
-    store.claim_ticket("used", HASH, "beta", NOW)
+    redeem(store, "beta", ticket="used")
     with pytest.raises(TicketError) as caught:
-        store.claim_ticket(ticket_id, secret_hash(secret), name, later(after))
+        redeem(store, name, later(after), ticket_id, secret, "key-2")
     assert message in str(caught.value)
     assert SECRET not in str(caught.value)
 
@@ -98,16 +124,16 @@ def test_a_refused_claim_leaves_the_ticket_as_it_was(store: Store) -> None:
     before = add_ticket(store, name="alpha")
     for secret, name in (("guess", "alpha"), (SECRET, "beta")):
         with pytest.raises(TicketError):
-            store.claim_ticket("t1", secret_hash(secret), name, NOW)
-    assert store.ticket("t1", HASH, NOW) == before
+            redeem(store, name, secret=secret)
+    assert store.ticket(BEARER, NOW) == before
 
 
 def test_a_ticket_expires_at_its_last_moment(store: Store) -> None:
     add_ticket(store)
-    assert store.ticket("t1", HASH, later(59.999)).used_at is None
+    assert store.ticket(BEARER, later(59.999)).used_at is None
     with pytest.raises(TicketError, match="expired"):
-        store.ticket("t1", HASH, later(60))
-    assert store.claim_ticket("t1", HASH, "alpha", later(59.999)).used_by == "alpha"
+        store.ticket(BEARER, later(60))
+    assert redeem(store, at=later(59.999)).name == "alpha"
 
 
 def test_of_many_who_claim_at_once_one_wins(store: Store) -> None:
@@ -117,7 +143,7 @@ def test_of_many_who_claim_at_once_one_wins(store: Store) -> None:
     def race(number: int) -> str:
         start.wait(30)
         try:
-            return str(store.claim_ticket("t1", HASH, f"node-{number}", NOW).used_by)
+            return redeem(store, f"node-{number}", key=f"key-{number}").name
         except TicketError as error:
             return error.what
 
@@ -127,7 +153,7 @@ def test_of_many_who_claim_at_once_one_wins(store: Store) -> None:
     assert len(winners) == 1
     assert answers.count("the ticket was used before") == RACERS - 1
     with pytest.raises(TicketError, match=f"by '{winners[0]}'"):
-        store.ticket("t1", HASH, NOW)
+        store.ticket(replace(BEARER, key="another"), NOW)
 
 
 def test_processes_that_claim_at_once_do_not_both_win(store: Store, url: str, opened: Callable[[str], Store]) -> None:
@@ -140,7 +166,7 @@ def test_processes_that_claim_at_once_do_not_both_win(store: Store, url: str, op
         def race(mine: Store, ticket: str = f"t-{number}", start: Barrier = start) -> bool:
             start.wait(30)
             try:
-                mine.claim_ticket(ticket, HASH, "alpha", NOW)
+                redeem(mine, ticket, ticket=ticket, key=f"key-{stores.index(mine)}")
             except TicketError:
                 return False
             return True
@@ -204,28 +230,19 @@ def test_the_name_of_a_revoked_member_is_free(store: Store) -> None:
     assert store.revoked() == frozenset()
 
 
-def test_redeeming_claims_and_enrols(store: Store) -> None:
-    add_ticket(store)
-    member = store.redeem("t1", HASH, "alpha", "5e", later(9), NOW)
-    assert (member.name, member.project, member.role, member.serial) == ("alpha", "ward", "node", "5e")
-    assert store.members() == [member]
-    with pytest.raises(TicketError, match="used before"):
-        store.redeem("t1", HASH, "beta", "5f", later(9), NOW)
-
-
 def test_redeeming_for_a_taken_name_leaves_the_ticket_open(store: Store) -> None:
     add_member(store)
     ticket = add_ticket(store)
     with pytest.raises(Conflict, match="taken"):
-        store.redeem("t1", HASH, "alpha", "6f", later(9), NOW)
-    assert store.ticket("t1", HASH, NOW) == ticket
-    assert store.redeem("t1", HASH, "beta", "6f", later(9), NOW).name == "beta"
+        redeem(store)
+    assert store.ticket(BEARER, NOW) == ticket
+    assert redeem(store, "beta").name == "beta"
 
 
 def test_a_ticket_made_out_for_a_member_lets_it_join_again(store: Store) -> None:
     add_member(store)
     add_ticket(store, name="alpha")
-    assert store.redeem("t1", HASH, "alpha", "6f", later(9), later(1)).joined_at == later(1)
+    assert redeem(store, at=later(1)).joined_at == later(1)
 
 
 def test_what_a_node_says_is_remembered(store: Store) -> None:

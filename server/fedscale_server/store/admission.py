@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hmac import compare_digest
 
-from sqlalchemy import or_, update
+from sqlalchemy import update
 from sqlmodel import Session, col
 
 from fedscale.errors import Conflict, TicketError
@@ -25,41 +25,65 @@ class Arrival:
     identity: str = ""
 
 
-def open_ticket(session: Session, ticket_id: str, secret_hash: str, now: datetime) -> Ticket:
-    """The ticket, if somebody who knows its secret can still use it.
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Whoever comes with a ticket: which one, and the hashes of its secret and of the public key that is to be certified."""
+
+    ticket: str
+    secret_hash: str
+    key: str
+
+
+def open_ticket(session: Session, bearer: Bearer, now: datetime) -> Ticket:
+    """The ticket of a bearer who can still use it.
+
+    One that was used is good once more for who used it and has never been seen: the reply may have been lost on its way.
 
     Raises:
         TicketError: unknown, another secret, used or expired.
     """
-    ticket = session.get(Ticket, ticket_id)
+    ticket = session.get(Ticket, bearer.ticket)
     if ticket is None:
         raise TicketError("the ticket is unknown", why="this server did not issue it", hint=FRESH)
-    if not compare_digest(ticket.secret_hash.encode(), secret_hash.encode()):
+    if not compare_digest(ticket.secret_hash.encode(), bearer.secret_hash.encode()):
         raise TicketError("the ticket's secret is wrong", hint=FRESH)
-    if ticket.used_at is not None:
-        raise TicketError("the ticket was used before", why=f"by '{ticket.used_by}' at {ticket.used_at:%Y-%m-%d %H:%M} UTC", hint=FRESH)
+    if ticket.used_at is not None and not (ticket.used_key == bearer.key and _unseen(session, ticket)):
+        raise _used(ticket)
     if ticket.expires_at <= now:
         raise TicketError("the ticket has expired", why=f"at {ticket.expires_at:%Y-%m-%d %H:%M} UTC", hint=FRESH)
     return ticket
 
 
-def claim(session: Session, ticket_id: str, secret_hash: str, name: str, now: datetime) -> Ticket:
-    """Use the ticket up for ``name``: one compare-and-set, so that of any number of callers one wins.
+def _unseen(session: Session, ticket: Ticket) -> bool:
+    """Whether the member that a ticket has made is still the one it was and has not been there yet."""
+    member = session.get(Member, ticket.used_by)
+    return member is not None and (member.joined_at, member.last_seen, member.revoked_at) == (ticket.used_at, None, None)
+
+
+def _used(ticket: Ticket) -> TicketError:
+    return TicketError("the ticket was used before", why=f"by '{ticket.used_by}' at {ticket.used_at:%Y-%m-%d %H:%M} UTC", hint=FRESH)
+
+
+def claim(session: Session, bearer: Bearer, name: str, now: datetime) -> tuple[Ticket, bool]:
+    """Use a ticket up for ``name``: one compare-and-set, so that of any number of callers one wins.
+
+    Returns:
+        The ticket, and whether its bearer may take the place of a member of that name.
 
     Raises:
         TicketError: as ``open_ticket``, or made out for another name.
     """
-    unused = update(Ticket).where(
-        col(Ticket.id) == ticket_id,
-        col(Ticket.secret_hash) == secret_hash,
-        col(Ticket.used_at).is_(None),
-        col(Ticket.expires_at) > now,
-        or_(col(Ticket.name).is_(None), col(Ticket.name) == name),
-    )
-    if session.exec(unused.values(used_at=now, used_by=name)).rowcount == 0:
-        ticket = open_ticket(session, ticket_id, secret_hash, now)
+    ticket = open_ticket(session, bearer, now)
+    if ticket.used_by not in (None, name):
+        raise _used(ticket)
+    if ticket.name not in (None, name):
         raise TicketError("the ticket is made out for another name", why=f"for '{ticket.name}'", hint=f"join as '{ticket.name}'")
-    return session.get_one(Ticket, ticket_id)
+    again = name in (ticket.name, ticket.used_by)
+    same = update(Ticket).where(col(Ticket.id) == ticket.id, col(Ticket.used_at) == ticket.used_at)
+    if session.exec(same.values(used_at=now, used_by=name, used_key=bearer.key)).rowcount == 0:
+        session.refresh(ticket)
+        raise _used(ticket)
+    return ticket, again
 
 
 def enrol(session: Session, member: Member, *, again: bool) -> Member:

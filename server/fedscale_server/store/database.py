@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from fedscale.errors import ConfigError, Unreachable
 
-HEAD = "0005"  # the newest file in migrations/versions
+HEAD = "0006"  # the newest file in migrations/versions
 MIGRATIONS = Path(__file__).with_name("migrations")
 PRAGMAS = ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 CONNECT_SECONDS = 10

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, Engine, String, bindparam, delete, func, text, update
 from sqlalchemy.exc import IntegrityError
@@ -22,9 +22,11 @@ from sqlmodel import Session, col, select
 from fedscale.errors import Conflict, FedscaleError, NotFound
 from fedscale.identity import Role
 from fedscale_server.store import admission, database, leases
-from fedscale_server.store.admission import Arrival
+from fedscale_server.store.admission import Arrival, Bearer
 from fedscale_server.store.tables import Account, Checkpoint, Journal, Json, Login, Member, Project, Prose, RunRow, Ticket, Utc
 
+# Told last in a transaction, once all else has gone well: what it raises undoes all of it.
+Note: TypeAlias = Callable[[], object]
 RUNNING, SPOKEN = "running", "spoke"
 SHORTEST_PREFIX = 4
 LISTS = {"run": "see: fedscale run list", "project": "see: fedscale project list", "member": "see: fedscale project nodes"}
@@ -114,7 +116,7 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------------- projects
 
-    def create_project(self, name: str, now: datetime) -> None:
+    def create_project(self, name: str, now: datetime, note: Note = lambda: None) -> None:
         """Begin a project.
 
         Raises:
@@ -124,6 +126,8 @@ class Store:
             if session.get(Project, name) is not None:
                 raise Conflict(f"project '{name}' exists already")
             session.add(Project(name=name, created=now))
+            session.flush()
+            note()
 
     def projects(self) -> list[tuple[str, int, int]]:
         """Each project with the number of its nodes that are not revoked and of its runs, by name."""
@@ -135,7 +139,7 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- tickets and members
 
-    def add_ticket(self, ticket: Ticket) -> None:
+    def add_ticket(self, ticket: Ticket, note: Note = lambda: None) -> None:
         """Remember an invitation.
 
         Raises:
@@ -144,24 +148,17 @@ class Store:
         with self._write() as session:
             _need_project(session, ticket.project)
             session.add(ticket)
+            session.flush()
+            note()
 
-    def ticket(self, ticket_id: str, secret_hash: str, now: datetime) -> Ticket:
-        """A ticket that can still be used by whoever knows its secret.
+    def ticket(self, bearer: Bearer, now: datetime) -> Ticket:
+        """The ticket of a bearer who can still use it.
 
         Raises:
             TicketError: unknown, another secret, used or expired.
         """
         with self._read() as session:
-            return admission.open_ticket(session, ticket_id, secret_hash, now)
-
-    def claim_ticket(self, ticket_id: str, secret_hash: str, name: str, now: datetime) -> Ticket:
-        """Use a ticket up; of any number of callers exactly one gets it.
-
-        Raises:
-            TicketError: unknown, another secret, used, expired, or made out for another name.
-        """
-        with self._write() as session:
-            return admission.claim(session, ticket_id, secret_hash, name, now)
+            return admission.open_ticket(session, bearer, now)
 
     def enrol(self, name: str, project: str, role: str, serial: str, expires_at: datetime, now: datetime, *, again: bool = False) -> Member:
         """Enter a member; ``again`` lets it take the place of one of the same name, role and project.
@@ -178,8 +175,7 @@ class Store:
 
     def redeem(
         self,
-        ticket_id: str,
-        secret_hash: str,
+        bearer: Bearer,
         name: str,
         serial: str,
         expires_at: datetime,
@@ -191,13 +187,13 @@ class Store:
         Whatever ``note``, which is told of the member last, raises does so too.
 
         Raises:
-            TicketError: as ``claim_ticket``.
-            Conflict: as ``enrol``; a ticket made out for the name lets its member join again.
+            TicketError: unknown, another secret, used, expired, or made out for another name.
+            Conflict: as ``enrol``; a ticket made out for the name lets its member join again, as does one whose reply was lost.
         """
         with self._write() as session:
-            ticket = admission.claim(session, ticket_id, secret_hash, name, now)
+            ticket, again = admission.claim(session, bearer, name, now)
             row = Member(name=name, project=ticket.project, role=ticket.role, serial=serial, expires_at=expires_at, joined_at=now)
-            member = admission.enrol(session, row, again=ticket.name == name)
+            member = admission.enrol(session, row, again=again)
             session.flush()
             note(member)
             return member
@@ -231,18 +227,19 @@ class Store:
         """
         self._change_member(name, serial=serial, expires_at=expires_at)
 
-    def revoke(self, name: str, now: datetime) -> None:
+    def revoke(self, name: str, now: datetime, note: Note = lambda: None) -> None:
         """Shut a member out; the first time counts.
 
         Raises:
             NotFound: no such member.
         """
-        self._change_member(name, revoked_at=func.coalesce(Member.revoked_at, now))
+        self._change_member(name, note, revoked_at=func.coalesce(Member.revoked_at, now))
 
-    def _change_member(self, name: str, **values: object) -> None:
+    def _change_member(self, name: str, note: Note = lambda: None, **values: object) -> None:
         with self._write() as session:
             if session.exec(update(Member).where(col(Member.name) == name).values(**values)).rowcount == 0:
                 raise _unknown("member", name, session.exec(select(Member.name)))
+            note()
 
     def revoked(self) -> frozenset[str]:
         """Names of the members that are shut out."""
@@ -251,11 +248,13 @@ class Store:
 
     # --------------------------------------------------------------------------------------------- accounts and logins
 
-    def put_account(self, account: Account) -> None:
+    def put_account(self, account: Account, note: Note = lambda: None) -> None:
         """Enter an account, or give the one of that name another role and password; whoever was logged in by it is no more."""
         with self._write() as session:
             session.exec(delete(Login).where(col(Login.account) == account.name))
             session.merge(account)
+            session.flush()
+            note()
 
     def account(self, name: str) -> Account | None:
         """An account of the dashboard."""
@@ -267,7 +266,7 @@ class Store:
         with self._read() as session:
             return list(session.exec(select(Account).order_by(Account.name)))
 
-    def drop_account(self, name: str) -> None:
+    def drop_account(self, name: str, note: Note = lambda: None) -> None:
         """Remove an account; whoever was logged in by it is no more.
 
         Raises:
@@ -277,6 +276,7 @@ class Store:
             session.exec(delete(Login).where(col(Login.account) == name))
             if session.exec(delete(Account).where(col(Account.name) == name)).rowcount == 0:
                 raise _unknown("user", name, session.exec(select(Account.name)))
+            note()
 
     def open_login(self, login: Login) -> None:
         """Remember that a browser is logged in, and forget the logins that have expired before it."""
@@ -296,8 +296,19 @@ class Store:
 
     # ------------------------------------------------------------------------------------------------------------ runs
 
-    def create_run(self, run: str, project: str, name: str, plan: str, plan_hash: str, bundle: str, key: str, now: datetime) -> RunRow:
-        """Begin a run, or find the one that the same ``key`` began before; an empty key is never found again.
+    def create_run(  # noqa: PLR0913, PLR0917 - the columns of one row
+        self,
+        run: str,
+        project: str,
+        name: str,
+        plan: str,
+        plan_hash: str,
+        bundle: str,
+        key: str,
+        now: datetime,
+        note: Note = lambda: None,
+    ) -> RunRow:
+        """Begin a run, or find the one that the same ``key`` began before, which is not noted again; an empty key is never found again.
 
         Raises:
             NotFound: no such project.
@@ -314,6 +325,8 @@ class Store:
             if session.get(RunRow, run) is not None:
                 raise Conflict(f"run '{run}' exists already")
             session.add(row)
+            session.flush()
+            note()
         return row
 
     def run(self, run: str) -> RunRow:

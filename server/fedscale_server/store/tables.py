@@ -86,6 +86,7 @@ class Ticket(Table, table=True):
     expires_at: datetime = Field(sa_type=Utc)
     used_at: datetime | None = Field(default=None, sa_type=Utc)
     used_by: str | None = None
+    used_key: str | None = None
 
 
 class Member(Table, table=True):
