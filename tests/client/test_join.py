@@ -205,7 +205,9 @@ async def test_a_reply_that_is_lost_costs_no_ticket(coordinator: Coordinator, tm
 async def test_a_kept_key_that_is_damaged_is_made_anew(coordinator: Coordinator, tmp_path: Path) -> None:
     (tmp_path / "node").mkdir()
     NodeHome(tmp_path / "node").joining_file.write_bytes(b"-----BEGIN")
-    (await joined(coordinator.ticket("mercy"), tmp_path / "node")).credentials().check(datetime.now(UTC))
+    home = await joined(coordinator.ticket("mercy"), tmp_path / "node")
+    home.credentials().check(datetime.now(UTC))
+    assert not home.joining_file.exists()
 
 
 async def test_a_crash_while_joining_again_leaves_a_home_that_can_join_once_more(coordinator: Coordinator, tmp_path: Path) -> None:
