@@ -164,8 +164,12 @@ def flower(
 
 
 @_strategy
-def led() -> Strategy:
-    """Whatever the program does that leads the run, and sees each answer by itself: a Flower app's own ServerApp; ``fedscale run lead``."""
+def led(*, code: str = "") -> Strategy:  # noqa: ARG001 - a part of the plan, and so of its digest
+    """Whatever the program does that leads the run, and sees each answer by itself: a Flower app's own ServerApp; ``fedscale run lead``.
+
+    Args:
+        code: SHA-256 of that program and its settings, in hex: with another one nobody goes on with the run.
+    """
     return Strategy(optimizers.sgd(1.0), led=True)
 
 

@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 from fedscale.clock import Clock, SystemClock
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
 from fedscale.lanes import MASK
+from fedscale.learner import Phase
 from fedscale.wire.convert import Key, key_text
-from fedscale_client import declarations, failures, renewal
+from fedscale_client import declarations, failures, renewal, states
 from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment, Connection
@@ -90,6 +91,7 @@ class Node:
         Raises:
             ExceptionGroup: around what ended it.
         """
+        await asyncio.to_thread(states.trim, self._home.cache / states.FOLDER)
         try:
             async with self._group:
                 lasting = [self._group.create_task(self._connection.run()), self._group.create_task(self._renew())]
@@ -182,12 +184,20 @@ class Node:
             self._jobs[key] = self._group.create_task(self._job(assignment, seat, asyncio.get_running_loop().time() + assignment.seconds))
 
     def released(self, key: Key) -> None:
-        """Drop a task nobody waits for any more."""
+        """Drop a task nobody waits for any more; by the number 0, what an app remembers of messages to it, for its run is over."""
+        if key[1] is Phase.MESSAGE and not key[2]:
+            self._group.create_task(self._forget(key[0]))
         self._failures.pop(key, None)
         self._masking.forget(key)
         if job := self._jobs.get(key):
             self._tell("released", key=key_text(key))
             job.cancel()
+
+    async def _forget(self, run: str) -> None:
+        """Drop what an app remembers of a run; whoever is at work for it yet would write it down again."""
+        if jobs := [job for key, job in self._jobs.items() if key[0] == run]:
+            await asyncio.wait(jobs)
+        await asyncio.to_thread(states.forget, self._home.cache, run)
 
     # ------------------------------------------------------------------------------------------------------ one task
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
 from fedscale.learner import Phase
-from fedscale.wire.codec import digest_of
-from fedscale_client import answers, declarations, failures
+from fedscale_client import answers, declarations, failures, states
 from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment
@@ -94,7 +93,7 @@ class Performer:
         seat = {"bundle": str(bundle), "home": str(self._home.path), "dataset": name, "declaration": declaration.model_dump(mode="json")}
         request = {**_request(assignment), "model": str(model or ""), "answer": str(answer)}
         if assignment.key[1] is Phase.MESSAGE:
-            request |= {"envelope": assignment.envelope, "states": str(self._home.cache / "states" / digest_of(assignment.key[0].encode()))}
+            request |= {"envelope": assignment.envelope, "states": str(states.folder_of(self._home.cache, assignment.key[0]))}
         begin()
         done = await self._workers.perform(key, seat, request, deadline, progress)
         permit.spent = isinstance(done, Failure)  # why a worker failed may depend on the data, and is told

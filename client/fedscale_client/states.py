@@ -7,11 +7,16 @@ with its process, begins with what was there before it: so nothing counts twice.
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
+from fedscale.errors import AppError
+from fedscale.wire.codec import digest_of
+from fedscale.wire.limits import LETTER
 from fedscale_client.home import make_private, write_private
 
-MOST_RUNS = 64
+FOLDER = "states"
+MOST_RUNS, LONGEST = 64, 90 * 86_400.0  # seconds
 
 
 class States:
@@ -30,10 +35,16 @@ class States:
         return earlier[-1].read_bytes() if earlier else b""
 
     def keep(self, number: int, state: bytes) -> None:
-        """Keep what comes of a message, durably, and what there was before it; of runs, those that were at work last."""
+        """Keep what comes of a message, durably, and what there was before it; of runs, those that were at work last.
+
+        Raises:
+            AppError: it is larger than a reply may be.
+        """
+        if len(state) > LETTER:
+            raise AppError(f"the app wants to remember {len(state)} bytes", why=f"at most {LETTER} are kept from one message to the next")
         if not self._folder.is_dir():
             make_private(self._folder)
-            _trim(self._folder.parent)
+            trim(self._folder.parent)
         write_private(self._folder / str(number), state)
         for path in [path for path in self._kept() if int(path.name) < number][:-1]:
             path.unlink()
@@ -44,7 +55,20 @@ class States:
         return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name))
 
 
-def _trim(folder: Path) -> None:
-    """Forget the runs that were at work least recently."""
-    for old in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)[:-MOST_RUNS]:
-        shutil.rmtree(old, ignore_errors=True)
+def folder_of(cache: Path, run: str) -> Path:
+    """Where a run's states lie in a node's cache; nothing that a coordinator says becomes part of a path."""
+    return cache / FOLDER / digest_of(run.encode())
+
+
+def forget(cache: Path, run: str) -> None:
+    """Drop what apps remember of a run that is over."""
+    shutil.rmtree(folder_of(cache, run), ignore_errors=True)
+
+
+def trim(folder: Path) -> None:
+    """Forget the runs that were at work least recently, and those of whose end this node has never heard."""
+    if folder.is_dir():
+        runs = sorted(((path.stat().st_mtime, path) for path in folder.iterdir()), reverse=True)
+        for place, (at, old) in enumerate(runs):
+            if place >= MOST_RUNS or at < time.time() - LONGEST:
+                shutil.rmtree(old, ignore_errors=True)

@@ -12,41 +12,28 @@ from typing import TypeAlias
 
 from fedscale.flower import records
 from fedscale.flower.records import Mail
+from fedscale.flower.rounds import TRAIN, Rounds
 from fedscale.flower.witness import Outcome
 from fedscale.wire.limits import METRIC_NAME, METRICS, ROUNDS
 
 Key: TypeAlias = tuple[str, int]
 Row: TypeAlias = tuple[str, int, dict[str, float]]
 
-TRAIN = "train"
-
 
 class Account:
-    """Keeps the account of one run.
-
-    A message says to which round it belongs, by its group or by the ``server-round`` in its config; where it does not, a new
-    round begins when a site is asked for the same thing again, or trained after anything else.
-    """
+    """Keeps the account of one run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._now: Key = ("", 1)
-        self._asked: set[str] = set()
+        self._rounds = Rounds()
         self._of: dict[str, Key] = {}
         self._sums: dict[Key, dict[str, list[float]]] = {}
 
     def sent(self, node: str, message: Mail) -> Key:
         """The phase and round of a message that is about to be sent."""
-        phase, number = re.sub("[^a-z0-9_]", "_", records.phase_of(message).lower())[:32], records.round_of(message)
         with self._lock:
-            before, count = self._now
-            if number is None or number > ROUNDS:
-                again = node in self._asked if phase == before else phase == TRAIN and before != ""
-                number = count + again
-            key = phase, max(number, 1)
-            if key != self._now:
-                self._now, self._asked = key, set()
-            self._asked.add(node)
+            phase, number = self._rounds.of(node, message)
+            key = re.sub("[^a-z0-9_]", "_", phase.lower())[:32], number
             self._of[message.metadata.message_id] = key
         return key
 

@@ -1,4 +1,4 @@
-"""The ClientApp and the ServerApp of a directory, imported as Flower would import them."""
+"""The ClientApp and the ServerApp of a directory, imported as Flower would import them, and asked as its processes would ask them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import importlib
 from functools import reduce
 from typing import Any
 
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
-from fedscale.errors import AppError
+from fedscale.errors import AppError, RunFailed
 from fedscale.flower.directory import FILE, Directory
 
 FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError, ArithmeticError)
@@ -31,6 +32,34 @@ def client_app(directory: Directory) -> ClientApp:
         AppError: it cannot be imported, or is none.
     """
     return _loaded(directory, directory.clientapp, ClientApp)
+
+
+def asked(app: ClientApp, message: Message, context: Context) -> Message:
+    """What a ClientApp replies; one that would end its process is one that failed.
+
+    Raises:
+        AppError: it returned no message, or would have ended the process.
+    """
+    try:
+        reply = app(message, context)
+    except SystemExit:  # with words of its own, which are for nobody else
+        raise AppError("the ClientApp did not answer", why="it called sys.exit") from None
+    if not isinstance(reply, Message):
+        raise AppError("the ClientApp did not answer", why=f"it returned {type(reply).__name__}, a Message is expected")
+    return reply
+
+
+def led(app: ServerApp, grid: Grid, context: Context) -> None:
+    """Let a ServerApp lead to its end; one that would end its process without an error has come to it.
+
+    Raises:
+        RunFailed: it would have ended the process with an error.
+    """
+    try:
+        app(grid, context)
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            raise RunFailed(f"the ServerApp called sys.exit({ended.code!r})") from None
 
 
 def _loaded(directory: Directory, reference: str, kind: type) -> Any:

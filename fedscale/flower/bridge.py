@@ -142,9 +142,7 @@ class FlowerLearner:
         node = int(message.metadata.dst_node_id)
         context = Context(run_id=run, node_id=node, node_config=self._node, state=state, run_config=dict(self._config))
         line = self._line
-        reply = self._app(message, context) if line is None else line.ask(message, self._directory, self._config, self._run)
-        if not isinstance(reply, Message):
-            raise AppError("the ClientApp did not answer", why=f"it returned {type(reply).__name__}")
+        reply = apps.asked(self._app, message, context) if line is None else line.ask(message, self._directory, self._config, self._run)
         if reply.has_error():
             # Its reason is the app's own words, which may quote a patient: they are for the site's log.
             raise AppError("the ClientApp did not answer", why=f"it returned an error of code {reply.error.code}") from ValueError(reply.error.reason)

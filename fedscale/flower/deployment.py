@@ -10,6 +10,7 @@ import tomli_w
 
 from fedscale.flower.directory import FILE, Directory, read, tables
 from fedscale.plan import Plan
+from fedscale.wire.codec import digest_of
 
 MODULE = "fedscale_flower"
 ROUNDS = ("num-server-rounds", "num_server_rounds", "num-rounds", "num_rounds")
@@ -40,7 +41,7 @@ def job_of(path: Path, overrides: Iterable[str] = (), *, led: bool = False) -> t
     defaults: dict[str, dict[str, object]] = {"strategy": {"name": "fedavg", "rounds": rounds}, "evaluate": {"holdout": 0.0}}
     filled = {name: {**defaults.get(name, {}), **tree.get(name, {})} for name in {**defaults, **tree}}
     if led:
-        filled["strategy"] = {"name": "led", "rounds": rounds}
+        filled["strategy"] = {"name": "led", "rounds": rounds, "code": _code_of(directory)}
     filled["job"] = {"name": directory.name[:63], **tree.get("job", {}), "app": f"{MODULE}:app"}
     plan = Plan.from_toml(tomli_w.dumps(filled), file=f"{directory.path / FILE}: [tool.fedscale]", overrides=for_plan)
     return directory, plan
@@ -56,6 +57,14 @@ def module_of(directory: Directory) -> dict[str, str]:
     app = learner(__file__, {dict(directory.config)!r})
     '''
     return {f"{MODULE}.py": dedent(text)}
+
+
+def _code_of(directory: Directory) -> str:
+    """SHA-256 of an app's Python files, their names, and what is run of them with which settings; what an app writes beside them is left out."""
+    paths = ((path.relative_to(directory.path), path) for path in directory.path.rglob("*.py"))
+    own = sorted((name.as_posix(), path) for name, path in paths if not any(part.startswith(".") for part in name.parts))
+    digests = [f"{digest_of(path.read_bytes())} {name}" for name, path in own]
+    return digest_of("\n".join([directory.to_toml(), *digests]).encode())
 
 
 def _is_plan(text: str) -> bool:

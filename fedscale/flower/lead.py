@@ -20,6 +20,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -82,7 +83,7 @@ def lead(directory: Directory, office: Office, seconds: float) -> Led:
         with ThreadPoolExecutor(1, thread_name_prefix=SERVER) as lane:
             try:
                 with witnessed(outcome), repeatable(number):
-                    led = lane.submit(attempted, lambda: server(grid, context))
+                    led = lane.submit(attempted, lambda: apps.led(server, grid, context))
                     _wait(led)
                 # The legacy server takes any error for a client's and goes on.
                 ended = grid.problem or led.result()
@@ -269,7 +270,7 @@ def _is_late(arrival: Arrival) -> bool:
     return arrival.failure is not None and arrival.failure.cause is Cause.TIMEOUT
 
 
-def _wait(led: Future[object]) -> None:
+def _wait(led: Future[Any]) -> None:
     """Wait for a ServerApp, awake for Ctrl-C."""
     while wait([led], LOOK_SECONDS).not_done:
         pass

@@ -8,7 +8,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedscale.flower import records
+from fedscale.flower import apps, records
 from fedscale.flower.directory import Scalar
 from fedscale.names import Numbered
 
@@ -50,13 +50,11 @@ class Nodes:
         """What the ClientApp replies; whatever it raises passes through, and then its state is as if it had not been asked.
 
         Raises:
-            TypeError: it returned no message.
+            AppError: it returned no message.
         """
         node = int(message.metadata.dst_node_id)
         context = self._context(node)
-        reply = self._app(message, context)
-        if not isinstance(reply, Message):
-            raise TypeError(f"the ClientApp returned {type(reply).__name__}, a Message is expected")
+        reply = apps.asked(self._app, message, context)
         self._states[node] = context.state
         return reply
 

@@ -9,15 +9,18 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, TypeAlias
 from unittest import mock
 
+import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.server import History, Server
 from flwr.server.workflow import DefaultWorkflow
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedscale.flower.records import numpy_of
+from fedscale.causes import attempted
+from fedscale.flower import quick
 from fedscale.vector import Arrays
 
 # Metrics by phase, round and name.
@@ -39,13 +42,13 @@ class Outcome:
     arrays: Arrays = field(default_factory=dict)
 
     def note(self, phase: str, number: int, values: Mapping[str, Any], prefix: str = "") -> None:
-        """Keep what is a single number."""
-        numbers = {f"{prefix}{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
+        """Keep what is a single number, of Python's or of numpy's."""
+        numbers = {f"{prefix}{name}": float(value) for name, value in values.items() if isinstance(value, Real)}
         self.metrics.setdefault((phase, number), {}).update(numbers)
 
     def of_strategy(self, result: Any) -> None:
         """Take a ``Result`` of Flower's."""
-        self.arrays = numpy_of(result.arrays) if result.arrays else self.arrays
+        self.of_model(result.arrays or ArrayRecord())
         for phase, prefix, rounds in (
             ("train", "", result.train_metrics_clientapp),
             ("evaluate", "", result.evaluate_metrics_clientapp),
@@ -56,12 +59,16 @@ class Outcome:
 
     def of_server(self, server: Any, history: History) -> None:
         """Take what a legacy server holds after its last round, and its ``History``."""
+        self.of_history(history)
         named = enumerate(server.parameters.tensors)
-        self.of_history(ArrayRecord(dict(_arrays(named, server.parameters.tensor_type))), history)
+        self.of_model(ArrayRecord(dict(_arrays(named, server.parameters.tensor_type))))
 
-    def of_history(self, model: ArrayRecord, history: History) -> None:
-        """Take a legacy ``History`` and the model that belongs to it."""
-        self.arrays = numpy_of(model) or self.arrays
+    def of_model(self, model: ArrayRecord) -> None:
+        """Take a model, where there is one."""
+        self.arrays = _held(model) or self.arrays
+
+    def of_history(self, history: History) -> None:
+        """Take a legacy ``History``."""
         for phase, prefix, losses, metrics in (
             ("train", "", [], history.metrics_distributed_fit),
             ("evaluate", "", history.losses_distributed, history.metrics_distributed),
@@ -72,6 +79,13 @@ class Outcome:
             for name, values in metrics.items():
                 for number, value in values:
                     self.note(phase, number, {name: value}, prefix)
+
+
+def _held(model: ArrayRecord) -> Arrays:
+    """The arrays of a model; of those that are in no format of numpy's the bytes."""
+    return {
+        name: quick.numpy(array) if array.stype == quick.KIND else np.frombuffer(array.data, np.uint8) for name, array in model.items() if array.data
+    }
 
 
 def _arrays(named: Iterator[tuple[int, bytes]], kind: str) -> Iterator[tuple[str, Any]]:
@@ -94,7 +108,8 @@ def witnessed(outcome: Outcome) -> Iterator[None]:
 
     def of_workflow(_workflow: Any, arguments: Any, _result: Any) -> None:
         context = arguments[1]
-        outcome.of_history(context.state.array_records.get(MODEL, ArrayRecord()), context.history)
+        outcome.of_history(context.history)
+        outcome.of_model(context.state.array_records.get(MODEL, ArrayRecord()))
 
     with ExitStack() as stack:
         for base, name, tell in ((Strategy, "start", of_strategy), (Server, "fit", of_server), (DefaultWorkflow, "__call__", of_workflow)):
@@ -116,7 +131,8 @@ def _seen(kind: type, name: str, tell: Callable[[Any, Any, Any], None]) -> Any:
     @functools.wraps(method)
     def told(self: Any, *arguments: Any, **named: Any) -> Any:
         result = method(self, *arguments, **named)
-        tell(self, arguments, result)
+        # An app may keep and return what it likes; what nobody can read here must not end it.
+        attempted(lambda: tell(self, arguments, result))
         return result
 
     return mock.patch.object(kind, name, told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +11,10 @@ import typer
 from fedscale import console
 from fedscale.cli.options import Json
 from fedscale.errors import Conflict
+from fedscale.record import RunRecord
 from fedscale.report.units import data_size
 from fedscale.vector import Schema
+from fedscale_server.answers import Detail
 from fedscale_server.options import ProfileFolder, RunId, connect
 from fedscale_server.parcels import fetch
 from fedscale_server.weights import safetensors_of
@@ -28,7 +31,7 @@ def export(
     with connect(profile) as control:
         detail = control.run(run)
         if not detail.model:
-            raise Conflict(f"run {detail.info.run} has no model yet", hint=f"follow it: fedscale run watch {detail.info.run}")
+            raise _without(detail)
         schema = Schema.from_json(detail.schema)
         content = fetch(control, detail.model, 4 * schema.size)
     path = out or Path(f"{detail.info.run}.safetensors")
@@ -37,6 +40,15 @@ def export(
     data = {"path": str(path), "digest": detail.model, "tensors": tensors, "bytes": len(content)}
     console.emit(data, str(path), as_json=json)
     console.note(f"{tensors} tensors, {data_size(len(content))}, SHA-256 {detail.model}")
+
+
+def _without(detail: Detail) -> Conflict:
+    """Why a run has no model."""
+    run = detail.info.run
+    if tomllib.loads(RunRecord.from_json(detail.record).plan_toml)["strategy"]["name"] == "led":
+        hint = f"it lies where the leader was started: runs/{run}/model.safetensors, or in the folder of its --out"
+        return Conflict(f"the coordinator has no model of run {run}", why="the leader of a run keeps what it makes of the replies", hint=hint)
+    return Conflict(f"run {run} has no model yet", hint=f"follow it: fedscale run watch {run}")
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -82,11 +82,13 @@ def _resumed(control: Control, run: str, plan: Plan) -> str:
     """The id of a run to go on with.
 
     Raises:
-        Conflict: it was begun with other settings.
+        Conflict: it was begun with other settings, or other code.
     """
     detail = control.run(run)
-    if RunRecord.from_json(detail.record).plan_hash != plan.digest:
-        raise Conflict(f"run {detail.info.run} was begun with another plan", hint="give the same directory and the same --set as then")
+    begun = Plan.from_toml(RunRecord.from_json(detail.record).plan_toml)
+    if begun.digest != plan.digest:
+        what = "plan" if begun.strategy == plan.strategy else "app, or with other settings of it"
+        raise Conflict(f"run {detail.info.run} was begun with another {what}", hint="give the same directory, as it was, and the same --set as then")
     return detail.info.run
 
 

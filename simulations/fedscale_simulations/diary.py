@@ -1,8 +1,4 @@
-"""What a Flower app's messages amount to: rounds, failures, metrics and bytes, as any run has them.
-
-An app leads its rounds as it likes. A message says to which round it belongs, by its group or by the ``server-round`` in its
-config; where it does not, a new round begins when a client is asked for the same thing again, or trained after an evaluation.
-"""
+"""What a Flower app's messages amount to: rounds, failures, metrics and bytes, as any run has them."""
 
 from __future__ import annotations
 
@@ -22,6 +18,7 @@ from fedscale.flower import records
 from fedscale.flower.directory import Directory
 from fedscale.flower.nodes import Nodes
 from fedscale.flower.records import Mail
+from fedscale.flower.rounds import Rounds
 from fedscale.flower.witness import Outcome
 from fedscale.record import PHASES, RoundRecord, RunRecord
 from fedscale.vector import Arrays
@@ -95,6 +92,7 @@ class Diary:
         self._nodes, self._rounds, self._tell = nodes, rounds, on_progress
         self._began, self._lock = time.monotonic(), threading.Lock()
         self._page: _Page | None = None
+        self._count = Rounds()
         self._closed: list[RoundRecord] = []
         self._up = self._down = 0
 
@@ -154,13 +152,10 @@ class Diary:
 
     def _page_of(self, message: Mail) -> _Page | None:
         """The page of a message that is about to be sent, turned where it begins a new one; ``None`` for a query."""
-        phase, number = records.phase_of(message), records.round_of(message)
+        phase, number = self._count.of(self._name(message), message)
         if phase not in PHASES:
             return None
         page = self._page
-        if number is None:
-            again = page is not None and (self._name(message) in page.asked if page.phase == phase else phase == "train")
-            number = (page.number if page else 1) + again
         if page is None or (page.phase, page.number) != (phase, number):
             self._turn()
             now = time.monotonic()

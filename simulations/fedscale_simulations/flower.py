@@ -55,12 +55,12 @@ class FlowerSimulation:
         return Simulation(self.record, None, None)
 
     def save(self, folder: Path) -> dict[str, Path]:
-        """Write summary, metrics, report and model into a folder; returns where each file lies.
+        """Write summary, metrics, report, model card and model into a folder; returns where each file lies.
 
         Raises:
             ConfigError: the folder cannot be written.
         """
-        files = report.write(self.record, folder)
+        files = report.write(self.record, folder) | report.card_beside(self.record, folder)
         if self.arrays:
             files[MODEL_FILE] = folder / MODEL_FILE
             replace_file(files[MODEL_FILE], save({name: np.asarray(array, order="C") for name, array in self.arrays.items()}))
@@ -110,7 +110,7 @@ def _run(directory: Directory, on_progress: Watch) -> FlowerSimulation:
     with ThreadPoolExecutor(1, thread_name_prefix=LEADER) as lane:
         try:
             with witnessed(outcome), in_turn(grid.among_clients), quick():
-                led = lane.submit(server, grid, nodes.server_context)
+                led = lane.submit(apps.led, server, grid, nodes.server_context)
                 _wait(led)
         finally:
             grid.close()

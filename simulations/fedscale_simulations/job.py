@@ -99,8 +99,7 @@ def importable(folder: Path) -> Iterator[None]:
     Modules of the same names that were loaded from elsewhere step aside meanwhile.
     """
     place = str(folder.resolve())
-    own = {entry.stem for entry in folder.iterdir() if entry.suffix == ".py" or (entry / "__init__.py").exists()} - sys.stdlib_module_names
-    fresh = {name for name in own if not _lies_in(sys.modules.get(name), folder)}
+    fresh = {name for name in _modules_in(folder) if not _lies_in(sys.modules.get(name), folder)}
     aside = {name: module for name, module in sys.modules.items() if name.partition(".")[0] in fresh}
     for name in aside:
         del sys.modules[name]
@@ -172,6 +171,16 @@ def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[s
         fault = failure_of(error)
         raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what) from error
     return data
+
+
+def _modules_in(folder: Path) -> set[str]:
+    """Names of modules and packages in a folder; a directory without ``__init__.py`` gives way to a module from elsewhere, as in Python."""
+
+    def counts(entry: Path) -> bool:
+        spread = entry.is_dir() and getattr(sys.modules.get(entry.name), "__file__", None) is None
+        return entry.suffix == ".py" or (entry / "__init__.py").exists() or spread
+
+    return {entry.stem for entry in folder.iterdir() if counts(entry)} - sys.stdlib_module_names
 
 
 def _lies_in(module: ModuleType | None, folder: Path) -> bool:

@@ -19,12 +19,13 @@ from fedscale.errors import Cause, ConfigError, Conflict
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.vector import Schema
-from fedscale_client import declarations
+from fedscale_client import declarations, states
 from fedscale_client import node as node_module
 from fedscale_client.cache import Part
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import run
+from fedscale_client.states import States
 from tests.client.conftest import LEARNER, ROWS, Running, Start, learner, write_csv
 from tests.client.coordinator import Coordinator, plan_text, until
 
@@ -257,6 +258,19 @@ async def test_a_released_task_ends_and_the_worker_goes_on(coordinator: Coordina
         await coordinator.answer(third)
     assert [key for key, _, _ in coordinator.answers] == [second, third]
     assert coordinator.heard("failed") == []
+
+
+async def test_what_an_app_remembers_goes_with_its_run(coordinator: Coordinator, home: NodeHome, start: Start) -> None:
+    for name in ("run-1", "run-2", "of old"):
+        States(states.folder_of(home.cache, name)).keep(1, b"a patient's")
+    os.utime(states.folder_of(home.cache, "of old"), (0, 0))
+    async with start():
+        await coordinator.connected()
+        assert not states.folder_of(home.cache, "of old").exists()
+        coordinator.release(("run-1", Phase.MESSAGE, 1))
+        coordinator.release(("run-2", Phase.MESSAGE, 0))
+        await until(lambda: not states.folder_of(home.cache, "run-2").exists())
+        assert States(states.folder_of(home.cache, "run-1")).before(2) == b"a patient's"
 
 
 async def test_a_task_that_waits_can_be_released(coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path) -> None:
@@ -494,6 +508,7 @@ async def test_a_signal_ends_the_process_in_order(coordinator: Coordinator, home
 import asyncio, json, pathlib, sys
 from fedscale_client.home import NodeHome
 from fedscale_client.node import run
+from fedscale_client.states import States
 asyncio.run(run(NodeHome(pathlib.Path(sys.argv[1])), on_event=lambda event: print(json.dumps(event), flush=True)))
 """
     app = coordinator.put_app(tmp_path / "app", app=waiting("never"))

@@ -13,13 +13,11 @@ from safetensors.numpy import load_file
 from fedscale.record import RunRecord
 from fedscale_simulations.flower import simulate_app
 from tests.e2e.federation import PROJECT, Federation
+from tests.e2e.partners import NAMES, partners
 from tests.flower import samples
 
 pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(300)]
 
-NAMES = ("ann", "bob")
-# A site tells the ClientApp what a supernode would be started with: its node config.
-LOADER = "def load():\n    return {{'partition-id': {place}, 'num-partitions': 2}}\n"
 PATIENCE = 110.0
 ROUNDS, LR = 4, 0.5
 TOGETHER = ("clients.wait_for=2", "clients.min_per_round=2", "clients.rejoin=60s", "evaluate.min_cell=1", 'evaluate.metrics=["score"]')
@@ -27,11 +25,7 @@ TOGETHER = ("clients.wait_for=2", "clients.min_per_round=2", "clients.rejoin=60s
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("flower")
-    with Federation(folder) as made:
-        for place, name in enumerate(NAMES):
-            (folder / f"{name}.py").write_text(LOADER.format(place=place))
-        made.join_all(NAMES, lambda name: {"default": ("--loader", f"{folder / name}.py:load")})
+    with partners(tmp_path_factory.mktemp("flower")) as made:
         yield made
 
 

@@ -13,13 +13,11 @@ from safetensors.numpy import load_file
 from fedscale.record import RunRecord
 from fedscale_simulations.flower import simulate_app
 from tests.e2e.federation import PROJECT, Federation, Process, until
+from tests.e2e.partners import NAMES, partners
 from tests.flower import samples
 
 pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(300)]
 
-NAMES = ("ann", "bob")
-# A site tells the ClientApp what a supernode would be started with: its node config.
-LOADER = "def load():\n    return {{'partition-id': {place}, 'num-partitions': 2}}\n"
 PATIENCE = 110.0
 TOGETHER = ("clients.wait_for=2", "clients.rejoin=60s")
 SLOW = samples.MESSAGES.replace("        rounds = context", "        __import__('time').sleep(0.3)\n        rounds = context")
@@ -70,11 +68,7 @@ OWN_SERVER = samples.OWN_LOOP.replace(
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    folder = tmp_path_factory.mktemp("lead")
-    with Federation(folder) as made:
-        for place, name in enumerate(NAMES):
-            (folder / f"{name}.py").write_text(LOADER.format(place=place))
-        made.join_all(NAMES, lambda name: {"default": ("--loader", f"{folder / name}.py:load")})
+    with partners(tmp_path_factory.mktemp("lead")) as made:
         yield made
 
 
@@ -104,6 +98,11 @@ def answered(federation: Federation, run: str, phase: str, number: int) -> None:
     federation.watch(run).event("answered", phase=phase, number=number)
 
 
+def remembered(federation: Federation) -> list[Path]:
+    """Files in which sites keep what ClientApps remember."""
+    return [path for name in NAMES for path in federation.node_home(name).glob("**/states/*/*")]
+
+
 def test_strategy_and_central_evaluation_survive_everybody(federation: Federation, tmp_path: Path) -> None:
     """Node, coordinator and leader killed in the middle, one after the other: model and metrics of the simulation."""
     app = samples.write(tmp_path / "app", SLOW, CENTRAL)
@@ -117,6 +116,7 @@ def test_strategy_and_central_evaluation_survive_everybody(federation: Federatio
     federation.server.kill()
     federation.start_server()
     answered(federation, run, "train", 3)
+    assert remembered(federation)
     leader.kill()
     record = ended(lead(federation, app, tmp_path / "out", "num-server-rounds=5", run=run))
     assert (record.status, record.reason) == ("completed", "")
@@ -124,6 +124,7 @@ def test_strategy_and_central_evaluation_survive_everybody(federation: Federatio
     for row, other in zip(record.rounds, theirs.record.rounds, strict=True):
         assert (row.number, row.phase) == (other.number, other.phase)
         assert row.metrics == pytest.approx(other.metrics, abs=1e-6)
+    until(lambda: not remembered(federation), "the sites to forget the run")
     model = load_file(tmp_path / "out" / "model.safetensors")
     for name, array in theirs.arrays.items():
         assert model[name] == pytest.approx(np.asarray(array), abs=1e-6)

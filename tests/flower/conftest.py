@@ -16,7 +16,8 @@ import fedscale.flower  # noqa: F401 - Flower's telemetry is off before flwr is 
 from tests.flower import samples
 
 NEEDING = [
-    f"test_{name}.py" for name in ("simulation", "grid", "bridge", "beside_flwr", "strategies", "templates", "gateway", "quick", "mail", "lead")
+    f"test_{name}.py"
+    for name in ("simulation", "grid", "bridge", "beside_flwr", "strategies", "templates", "gateway", "quick", "mail", "lead", "rounds", "manners")
 ]
 # Without Flower only what reads an app's directory can be tested.
 collect_ignore_glob = [] if importlib.util.find_spec("flwr") else NEEDING

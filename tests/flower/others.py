@@ -94,6 +94,65 @@ XGBOOST_SERVER = """
         booster(settings(context)["params"], result.arrays["0"]).save_model("final_model.json")
 """
 
+XGBOOST_LEGACY_CLIENT = """
+    import xgboost as xgb
+    from flwr.client import Client, ClientApp
+    from flwr.common import Code, EvaluateRes, FitRes, Parameters, Status
+
+    from .task import load_data, settings
+
+    FINE = Status(Code.OK, "")
+
+
+    class Grower(Client):
+        def __init__(self, context):
+            self.cfg, (self.data, self.held) = settings(context), load_data(context.node_config["partition-id"] % KINDS)
+
+        def booster(self, tensors):
+            made = xgb.Booster(params={**self.cfg["params"], "nthread": 1})
+            made.load_model(bytearray(tensors[0]))
+            return made
+
+        def fit(self, ins):
+            rounds = self.cfg["local_epochs"]
+            if not ins.parameters.tensors[0]:
+                trees = xgb.train(self.cfg["params"], self.data, num_boost_round=rounds)
+            else:
+                trees = self.booster(ins.parameters.tensors)
+                for _ in range(rounds):
+                    trees.update(self.data, trees.num_boosted_rounds())
+                if not CYCLIC:
+                    trees = trees[trees.num_boosted_rounds() - rounds : trees.num_boosted_rounds()]
+            return FitRes(FINE, Parameters([bytes(trees.save_raw("json"))], ""), 90, {})
+
+        def evaluate(self, ins):
+            trees = self.booster(ins.parameters.tensors)
+            said = trees.eval_set(evals=[(self.held, "valid")], iteration=trees.num_boosted_rounds() - 1)
+            return EvaluateRes(FINE, 0.0, 30, {"auc": float(said.rsplit(":", 1)[1]), "trees": trees.num_boosted_rounds()})
+
+
+    app = ClientApp(client_fn=Grower)
+"""
+XGBOOST_LEGACY_SERVER = """
+    from flwr.common import Parameters
+    from flwr.server import ServerApp, ServerAppComponents, ServerConfig, strategy
+
+
+    def pooled(metrics):
+        total = sum(examples for examples, _ in metrics)
+        return {name: sum(examples * values[name] for examples, values in metrics) / total for name in metrics[0][1]}
+
+
+    def server_fn(context):
+        made = strategy.CHOSEN
+        made.initial_parameters = Parameters([b""], "")
+        return ServerAppComponents(strategy=made, config=ServerConfig(num_rounds=context.run_config["num-server-rounds"]))
+
+
+    app = ServerApp(server_fn=server_fn)
+"""
+TREES, LEGACY_TREES = (XGBOOST_CLIENT, XGBOOST_SERVER), (XGBOOST_LEGACY_CLIENT, XGBOOST_LEGACY_SERVER)
+
 # As in the advanced example: a strategy with a start of its own, which remembers the best model; layers that stay with the clients.
 BEST_CLIENT = """
     import numpy as np
@@ -322,18 +381,19 @@ SPLIT_SERVER = """
 """
 
 
-def xgboost(folder: Path, chosen: str, kinds: int, *, cyclic: bool) -> Path:
+def xgboost(folder: Path, parts: tuple[str, str], chosen: str, kinds: int, *, cyclic: bool) -> Path:
     """Write an XGBoost app.
 
     Args:
         folder: a new directory.
+        parts: its ClientApp and its ServerApp.
         chosen: the strategy, as it is made.
         kinds: how many clients have data of their own; the others share them.
         cyclic: whether clients return all trees instead of their own.
     """
-    client = XGBOOST_CLIENT.replace("KINDS", str(kinds)).replace("CYCLIC", str(cyclic))
+    client = parts[0].replace("KINDS", str(kinds)).replace("CYCLIC", str(cyclic))
     head, _, rest = dedent(samples.PROJECT).partition("[tool.flwr.app.config]")
     project = f"{head}[tool.flwr.app.config]{dedent(XGBOOST_CONFIG)}\n[tool.flwr.federations]{rest.partition('[tool.flwr.federations]')[2]}"
-    made = samples.write(folder, client, XGBOOST_SERVER.replace("CHOSEN", chosen), project)
+    made = samples.write(folder, client, parts[1].replace("CHOSEN", chosen), project)
     (made / "sample" / "task.py").write_text(dedent(XGBOOST_TASK))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.machinery
 import importlib.metadata
 import json
 import sys
@@ -19,7 +20,7 @@ import pytest
 from fedscale.flower import apps, directory, witness
 from fedscale_simulations.flower import FlowerSimulation, simulate_app
 from fedscale_simulations.job import importable
-from tests.flower import others, samples, test_templates
+from tests.flower import contest, others, samples, test_templates
 
 pytestmark = pytest.mark.requires("flower")
 # What is inside of flwr's engine changes from release to release; the newest supported one is the reference.
@@ -55,6 +56,10 @@ def theirs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> witness.Outcome:
     module = types.ModuleType(BACKEND)
     module.RayBackend = Inline  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, BACKEND, module)
+    # It looks whether Ray is there before it asks its backend, which needs none here.
+    ray = types.ModuleType("ray")
+    ray.__spec__ = importlib.machinery.ModuleSpec("ray", None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
     read, outcome = directory.read(folder), witness.Outcome()
     engine: Any = pytest.importorskip("flwr.simulation.run_simulation")
     monkeypatch.setattr(engine, "event", lambda *_, **__: None)
@@ -106,6 +111,20 @@ def test_an_app_comes_to_what_flwr_comes_to(app: Callable[..., Path], monkeypatc
     assert differences(ours, reference) == []
 
 
+@pytest.mark.parametrize("api", contest.PLAYS)
+def test_every_strategy_comes_to_what_flwr_comes_to(app: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, api: str) -> None:
+    """The noise of those that draw any is seeded by the app, as it would be with Flower."""
+    monkeypatch.chdir(tmp_path)
+    client, server, names = contest.PLAYS[api]
+    folder, final = app(client, server), []
+    for run in (lambda: simulate_app(folder), lambda: theirs(folder, monkeypatch)):
+        run()
+        final.append(dict(np.load("final.npz")))
+        (tmp_path / "final.npz").unlink()
+    assert final[0].keys() == final[1].keys() == names
+    assert [name for name in names if final[0][name] != pytest.approx(final[1][name], rel=1e-6, abs=1e-7)] == []
+
+
 def test_the_pytorch_quickstart_comes_to_what_flwr_comes_to(app: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Integer buffers, a config for training and an evaluation at the server among it."""
     monkeypatch.chdir(tmp_path)
@@ -118,25 +137,28 @@ def test_the_pytorch_quickstart_comes_to_what_flwr_comes_to(app: Callable[..., P
 
 
 EVERY = "min_available_nodes=5"
+LEGACY = "min_available_clients=5, min_fit_clients=5, min_evaluate_clients=5, evaluate_metrics_aggregation_fn=pooled"
 
 
 @pytest.mark.requires("xgboost")
 @pytest.mark.parametrize(
-    ("chosen", "kinds", "cyclic"),
+    ("parts", "chosen", "kinds", "cyclic"),
     [
         # Trees are added in the order of the replies, which with Flower is anybody's; so are the clients asked in turn. The margin that a
         # forest begins with is the first reply's, unless the params say.
-        (f"FedXgbBagging({EVERY}, min_train_nodes=5, min_evaluate_nodes=5)", 5, False),
-        (f"FedXgbCyclic({EVERY})", 1, True),
+        (others.TREES, f"FedXgbBagging({EVERY}, min_train_nodes=5, min_evaluate_nodes=5)", 5, False),
+        (others.TREES, f"FedXgbCyclic({EVERY})", 1, True),
+        (others.LEGACY_TREES, f"FedXgbBagging({LEGACY})", 5, False),
+        (others.LEGACY_TREES, f"FedXgbCyclic({LEGACY})", 1, True),
     ],
-    ids=["bagging", "cyclic"],
+    ids=["bagging", "cyclic", "legacy bagging", "legacy cyclic"],
 )
 def test_trees_come_to_what_flwr_comes_to(
-    app: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, chosen: str, kinds: int, *, cyclic: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: tuple[str, str], chosen: str, kinds: int, *, cyclic: bool
 ) -> None:
     xgboost: Any = pytest.importorskip("xgboost")
     monkeypatch.chdir(tmp_path)
-    folder = others.xgboost(tmp_path / "trees", chosen, kinds, cyclic=cyclic)
+    folder = others.xgboost(tmp_path / "trees", parts, chosen, kinds, cyclic=cyclic)
     ours, reference = simulate_app(folder), theirs(folder, monkeypatch)
     assert (ours.record.status, ours.record.reason) == ("completed", "")
     x, margins = xgboost.DMatrix(np.random.default_rng(9).normal(size=(50, 5)), nthread=1), []

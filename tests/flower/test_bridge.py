@@ -53,7 +53,7 @@ def native(folder: Path, clients: int, *settings: str) -> Simulation:
 @STYLES
 def test_our_rounds_come_to_what_flowers_come_to(app: Callable[..., Path], client: str, server: str) -> None:
     folder = app(client, server)
-    ours = native(folder, 3, "lr=0.25", 'evaluate.metrics=["score"]')
+    ours = native(folder, 3, "lr=0.25", 'evaluate.metrics=["score"]', "evaluate.min_cell=1")
     theirs = simulate_app(folder, 3, ["lr=0.25"])
     assert (ours.status, ours.record.reason) == ("completed", "")
     assert list(ours.model) == ["0", "1"]

@@ -29,12 +29,18 @@ def generator(request: pytest.FixtureRequest) -> Iterator[tuple[Callable[[int], 
     np.random.seed()  # noqa: NPY002 - what apps use
 
 
-def test_a_client_that_seeds_does_not_seed_the_server(generator: tuple[Callable[[int], Any], Callable[[], float]]) -> None:
+def drawn_from(generator: tuple[Callable[[int], Any], Callable[[], float]], count: int) -> list[float]:
+    """The first numbers behind a seed, behind which the generator stands again."""
     seed, draw = generator
     seed(5)
-    expected = [draw() for _ in range(4)]
+    numbers = [draw() for _ in range(count)]
     seed(5)
-    chance, drawn = Chance(), []
+    return numbers
+
+
+def test_a_client_that_seeds_does_not_seed_the_server(generator: tuple[Callable[[int], Any], Callable[[], float]]) -> None:
+    seed, draw = generator
+    expected, chance, drawn = drawn_from(generator, 4), Chance(), []
     for _ in range(4):
         with chance.of_clients():
             seed(1)
@@ -44,11 +50,8 @@ def test_a_client_that_seeds_does_not_seed_the_server(generator: tuple[Callable[
 
 
 def test_clients_go_on_where_they_were_and_begin_where_modules_seeded(generator: tuple[Callable[[int], Any], Callable[[], float]]) -> None:
-    seed, draw = generator
-    seed(5)
-    expected = [draw() for _ in range(3)]
-    seed(5)
-    chance, drawn = Chance(), []
+    _, draw = generator
+    expected, chance, drawn = drawn_from(generator, 3), Chance(), []
     for _ in range(3):
         draw()
         with chance.of_clients():

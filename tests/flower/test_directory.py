@@ -12,6 +12,7 @@ import pytest
 from fedscale.errors import ConfigError, PlanError
 from fedscale.flower import directory
 from fedscale.flower.deployment import MODULE, job_of, module_of
+from fedscale.plan import Plan
 from tests.flower import samples
 
 
@@ -139,6 +140,26 @@ def test_a_deployed_app_gets_a_plan(app: Callable[..., Path]) -> None:
     assert (plan.job.app, plan.job.name, plan.evaluate.every, plan.evaluate.holdout) == (f"{MODULE}:app", "sample-app", 0, 0.0)
     assert (read.config["lr"], read.config["strategy"]) == (0.75, "FedAdam")
     assert "'lr': 0.75" in module_of(read)[f"{MODULE}.py"]
+
+
+def test_the_plan_of_a_led_run_is_that_of_an_apps_code_and_settings(app: Callable[..., Path]) -> None:
+    """With other code nobody is to go on with it; what the app writes beside its code meanwhile is no code."""
+    folder = app()
+    plans = [job_of(folder, led=True)[1]]
+    (folder / "results.json").write_text("{}")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "made.py").write_text("")
+    assert job_of(folder, led=True)[1].digest == plans[0].digest
+    plans.append(job_of(folder, ["lr=0.25"], led=True)[1])
+    for name in ("client_app.py", "more.py"):
+        with (folder / "sample" / name).open("a") as file:
+            file.write("# more\n")
+        plans.append(job_of(folder, led=True)[1])
+    (folder / "sample" / "more.py").rename(folder / "sample" / "less.py")
+    plans.append(job_of(folder, led=True)[1])
+    assert len({plan.digest for plan in plans}) == 5
+    assert Plan.from_toml(plans[0].to_toml()) == plans[0]
+    assert job_of(folder)[1].digest == job_of(folder, ["lr=0.25"])[1].digest
 
 
 def test_a_deployed_app_is_refused_with_the_place(app: Callable[..., Path]) -> None:

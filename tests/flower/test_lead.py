@@ -201,6 +201,23 @@ def test_the_app_itself_failing_is_why_a_run_failed(tmp_path: Path) -> None:
     assert ended.reason == "the ServerApp failed: KeyError: 'what'"
 
 
+@pytest.mark.parametrize(("code", "reason"), [("0", ""), ("3", "the ServerApp failed: RunFailed: the ServerApp called sys.exit(3)")])
+def test_a_server_app_that_would_end_its_process_ends_its_run(tmp_path: Path, code: str, reason: str) -> None:
+    server = samples.STRATEGY.replace("        print(", f"        raise SystemExit({code})\n        print(")
+    ended = led(samples.write(tmp_path / "app", samples.MESSAGES, server), Sites(Learners(tmp_path / "app")))
+    assert (ended.reason, bool(ended.outcome.arrays)) == (reason, True)
+
+
+def test_queries_before_the_first_round_belong_to_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loop that does not say which round it is in."""
+    monkeypatch.chdir(tmp_path)
+    server = samples.OWN_LOOP.replace('ConfigRecord({"server-round": number})', 'ConfigRecord({"server-round": number} if number > 9 else {})')
+    client = samples.MESSAGES.replace('"round": config["server-round"]', '"round": 1')
+    sites = Sites(Learners(samples.write(tmp_path / "app", client, server)))
+    assert led(tmp_path / "app", sites).reason == ""
+    assert sorted({(letter.phase, letter.round) for letter in sites.posted.values()}) == [("query", 1), ("train", 1), ("train", 2), ("train", 3)]
+
+
 def test_a_leader_that_draws_otherwise_is_refused_and_ends_nothing(tmp_path: Path) -> None:
     drawn = samples.STRATEGY.replace("np.zeros((2, 3), np.float32)", "np.full((2, 3), __import__('time').monotonic(), np.float64)")
     folder = samples.write(tmp_path / "app", samples.MESSAGES, drawn)

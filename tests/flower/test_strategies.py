@@ -41,7 +41,12 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
     "Bulyan": {"num_malicious_nodes": 0},
 }
-LEGACY = ("FedAvg", "FedAvgM", "FedAdagrad", "FedAdam", "FedYogi", "FedMedian", "FedTrimmedAvg", "FedProx", "FaultTolerantFedAvg", "Krum")
+LEGACY: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("FedAvg", "FedMedian", "FedTrimmedAvg", "FaultTolerantFedAvg", "FedAdagrad", "FedAdam", "FedYogi", "FedOpt", "Krum")},
+    "FedAvgM": {"server_momentum": 0.5, "server_learning_rate": 0.7},
+    "FedProx": {"proximal_mu": 0.1},
+    "Bulyan": {"num_malicious_clients": 0, "to_keep": 0},
+}
 STATE: dict[str, dict[str, Any]] = {"FedAvgM": {"server_momentum": 0.5}, "FedAdagrad": {}, "FedAdam": {}, "FedYogi": {}}
 SIZE = 10
 
@@ -85,16 +90,18 @@ def played(steps: Any, rounds: int = 3) -> Vector:
 
 
 @pytest.mark.parametrize("name", LEGACY)
-def test_a_legacy_strategy_comes_to_what_its_successor_comes_to(name: str) -> None:
-    arguments = STATE.get(name, {"proximal_mu": 0.1} if name == "FedProx" else {}) | ({"tau": 1e-3} if name in {"FedAdam", "FedYogi"} else {})
-    legacy = played(lambda: flower.step(name, "legacy", arguments))
-    newer = played(lambda: flower.step(name.removeprefix("FaultTolerant"), "messages", arguments))
-    if name in {"FedAdam", "FedYogi", "FedAdagrad"}:
-        # These correct no bias or begin elsewhere in one of the two, but move the same coordinates the same way.
-        first = np.linspace(-1, 1, SIZE, dtype=np.float32)
-        assert (np.sign(legacy - first) == np.sign(newer - first)).mean() > 0.7
-    else:
-        assert legacy == pytest.approx(newer, rel=1e-4, abs=1e-5)
+def test_a_legacy_strategy_comes_to_what_flowers_legacy_server_comes_to(app: Callable[..., Path], name: str) -> None:
+    given = "".join(f"{key}={value!r}, " for key, value in LEGACY[name].items())
+    first = "initial_parameters=ndarrays_to_parameters([np.zeros((2, 3), np.float32), np.ones(4, np.float32)]), min_fit_clients=5, "
+    server = samples.LEGACY.replace("kind(", f"kind({first}{given}").replace('config["strategy"]', repr(name))
+    imports = "import numpy as np\n    from flwr.common import ndarrays_to_parameters\n    from flwr.server import Ser"
+    # No two of them are equally far from a third, so that Krum has a choice.
+    clients = (client.replace("place) - array", "place**2 / 4) - array") for client in (samples.NUMPY, samples.MESSAGES))
+    theirs = simulate_app(app(next(clients), server.replace("from flwr.server import Ser", imports)), 5)
+    ours = native(app(next(clients)), 5, *settings(name, "legacy", **LEGACY[name]))
+    assert (ours.status, ours.record.reason) == (theirs.record.status, theirs.record.reason) == ("completed", "")
+    for at, array in theirs.arrays.items():
+        assert np.asarray(ours.model[at]) == pytest.approx(np.asarray(array), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("api", ["messages", "legacy"])

@@ -6,13 +6,17 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from fedscale.errors import ProtocolError
+import structlog
+
+from fedscale.errors import Cause, Failure, NotFound, ProtocolError
 from fedscale.letters import Letter, Reply
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.limits import LETTER, LETTER_SECONDS, METRIC_NAME, METRICS, ROUNDS
 
+log = structlog.get_logger()
 MOST_ENVELOPE = 64 << 10
 
 
@@ -38,8 +42,12 @@ def letter_from_proto(message: pb.Letter) -> Letter:
 
 
 def reply_to_proto(reply: Reply, content: Iterator[bytes]) -> Iterator[pb.Reply]:
-    """A reply in as many parts as it takes; a failure has one that is empty."""
-    part = next(content)
+    """A reply in as many parts as it takes; a failure has one that is empty, and so has a reply that the disk has lost: it holds up no others."""
+    try:
+        part = next(content)
+    except (NotFound, ProtocolError) as error:
+        log.exception("a reply of a led run is lost", file=error.where)
+        part, reply = b"", replace(reply, failure=Failure(Cause.LOST, error.what, where="the coordinator's disk"))
     for following in content:
         yield pb.Reply(sequence=reply.sequence, node=reply.node, number=reply.number, data=part, more=True)
         part = following
