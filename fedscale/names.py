@@ -106,16 +106,21 @@ class Names(Sequence[str]):
             return [self[each] for each in range(*at.indices(len(self)))]
         return self._all[at if self._at is None else int(self._at[at])]
 
+    def picked(self, at: Positions) -> tuple[str, ...]:
+        """The names at the given positions."""
+        return tuple(map(self._all.__getitem__, (at if self._at is None else self._at[at]).tolist()))
+
     def __iter__(self) -> Iterator[str]:
         """The names in order."""
         return iter(self._all) if self._at is None else (self._all[int(at)] for at in self._at)
 
     def index(self, value: object, start: int = 0, stop: int | None = None) -> int:
         """The position of a name; ValueError where there is none, as sequences have it."""
-        at = bisect_left(self._all, str(value)) if type(self._all) is tuple else self._all.index(value)
-        if self._at is not None:
-            at = int(np.searchsorted(self._at, at))
-        if not start <= at < (len(self) if stop is None else min(stop, len(self))) or self[at] != value:
+        names, some = self._all, self._at
+        place = bisect_left(names, str(value)) if type(names) is tuple else names.index(value)
+        at = place if some is None else int(np.searchsorted(some, place))
+        count = len(names) if some is None else some.size
+        if not start <= at < (count if stop is None else min(stop, count)) or names[at if some is None else int(some[at])] != value:
             raise ValueError("there is no such name")
         return at
 

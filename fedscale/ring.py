@@ -113,17 +113,18 @@ class FixedPoint:
             np.rint(block, out=block)
             out[start : start + BLOCK].view(np.int32)[:] = block
 
-    def extremes(self, values: Vector, factor: float) -> tuple[float, float]:
-        """The least and the greatest of ``values * factor`` as integers of this format; NaN where a value is none."""
-        scale = float(np.float32(factor * 2.0**self.exponent))
-        return _rounded(float(np.minimum.reduce(values, initial=0)) * scale), _rounded(float(np.maximum.reduce(values, initial=0)) * scale)
+    def holds(self, values: Vector, factor: float, bound: float) -> bool:
+        """Whether all ``values * factor``, as integers of this format, are those of numbers within ``bound``; float32 rounding is forgiven."""
+        scale, limit = float(np.float32(factor * 2.0**self.exponent)), self.limit(bound)
+        least, most = float(np.minimum.reduce(values, initial=0)), float(np.maximum.reduce(values, initial=0))
+        return -limit <= _rounded(least * scale) and _rounded(most * scale) <= limit
 
     def add(self, values: Vector, factor: float, total: Words) -> None:
         """``total += encode(values * factor)`` for a positive factor, in pieces that stay in the processor's cache; nothing is checked."""
         scale, sums = np.float32(factor * 2.0**self.exponent), total.view(np.int32)
         for start in range(0, len(values), PIECE):
-            piece = values[start : start + PIECE] * scale
-            sums[start : start + PIECE] += np.rint(piece, out=piece).astype(np.int32)
+            piece, here = values[start : start + PIECE] * scale, sums[start : start + PIECE]
+            np.add(here, np.rint(piece, out=piece).astype(np.int32), out=here)  # "+=" on a slice would write everything twice
 
     def decode(self, words: Words, divisor: float = 1.0, *, consume: bool = False) -> Vector:
         """The values of a sum, each divided by ``divisor``: float32, shape of ``words``, and in their place where they may be consumed."""
@@ -149,7 +150,7 @@ class FixedPoint:
 
 def _rounded(value: float) -> float:
     """The exact product of two float32 as float32 has it, rounded half to even; one far beyond every format as it is."""
-    return float(np.rint(np.float32(value))) if abs(value) < LIMIT else value
+    return round(float(np.float32(value))) if abs(value) < LIMIT else value
 
 
 def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, terms: float = 1) -> None:

@@ -28,7 +28,7 @@ def cohort(seed: int, number: int, eligible: Iterable[str], size: int) -> tuple[
         return tuple(nodes)
     # The smallest of independent uniform draws; Philox's raw stream is fixed for ever, unlike Generator.choice.
     draws = np.random.Philox(key=np.array([seed % 2**64, number], np.uint64)).random_raw(len(nodes))
-    return tuple(map(nodes.__getitem__, np.sort(np.argpartition(draws, size - 1)[:size]).tolist()))
+    return nodes.picked(np.sort(np.argpartition(draws, size - 1)[:size]))
 
 
 def derived_seed(seed: int, number: int, name: str) -> int:

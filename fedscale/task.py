@@ -175,7 +175,7 @@ def compute(
             arrays=None if task.schema is None or model is None else task.schema.unpack(model),
             data=data,
             training=plan.train,
-            metrics=tuple(m.name for m in task.layout.metrics),
+            metrics=task.layout.names,
             proximal=strategy.proximal,
             progress=progress,
             private=hidden,

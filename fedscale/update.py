@@ -67,6 +67,11 @@ class Layout:
         """Words of one answer."""
         return self.size + LIMBS * (1 + sum(m.width for m in self.metrics))
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """What the metrics are called, in order."""
+        return tuple(metric.name for metric in self.metrics)
+
     @property
     def nbytes(self) -> int:
         """Bytes of one answer on the wire, filled up to whole words."""
@@ -99,9 +104,7 @@ class Layout:
         """
         self._require_fit(update, count)
         factor = update.weight / self.weight_cap
-        least, most = self.format.extremes(update.delta, factor)
-        limit = self.format.limit(self.bound * factor)
-        if not (-limit <= least and most <= limit):
+        if not self.format.holds(update.delta, factor, self.bound * factor):
             self.encode(replace(update, weight=update.weight / count))  # which says where; what a rounding hides is caught next
             raise UpdateRejected("a value is beyond the agreed range", hint=BEYOND)
         numbers = self._numbers(update)

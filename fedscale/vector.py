@@ -25,6 +25,7 @@ from fedscale.errors import ProtocolError, UpdateRejected
 Vector: TypeAlias = npt.NDArray[np.float32]
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
+FLOAT32 = np.dtype(np.float32)
 FLOATS = ("float16", "float32", "float64", "bfloat16")
 MAX_TENSORS = 65_536
 MAX_COORDINATES = 1 << 40
@@ -95,15 +96,19 @@ class Schema:
         if unknown := [name for name in arrays if name not in self.places]:
             raise UpdateRejected(f"tensor '{unknown[0]}' is not part of the model", hint="return only the model's tensors")
         flat = np.empty(self.size, np.float32)
-        # What is too large for float32 becomes infinite, which the ring refuses by name and place.
-        with np.errstate(over="ignore"):
-            for tensor, at in self.places.values():
-                array = arrays[tensor.name]
-                if tuple(array.shape) != tensor.shape:
-                    raise UpdateRejected(f"tensor '{tensor.name}' has shape {tuple(array.shape)}, the model has {tensor.shape}")
-                if array.dtype != np.float32 and str(array.dtype) not in FLOATS:
-                    raise UpdateRejected(f"tensor '{tensor.name}' is of dtype {array.dtype}, the model has {tensor.dtype}")
-                flat[at : at + tensor.size] = np.ravel(array)
+        for tensor, at in self.places.values():
+            array = arrays[tensor.name]
+            if tuple(array.shape) != tensor.shape:
+                raise UpdateRejected(f"tensor '{tensor.name}' has shape {tuple(array.shape)}, the model has {tensor.shape}")
+            here = flat[at : at + tensor.size]
+            if array.dtype == FLOAT32:
+                here[:] = array.reshape(-1)
+                continue
+            if str(array.dtype) not in FLOATS:
+                raise UpdateRejected(f"tensor '{tensor.name}' is of dtype {array.dtype}, the model has {tensor.dtype}")
+            # What is too large for float32 becomes infinite, which the ring refuses by name and place.
+            with np.errstate(over="ignore"):
+                here[:] = np.ravel(array)
         return flat
 
     def flat(self, arrays: Arrays) -> Vector:

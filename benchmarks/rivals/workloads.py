@@ -223,7 +223,8 @@ class Report:
         seconds, test = np.diff(self._marks), Data(self._workload, self._folder, "test")
         model.eval()
         with torch.no_grad():
-            parts = [tuple(torch.from_numpy(part) for part in test.some(slice(at, at + 100))) for at in range(0, 1000, 100)]
+            # Few rows at once, so that the peak of the memory is that of the training.
+            parts = [tuple(torch.from_numpy(part) for part in test.some(slice(at, at + 20))) for at in range(0, 1000, 20)]
             final = float(np.mean([float(loss(model(x), y)) for x, y in parts]))
         figures = {
             "workload": self._workload.name,

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedscale.errors import AppError, UpdateRejected
 from fedscale.learner import Training
 from fedscale.sampling import Shuffle
+from fedscale.torch_learner import recurrent
 from fedscale.torch_learner.blocks import MOST_CLIENTS, MOST_FEATURES, Learnt
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
@@ -124,6 +125,7 @@ def stacked_for(
     """
     if why := _unfit(module, training):
         return None, why
+    recurrent.install(module)
     few = Examples(sample.features[: training.batch_size], sample.targets[: training.batch_size])
     stacked = Stacked(module, loss, training, proximal, device, few.features[0].numel())
     try:
@@ -150,7 +152,8 @@ def _unfit(module: nn.Module, training: Training) -> str:
         return "a parameter is frozen or not float32"
     if sum(entry.numel() for entry in parameters.values()) > MOST_PARAMETERS:
         return "everybody's weights would cost more than they save"
-    return "torch has no kernel for recurrent layers of many" if any(isinstance(part, nn.RNNBase) for part in module.modules()) else ""
+    layers = [part for part in module.modules() if isinstance(part, nn.RNNBase)]
+    return "" if all(map(recurrent.handles, layers)) else "there is no kernel for such recurrent layers of many"
 
 
 def _taken(values: Tensor, rows: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def leave(stage: Stage, record: RunRecord, compared: Comparison, epsilons: dict[
     """Write the report and the summary; returns the summary."""
     booked: dict[str, JSON] = {"privacy": {"epsilon, by each hospital's own ledger": dict(epsilons)}} if epsilons else {}
     record = replace(record, extra={**record.extra, **booked, "comparison": compared.rows()})
-    files = report.write(record, stage.folder)
+    files = report.write(record, stage.folder) | report.card_beside(record, stage.folder)
     values = {"alone": dict(compared.alone), "alone_mean": compared.mean_alone, "federated": compared.federated, "pooled": compared.pooled}
     privacy = {"epsilon": max(epsilons.values(), default=None), "epsilon_by_site": epsilons}
     left = summary(record) | privacy | {"auc": values, "total_seconds": seconds, "report": str(files["report.html"])}

@@ -150,7 +150,7 @@ class Simulation:
         return Plot(report.curves(self.record))
 
     def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write summary, metrics, report and model into a folder.
+        """Write summary, metrics, report, model card and model into a folder; a card that people have filled in stays as it is.
 
         Returns:
             The name of each file and where it lies.
@@ -158,7 +158,7 @@ class Simulation:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        files = report.write(self.record, Path(folder))
+        files = report.write(self.record, Path(folder)) | report.card_beside(self.record, Path(folder))
         if self.schema is not None and self.vector is not None:
             files[MODEL_FILE] = Path(folder, MODEL_FILE)
             replace_file(files[MODEL_FILE], save(dict(self.model)))

@@ -137,17 +137,17 @@ class World:
         arrives, lost = self._pace.times(tasks, self.now)
         current = self._run.round
         wanted, deadline = (current.terms.target, current.terms.deadline) if current else (None, math.inf)
-        self._due = {task.node: self.now + float(at) for task, at in zip(tasks, arrives, strict=True)}
+        self._due = dict(zip([task.node for task in tasks], (self.now + arrives).tolist(), strict=True))
         for at in np.flatnonzero(np.isfinite(lost)):
             self._note(self.now + float(lost[at]), Lost(tasks[at].node))
         order = np.lexsort((_drawn(tasks, self._run.plan.job.seed), arrives))
-        coming = [tasks[at] for at in order if arrives[at] <= deadline and math.isfinite(arrives[at])]
+        timely = np.isfinite(arrives) & (arrives <= deadline)
+        coming = [tasks[at] for at in order[timely[order]].tolist()]
         self._answers = self._engine.work(coming, self._run.model, wanted, self._tick) if coming else iter(())
 
     def _arrival(self, answer: Answer) -> float:
         """When an answer, or the last of several in a sum, arrives."""
-        nodes = answer.nodes if isinstance(answer, Summed) else (answer.node,)
-        return max(self._due[node] for node in nodes)
+        return max(map(self._due.__getitem__, answer.nodes)) if isinstance(answer, Summed) else self._due[answer.node]
 
     def _tick(self, clients: int) -> None:
         """So many clients are done."""

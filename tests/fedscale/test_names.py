@@ -44,6 +44,7 @@ def test_a_subset_is_a_sequence_of_its_names(chosen: set[int]) -> None:
         assert list(some) == [base[int(each)] for each in at] == some[:]
         assert [some.index(name) for name in some] == list(range(len(chosen)))
         assert [name for name in base if name in some] == list(some)
+        assert some.picked(np.arange(len(some))[::-1]) == tuple(some)[::-1]
         again = some.subset(np.arange(len(some))[::2])
         assert list(again) == list(some)[::2]
 

@@ -200,3 +200,16 @@ def test_addition_is_a_commutative_group(a: int, b: int, c: int) -> None:
     assert (left == same).all()
     add(left, -same)
     assert not left.any()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 0.3, 7 / 64]), st.sampled_from([1.0, -1.0]))
+def test_values_are_held_where_what_they_are_encoded_as_is_within_the_bound(seed: int, factor: float, sign: float) -> None:
+    form = FixedPoint.for_sum(3, 2.0)
+    # Around the bound in steps of a bit or two, where rounding decides.
+    near = sign * (2.0 + np.random.default_rng(seed).integers(-6, 7) * 2.0**-23 * 2)
+    values = np.array([0.5, near, -0.5], np.float32)
+    encoded = np.rint(values * np.float32(factor * 2.0**form.exponent)).astype(np.int64)
+    assert form.holds(values, factor, 2.0 * factor) == bool(np.abs(encoded).max() <= form.limit(2.0 * factor))
+    for wrong in (np.nan, np.inf, -3e38):
+        assert not form.holds(np.array([wrong, 0.5], np.float32), factor, 2.0 * factor)
+    assert form.holds(np.empty(0, np.float32), factor, 2.0 * factor)

@@ -148,6 +148,7 @@ def test_a_lost_node_may_be_in_a_sum() -> None:
     current.handle(Lost("a"))
     current.handle(Summed(("a", "b"), answer()))
     assert (current.places["a"], current.failures) == (Place.ANSWERED, {})
+    assert {place: count for place, count in current.counts.items() if count} == {Place.ANSWERED: 2, Place.ASKED: 2}
 
 
 def test_a_sum_that_closes_the_round_releases_the_others() -> None:

@@ -233,3 +233,11 @@ def test_a_mapped_file_that_is_cut_off_is_an_error_and_not_the_end_of_the_proces
 def test_a_kernel_that_cannot_read_in_leaves_it_to_the_first_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedscale.vector.POPULATE_READ", 12345)
     assert finite(mapped(tmp_path / "vector", np.ones(5, np.float32)))
+
+
+def test_packing_keeps_each_value_and_makes_infinite_what_is_too_large() -> None:
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    arrays = {"turned": turned, "large": np.array([1e39, -1e39]), "scalar": np.array(2.5, np.float32), "half": np.ones((1, 2), np.float16)}
+    assert Schema.of(arrays).pack(arrays).tolist() == [*turned.ravel().tolist(), np.inf, -np.inf, 2.5, 1.0, 1.0]
+    other = Schema.of({**arrays, "large": np.zeros(2, np.float32)})
+    assert other.pack(arrays).tolist() == Schema.of(arrays).pack(arrays).tolist()

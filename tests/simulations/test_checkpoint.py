@@ -74,6 +74,7 @@ def test_a_folder_holds_the_results_in_the_end(tmp_path: Path) -> None:
     result = simulate(Mean(), sites(), folder=folder, **OPTIONS)
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint.safetensors", "summary.json", "metrics.csv", "metrics.json", "report.html", "model.safetensors",
+        "card.html", "card.json", "card.md",
     }  # fmt: skip
     assert np.array_equal(load_file(folder / "model.safetensors")["w"], result.model["w"])
     assert json.loads((folder / "summary.json").read_text())["model_digest"] == result.digest

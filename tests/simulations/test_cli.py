@@ -39,7 +39,8 @@ def population(clients, seed):
     rows = np.arange(20.0).reshape(10, 2)
     return Population.of({f"site-{n}": from_arrays(rows + n, np.arange(10) % 2) for n in range(clients or 3)})
 """
-FILES = {"checkpoint.safetensors", "metrics.csv", "metrics.json", "model.safetensors", "report.html", "summary.json"}
+CARD = {"card.html", "card.json", "card.md"}
+FILES = CARD | {"checkpoint.safetensors", "metrics.csv", "metrics.json", "model.safetensors", "report.html", "summary.json"}
 
 
 @pytest.fixture

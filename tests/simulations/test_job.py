@@ -197,6 +197,19 @@ def test_modules_of_the_same_name_step_aside(tmp_path: Path, monkeypatch: pytest
     del sys.modules["twin_module"]
 
 
+def test_packages_without_an_init_are_those_of_each_folder(tmp_path: Path) -> None:
+    """And one by the name of a module that lies elsewhere gives way to it, as it does in Python."""
+    for name in ("one", "two"):
+        (tmp_path / name / "src" / "twin").mkdir(parents=True)
+        (tmp_path / name / "src" / "twin" / "part.py").write_text(f"NAME = {name!r}")
+        (tmp_path / name / "pytest").mkdir()
+        with importable(tmp_path / name):
+            loaded = importlib.import_module("src.twin.part")
+            assert name == loaded.NAME
+            assert sys.modules["pytest"] is pytest
+        assert "src" not in sys.modules
+
+
 def test_modules_that_are_loaded_from_the_folder_already_stay(root: Path) -> None:
     kept = sys.modules["fedscale"]
     with importable(root):

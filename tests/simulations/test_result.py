@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedscale import report
 from fedscale.errors import ConfigError, RunFailed
 from fedscale.learner import Phase
 from fedscale.run import model_digest
@@ -88,10 +91,24 @@ def test_the_report_is_one_page(ended: Simulation, tmp_path: Path) -> None:
 
 def test_saving_leaves_files_that_others_read(ended: Simulation, tmp_path: Path) -> None:
     files = ended.save(tmp_path)
-    assert set(files) == {"summary.json", "metrics.csv", "metrics.json", "report.html", "model.safetensors"}
+    left = {"summary.json", "metrics.csv", "metrics.json", "report.html", "model.safetensors"}
+    assert set(files) == left | {"card.html", "card.json", "card.md"}
     assert all(path.parent == tmp_path and path.stat().st_size for path in files.values())
     assert torch.equal(load_file(files["model.safetensors"])["w"], torch.from_numpy(np.array(ended.model["w"])))
     assert {path.name for path in tmp_path.iterdir()} == set(files)
+
+
+def test_the_card_says_what_the_run_was_and_what_people_write_into_it_stays(ended: Simulation, tmp_path: Path) -> None:
+    card = ended.save(tmp_path)["card.md"]
+    made = json.loads((tmp_path / "card.json").read_text())
+    assert (made, made["model"]["sha256"]) == (report.model_card(ended.record), ended.digest)
+    again = replace(ended, record=replace(ended.record, name="another"))
+    assert again.save(tmp_path)["card.md"] == card
+    assert "# Model card: another" in card.read_text(), "nobody had touched the first one"
+    filled = card.read_text().replace("to be filled in", "for triage", 1)
+    card.write_text(filled)
+    assert "card.md" not in ended.save(tmp_path)
+    assert card.read_text() == filled
 
 
 def test_saving_without_a_model_leaves_the_rest(stillborn: Simulation, tmp_path: Path) -> None:

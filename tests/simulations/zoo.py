@@ -41,11 +41,20 @@ class Reader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.cell, self.head = nn.Embedding(VOCABULARY, 5), nn.LSTM(5, 7, batch_first=True), nn.Linear(7, KINDS)
+        self.table, self.head = nn.Embedding(VOCABULARY, 5), nn.Linear(7, KINDS)
+        self.cell: nn.RNNBase = nn.LSTM(5, 7, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
         outputs: Tensor = self.head(self.cell(self.table(tokens.long()))[0][:, -1])
         return outputs
+
+
+class Gated(Reader):
+    """The same with a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRU(5, 7, batch_first=True)
 
 
 class Attentive(nn.Module):
@@ -153,7 +162,8 @@ ZOO = {
     "written": Kind(Written, together=True),
     "regression": Kind(lambda: nn.Sequential(nn.Linear(WIDTH, 20), nn.Sigmoid(), nn.Linear(20, 1)), together=True, loss=functional.mse_loss),
     "tokens": Kind(Tokens, "tokens", together=True),
-    "reader": Kind(Reader, "tokens"),
+    "reader": Kind(Reader, "tokens", together=True),
+    "gated": Kind(Gated, "tokens"),
     "attentive": Kind(Attentive, "tokens", together=True),
     "heads": Kind(Heads, together=True),
     "depthwise": Kind(depthwise, "images", together=True),

@@ -35,7 +35,7 @@ class Sequential:
             for block in self._form.blocks(wave):
                 failed = self._form.add(block, model, total)
                 yield from failed
-                out = {failure.node for failure in failed}
+                out = [failure.node for failure in failed]
                 done += [task.node for task in block if task.node not in out]
                 waves.missing += len(failed)
                 tick(len(block) - len(failed))

@@ -76,7 +76,8 @@ class Worker:
     def _begin(self, serial: int, facts: dict[str, Any]) -> None:
         """A new round: whatever was in the sum is void."""
         self._serial, self._round = serial, facts
-        self._layout = layout_for(self._desk.plan, Phase(facts["phase"]), self._schema.size, facts["terms"], facts["clip"])
+        self._phase = Phase(facts["phase"])
+        self._layout = layout_for(self._desk.plan, self._phase, self._schema.size, facts["terms"], facts["clip"])
         self._sum = self._total[: self._layout.length]
         self._sum[:] = 0
 
@@ -106,4 +107,4 @@ class Worker:
     def _task(self, position: int) -> Task:
         """The task of a client in this round."""
         facts = self._round
-        return Task(self._names[position], Phase(facts["phase"]), facts["number"], self._layout, self._schema, facts["model"])
+        return Task(self._names[position], self._phase, facts["number"], self._layout, self._schema, facts["model"])

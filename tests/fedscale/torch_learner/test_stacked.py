@@ -130,7 +130,7 @@ def test_training_leaves_the_model_as_it_was() -> None:
         (Gated, "the model cannot be trained for many at once: RuntimeError"),
         (lambda: nn.Linear(5, 3), "the model cannot be trained for many at once: RuntimeError"),
         (lambda: nn.Linear(4, 2), "the model cannot be trained for many at once: AppError"),
-        (lambda: nn.Sequential(nn.RNN(4, 3)), "torch has no kernel for recurrent layers of many"),
+        (lambda: nn.Sequential(nn.RNN(4, 3)), "there is no kernel for such recurrent layers of many"),
     ],
 )
 def test_what_cannot_go_together_is_said(make: Callable[[], nn.Module], why: str) -> None:
