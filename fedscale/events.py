@@ -162,9 +162,9 @@ class Outcome:
         phase: ``train`` or ``evaluate``.
         answered: who is in the sum, sorted.
         failures: who was asked and is not, with the reason.
-        metrics: pooled over all answers.
+        metrics: pooled over all answers, none where these are too few.
         sites: each site's own metrics where the plan shows them.
-        weight: summed weight.
+        weight: summed weight, 0 where it is not told.
     """
 
     number: int

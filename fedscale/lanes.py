@@ -15,7 +15,6 @@ from typing import TypeAlias
 Mark: TypeAlias = tuple[str, float]
 
 WAIT, DOWNLOAD, MASK, UPLOAD, UNMASK, AWAY, FAILED = "wait", "download", "mask", "upload", "unmask", "away", "failed"
-WORK = ("train", "evaluate")
 # In the order in which a site meets them, each with what people read.
 STAGES: Mapping[str, str] = {
     WAIT: "waits",

@@ -22,7 +22,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 from fedscale.errors import Cause, ConfigError, Failure
 from fedscale.lanes import Mark
@@ -32,6 +32,7 @@ Phase: TypeAlias = Literal["train", "evaluate"]
 T = TypeVar("T")
 
 PHASES: tuple[Phase, ...] = ("evaluate", "train")
+PLAIN = frozenset({str, int, bool, type(None)})
 FORMULA = ("=", "+", "-", "@", "\t")
 
 
@@ -44,9 +45,9 @@ class RoundRecord:
         phase: ``train`` or ``evaluate``.
         answered: nodes whose answer was counted.
         failures: node to the typed reason why it did not contribute.
-        metrics: metric to its value pooled over the nodes that answered.
+        metrics: metric to its value pooled over the nodes that answered; none where they have too few examples together.
         sites: node to metric to value, where the plan lets single sites be seen.
-        weight: summed weight of the answers, usually examples.
+        weight: summed weight of the answers, usually examples; 0 where it is not told.
         seconds: wall time, virtual in a simulation.
         bytes_up: bytes from the nodes.
         bytes_down: bytes to the nodes.
@@ -178,17 +179,20 @@ def _cell(text: str) -> str:
 
 def plain(value: object) -> JSON:
     """Values of JSON only; numpy's numbers count as numbers."""
+    # A long run has millions of values, and to ask of each whether it is of an abstract kind takes many times as long.
+    if type(value) in PLAIN or (type(value) is float and math.isfinite(value)):
+        return cast("JSON", value)
     match value:
-        case None | bool() | str():
+        case str():
             return value
+        case dict() | Mapping():
+            return {str(key): plain(entry) for key, entry in value.items()}
+        case tuple() | list() | Sequence():
+            return [plain(entry) for entry in value]
         case Integral():
             return int(value)
         case Real():
             return float(value) if math.isfinite(value) else None
-        case Mapping():
-            return {str(key): plain(entry) for key, entry in value.items()}
-        case Sequence():
-            return [plain(entry) for entry in value]
         case _ if is_dataclass(value):
             return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     raise TypeError(f"{type(value).__name__} is not a value of JSON")

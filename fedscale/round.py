@@ -79,6 +79,7 @@ class Terms:
         schema: the model's parts.
         model: digest of the global model.
         min_cell: sites with fewer examples show no metrics of their own; 0 shows none at all.
+        least: a sum of less weight than this shows neither its metrics nor its weight.
     """
 
     number: int
@@ -92,6 +93,7 @@ class Terms:
     schema: Schema
     model: str
     min_cell: int = 0
+    least: float = 0.0
 
 
 @dataclass(slots=True)
@@ -143,11 +145,12 @@ class Round:
 
     def requests(self) -> list[Effect]:
         """What the round still wants of the world: at the start, and again after a crash."""
-        effects: list[Effect] = [] if self.late else [Arm(self.timer(), self.terms.deadline)]
+        late, plain = self.late, self.masked is None
+        effects: list[Effect] = [] if late else [Arm(self.timer(), self.terms.deadline)]
         for node, place in self.places.items():
-            if self.owes(node) and self.gone(node):
+            if not (plain and place is Place.ASKED) and self.owes(node) and self.gone(node):
                 effects.append(Arm(self.timer(node), self.terms.rejoin))
-            elif place is Place.ASKED and not self.late:
+            elif place is Place.ASKED and not late:
                 effects.append(Assign(self.task(node)))
         return effects + self._tells()
 
@@ -221,12 +224,15 @@ class Round:
 
     def _merge(self, event: Summed) -> list[Effect]:
         """Take several answers at once: all of them or, where one of the nodes cannot answer any more, none."""
-        expected = self.masked is None and all(MOVES.get((self.places[node], "answered")) if node in self.places else None for node in event.nodes)
+        ready = [place for place in Place if (place, "answered") in MOVES]
+        expected = self.masked is None and all(self.places.get(node) in ready for node in event.nodes)
         if event.words is None or not expected or len(set(event.nodes)) < len(event.nodes):
             return []
-        for node in event.nodes:
-            self._move(node, Place.ANSWERED)
-            self.failures.pop(node, None)
+        self.counts.subtract(map(self.places.__getitem__, event.nodes))
+        self.counts[Place.ANSWERED] += len(event.nodes)
+        self.places.update(dict.fromkeys(event.nodes, Place.ANSWERED))
+        for node in self.failures.keys() & set(event.nodes):
+            del self.failures[node]
         self.aggregator.merge(self.partial, Partial(event.words, len(event.nodes)))
         return self._settle(final=False)
 
@@ -376,15 +382,16 @@ class Round:
     def result(self) -> tuple[Aggregate, Outcome]:
         """The sum and the facts of a closed round."""
         aggregate = self.aggregator.report(self.partial, self.terms.layout)
-        metrics = pooled(aggregate.metrics, aggregate.weight)
+        # What people read, here and in every copy of it; the model takes what the sum says.
+        told = aggregate.weight >= self.terms.least
         outcome = Outcome(
             self.terms.number,
             str(self.terms.phase),
             self.answered(),
             {node: failure for node, failure in sorted(self.failures.items()) if self.places[node] is not Place.ANSWERED},
-            metrics,
+            pooled(aggregate.metrics, aggregate.weight) if told else {},
             dict(sorted(self.sites.items())),
-            aggregate.weight,
+            aggregate.weight if told else 0.0,
         )
         return aggregate, outcome
 

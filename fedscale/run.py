@@ -194,7 +194,10 @@ class Run:
         per_site = plan.evaluate.per_site and self.phase is Phase.EVALUATE and not plan.secagg.enabled
         shown = plan.evaluate.min_cell if per_site else 0
         quorum = min(clients.min_per_round, asked)
-        return Terms(self.number, self.phase, members, target, quorum, clients.deadline, clients.rejoin, layout, schema, self.digest, shown)
+        # Where all answers weigh one, nobody knows of how many people they tell: those of a single site are its own.
+        counted = self.phase is Phase.EVALUATE or (plan.privacy is None and plan.strategy.weighting == "examples")
+        least = plan.evaluate.min_cell if counted else 2
+        return Terms(self.number, self.phase, members, target, quorum, clients.deadline, clients.rejoin, layout, schema, self.digest, shown, least)
 
     def _schema(self) -> Schema:
         """The schema, which every round after the first step has."""

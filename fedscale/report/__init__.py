@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedscale.report.card import card_files, card_page, model_card
+    from fedscale.report.card import card_beside, card_files, card_page, model_card
     from fedscale.report.page import curves, html, write
 
-PLACES = {"curves": "page", "html": "page", "write": "page", "card_page": "card", "card_files": "card", "model_card": "card"}
-__all__ = ["card_files", "card_page", "curves", "html", "model_card", "write"]
+PLACES = {"curves": "page", "html": "page", "write": "page", "card_page": "card", "card_beside": "card", "card_files": "card", "model_card": "card"}
+__all__ = ["card_beside", "card_files", "card_page", "curves", "html", "model_card", "write"]
 
 
 def __getattr__(name: str) -> Any:

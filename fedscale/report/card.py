@@ -1,8 +1,7 @@
 """The card of a model: what it was trained on, how, at what cost in privacy, how good it is and where it is worst.
 
 ``model_card`` is the whole of it as a value of JSON; ``markdown`` and ``page`` show the same. What only people know, what the model
-is for and what not, is left for them to fill in. No number in it stands for fewer people than the plan's smallest cell; in a run
-that a ServerApp leads the coordinator does not know for how many, so its metrics are as they were told.
+is for and what not, is left for them to fill in. No number in it stands for fewer people than the plan's smallest cell.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 from fedscale.errors import Conflict
 from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.record import JSON, RunRecord, finals, participants, plain
-from fedscale.report.figures import FULL_NAMES, metric_title, plain_text
+from fedscale.report.figures import FULL_NAMES, flat, metric_title, plain_text
 from fedscale.report.markup import Markup, pairs, table, tag
 from fedscale.report.page import document, replaced, section
 from fedscale.report.units import data_size, duration, number, ranges
 
 FORMAT = "fedscale/model-card/1"
+FILES = ("card.html", "card.md", "card.json")
 TO_FILL = {
     "purpose": "What the model is for, and who is meant to use it",
     "out_of_scope": "What it must not be used for",
@@ -62,7 +63,7 @@ def model_card(record: RunRecord, statements: Iterable[Mapping[str, Any]] = ()) 
         "training": {"rounds": len({row.number for row in record.rounds}), "seconds": record.seconds, **_tables(plan)},
         "privacy": _privacy(record, plan, statements),
         "secure_aggregation": {"enabled": bool(plan.get("secagg", {}).get("enabled")), **_mapping(record.extra.get("secagg"))},
-        "metrics": _metrics(record, plan),
+        "metrics": _metrics(record),
         "rounds": [
             {
                 "round": row.number,
@@ -110,7 +111,7 @@ def _data(record: RunRecord, plan: Mapping[str, Any]) -> dict[str, Any]:
         for site in participants(record)
     }
     last = next((row for row in reversed(record.rounds) if row.phase == "train"), None)
-    whole = f"{last.weight:.0f}" if last is not None and _weighed(last.phase, plan) and last.weight >= cell else ""
+    whole = f"{last.weight:.0f}" if last is not None and _weighed(plan) and last.weight >= cell else ""
     return {"dataset": plan.get("job", {}).get("data", "default"), "smallest_cell": cell, "examples_in_last_round": whole, "sites": sites}
 
 
@@ -119,9 +120,9 @@ def _cell(plan: Mapping[str, Any]) -> int:
     return int(plan.get("evaluate", {}).get("min_cell", SMALLEST))
 
 
-def _weighed(phase: str, plan: Mapping[str, Any]) -> bool:
-    """Whether the weight of a phase is a number of examples: in training not where all sites count the same, as they do under privacy."""
-    return phase != "train" or ("privacy" not in plan and plan.get("strategy", {}).get("weighting", "examples") == "examples")
+def _weighed(plan: Mapping[str, Any]) -> bool:
+    """Whether the weight of a round of training is a number of examples: not where all sites count the same, as they do under privacy."""
+    return "privacy" not in plan and plan.get("strategy", {}).get("weighting", "examples") == "examples"
 
 
 def _examples(count: JSON, cell: int, *, at_least: bool) -> str:
@@ -142,12 +143,10 @@ def _privacy(record: RunRecord, plan: Mapping[str, Any], statements: Iterable[Ma
     return {"enabled": "privacy" in plan or bool(promised), "promised": promised, "sites": sites, "ledgers": _mapping(record.extra.get("ledgers"))}
 
 
-def _metrics(record: RunRecord, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each metric of all sites together, where they are enough, and its spread over those that may be seen, with the worst one by name."""
+def _metrics(record: RunRecord) -> list[dict[str, Any]]:
+    """Each metric of all sites together, and its spread over those that may be seen, with the worst one by name."""
     newest: dict[tuple[str, str], dict[str, float]] = {}
-    few: dict[tuple[str, str], bool] = {}
     for row in record.rounds:
-        few |= dict.fromkeys(((row.phase, name) for name in row.metrics), _weighed(row.phase, plan) and 0 < row.weight < _cell(plan))
         for site, values in row.sites.items():
             for name, value in values.items():
                 newest.setdefault((row.phase, name), {})[site] = value
@@ -155,24 +154,47 @@ def _metrics(record: RunRecord, plan: Mapping[str, Any]) -> list[dict[str, Any]]
     for (phase, name), value in finals(record).items():
         sites = newest.get((phase, name), {})
         worst = (min if name in HIGHER_IS_BETTER else max)(sites, key=sites.__getitem__, default="")
-        whole = None if few[phase, name] else value
-        found.append({"phase": phase, "name": name, "all": whole, "worst_site": worst, "worst": sites.get(worst), "sites": sites})
+        found.append({"phase": phase, "name": name, "all": value, "worst_site": worst, "worst": sites.get(worst), "sites": sites})
     return found
 
 
 def card_files(told: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Leave a card as ``card.html``, ``card.md`` and ``card.json`` in a folder; returns where each lies.
+    """Leave a card as ``card.html``, ``card.md`` and ``card.json`` in a folder, in place of one that nobody has touched; returns where each lies.
 
     Raises:
         ConfigError: the folder cannot be written.
-        Conflict: a card lies there already; people may have filled it in.
+        Conflict: a card lies there that people have filled in.
     """
-    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    texts = {"card.html": card_page(told), "card.md": markdown(told), "card.json": text}
-    if there := next((path for name in texts if (path := folder / name).exists()), None):
+    if there := _touched(folder):
         hint = "move it away, or name another folder"
         raise Conflict("there is a card already", where=str(there), why="what people have filled in would be lost", hint=hint)
-    return replaced(folder, texts)
+    return replaced(folder, _texts(told))
+
+
+def card_beside(record: RunRecord, folder: Path) -> dict[str, Path]:
+    """Leave the card of a run beside its other files; one that people have filled in stays as it is, and none is returned.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    with suppress(Conflict):
+        return card_files(model_card(record), folder)
+    return {}
+
+
+def _texts(told: Mapping[str, Any]) -> dict[str, str]:
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return {"card.html": card_page(told), "card.md": markdown(told), "card.json": text}
+
+
+def _touched(folder: Path) -> Path | None:
+    """What of a card in a folder is not as it was left there, or cannot be told to be."""
+    there = [path for name in FILES if (path := folder / name).exists()]
+    try:
+        left = _texts(json.loads((folder / "card.json").read_text("utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        left = {}
+    return next((path for path in there if path.read_bytes() != left.get(path.name, "").encode("utf-8", "replace")), None)
 
 
 # ------------------------------------------------------------------------------------------------------------ to be read
@@ -191,17 +213,23 @@ def _parts(told: Mapping[str, Any]) -> Iterator[Part]:
     yield Part("Data", rows, ("Site", "Answers", "Failures", "Examples", "Epsilon", "Delta"), note)
     training = told["training"]
     timed = [("rounds", str(training["rounds"])), ("time", duration(training["seconds"] or 0.0))]
-    yield Part("Training", [*timed, *_flat({name: training[name] for name in training if name not in TIMED})])
+    yield Part("Training", [*timed, *flat({name: _exact(training[name]) for name in training if name not in TIMED}).items()])
     told_privacy = "Epsilon of a site is what its own ledger states; where it is empty, ask there: fedscale privacy statement RUN."
-    promised = list(_flat(privacy["promised"])) or [("differential privacy", "yes" if privacy["enabled"] else "none")]
+    promised = list(flat(privacy["promised"]).items()) or [("differential privacy", "yes" if privacy["enabled"] else "none")]
     yield Part("Privacy", promised, note=told_privacy if privacy["enabled"] else "")
-    yield Part("Secure aggregation", list(_flat(told["secure_aggregation"])))
-    yield Part("Metrics", [_metric(each) for each in told["metrics"]], ("Metric", "All sites", "Worst site", "There", "Sites seen"))
+    yield Part("Secure aggregation", list(flat(told["secure_aggregation"]).items()))
+    yield Part("Metrics", [_metric(each) for each in told["metrics"]], ("Metric", "All sites", "Worst site", "Its value", "Sites shown"))
     yield Part("Contributors", list(_contributors(told["rounds"])), ("Phase", "Rounds", "Sites that answered", "Failed"))
     traffic = f"{data_size(told['traffic']['bytes_up'])} from the sites, {data_size(told['traffic']['bytes_down'])} to them"
-    yield Part(
-        "To repeat it", [("traffic", traffic), *((f"{name} hash", text) for name, text in _flat(told["hashes"]) if text), *_flat(told["versions"])]
-    )
+    hashes = [(f"{name} hash", text) for name, text in flat(told["hashes"]).items() if text]
+    yield Part("To repeat it", [("traffic", traffic), *hashes, *flat(told["versions"]).items()])
+
+
+def _exact(setting: JSON) -> JSON:
+    """A setting as it was written; what was measured is rounded, this is not."""
+    if isinstance(setting, Mapping):
+        return {name: _exact(entry) for name, entry in setting.items()}
+    return f"{setting:g}" if isinstance(setting, float) else setting
 
 
 def _site(site: str, facts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[str]:
@@ -223,14 +251,6 @@ def _contributors(rounds: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
         alike.setdefault((FULL_NAMES[row["phase"]], row["answered"], failed), []).append(row["round"])
     for (phase, answered, failed), numbers in alike.items():
         yield [phase, ranges(numbers), str(answered), failed]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, entry in value.items():
-        if isinstance(entry, Mapping):
-            yield from _flat(entry, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", ", ".join(map(str, entry)) if isinstance(entry, list | tuple) else plain_text(entry)
 
 
 def markdown(told: Mapping[str, Any]) -> str:

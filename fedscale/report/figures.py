@@ -212,6 +212,15 @@ def _verdict(rows: Iterable[Row], metric: str) -> str:
     return f"{metric_title(metric)}: {'; '.join(parts)}." if parts else ""
 
 
+def flat(value: JSON, dot: str = ".", name: str = "") -> dict[str, str]:
+    """Names and texts of whatever a run carries; the names of what is nested stand behind that of its parent and a dot, lists become one text."""
+    if isinstance(value, Mapping):
+        return {key: text for at, entry in value.items() for key, text in flat(entry, dot, f"{name}{dot}{at}" if name else str(at)).items()}
+    if isinstance(value, list | tuple):
+        value = ", ".join(entry if isinstance(entry, str) else plain_text(entry) for entry in value)
+    return {} if value is None else {name or "value": plain_text(value)}
+
+
 def plain_text(value: JSON) -> str:
     """A value of JSON for a table's cell; ``yes`` and ``no``, fractions as people read them, nothing for ``null``."""
     match value:

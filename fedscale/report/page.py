@@ -22,6 +22,7 @@ from fedscale.report.figures import (
     FULL_NAMES,
     comparison,
     drawable_number,
+    flat,
     metric_figures,
     metric_title,
     participation_figure,
@@ -37,6 +38,7 @@ TONES = {"good": ("completed", "finished"), "bad": ("failed", "refused")}
 SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{MULTIPLICATION X}", "neutral": "\N{BLACK CIRCLE}"}
 PLACED = ("comparison", "privacy", "secagg", "seed", "seeds", "versions", "hashes")
 TILES, TABLE_ROWS, LISTED_NODES = 6, 200, 8
+NO_METRIC = "No metric to show: the plan asked for none, or too few examples answered together (evaluate.min_cell)."
 
 
 def write(record: RunRecord, folder: Path) -> dict[str, Path]:
@@ -118,22 +120,22 @@ def _sections(record: RunRecord) -> Iterator[Markup]:
     if not record.rounds:
         yield tag("p", "No round was closed, so there is nothing to draw. The plan below is what was asked for.", class_="empty")
     else:
-        yield section("Metrics", charts(metric_figures(record)) or tag("p", "The plan asked for no metric.", class_="empty"))
+        yield section("Metrics", charts(metric_figures(record)) or tag("p", NO_METRIC, class_="empty"))
         yield section("Participation", participation_figure(record))
         if lanes := timeline(record):
             yield section("Timeline", *lanes)
     if any(row.failures for row in record.rounds):
         yield section("Failures", *_failures(record))
-    if secagg := _flat(record.extra.get("secagg")):
+    if secagg := _named(record.extra.get("secagg")):
         yield section("Secure aggregation", pairs(secagg.items()))
-    if privacy := _flat(record.extra.get("privacy")):
+    if privacy := _named(record.extra.get("privacy")):
         yield section("Privacy", pairs(privacy.items()))
     if record.rounds:
         yield section("Time and traffic", _traffic_text(record), charts(traffic_figures(record)), _rounds(record))
     yield section("Plan", tag("pre", record.plan_toml) if record.plan_toml.strip() else tag("p", "No plan was kept.", class_="empty"))
     if facts := _reproduction(record):
         yield section("To repeat this run", pairs(facts.items()))
-    if further := _flat({key: value for key, value in record.extra.items() if key not in PLACED}):
+    if further := _named({key: value for key, value in record.extra.items() if key not in PLACED}):
         yield section("Further facts", pairs(further.items()))
 
 
@@ -248,7 +250,7 @@ def _rounds(record: RunRecord) -> Markup:
 
 
 def _round_cells(row: RoundRecord) -> tuple[str, ...]:
-    weight = f"{row.weight:.10g}" if math.isfinite(row.weight) else "unknown"
+    weight = f"{row.weight:.10g}" if row.weight and math.isfinite(row.weight) else "not told"
     return (str(len(row.answered)), str(len(row.failures)), weight, duration(row.seconds), data_size(row.bytes_down), data_size(row.bytes_up))
 
 
@@ -257,8 +259,12 @@ def _reproduction(record: RunRecord) -> dict[str, str | Markup]:
     facts: dict[str, JSON] = {"plan": record.plan_hash, "model": record.model_digest}
     hashes = record.extra.get("hashes")
     facts |= hashes if isinstance(hashes, Mapping) else {}
-    codes: dict[str, str | Markup] = {f"{name} hash": tag("code", text) for name, text in _flat(facts).items() if text}
-    return codes | _flat({"seed": seed, "seeds": record.extra.get("seeds")}) | _flat(record.extra.get("versions"))
+    codes: dict[str, str | Markup] = {f"{name} hash": tag("code", text) for name, text in _named(facts).items() if text}
+    return codes | _named({"seed": seed, "seeds": record.extra.get("seeds")}) | _named(record.extra.get("versions"))
+
+
+def _named(value: JSON) -> dict[str, str]:
+    return flat(value, " \N{MIDDLE DOT} ")
 
 
 def _plan_seed(plan_toml: str) -> JSON:
@@ -269,15 +275,6 @@ def _plan_seed(plan_toml: str) -> JSON:
         return None
     seed = job.get("seed") if isinstance(job, dict) else None
     return seed if isinstance(seed, int) else None
-
-
-def _flat(value: JSON, name: str = "") -> dict[str, str]:
-    """Names and texts of whatever a run carries, nested names joined by a dot."""
-    if isinstance(value, Mapping):
-        return {key: text for at, entry in value.items() for key, text in _flat(entry, f"{name} \N{MIDDLE DOT} {at}" if name else str(at)).items()}
-    if isinstance(value, list | tuple):
-        value = ", ".join(entry if isinstance(entry, str) else plain_text(entry) for entry in value)
-    return {} if value is None else {name or "value": plain_text(value)}
 
 
 def _footer(record: RunRecord) -> Markup:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fedscale.report.markup import Markup, join, tag
-from fedscale.report.units import number
+from fedscale.report.units import number, shortened
 
 Point: TypeAlias = tuple[float, float]
 
@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48.0, 50.0, 12.0, 38.0
 TICK_GAP, LETTER = 8.0, 8.0  # beside a mark's name, and the width of a letter in it
 GRID_WIDTH, GRID_LABEL, GRID_COUNT, ROW, CELL = 1000.0, 170.0, 70.0, 18.0, 26.0
 STRIP_WIDTH, STRIP_HEIGHT, STRIP_PAD = 320.0, 22.0, 24.0
-GRID_NAMES, GRID_LETTERS = 12, 24
+GRID_NAMES, GRID_LETTERS = 12, 21
 LARGEST, TINY = 1e300, 1e-290
 FLAT, SLACK = 1e-9, 1e-6
 DECIMALS = 5
@@ -217,9 +217,8 @@ def state_swatch(state: str) -> Markup:
 def _grid_row(row: GridRow, cell: float, top: float) -> Markup:
     side = cell * 0.9
     lefts = [GRID_LABEL + index * cell for index in range(len(row.states))]
-    name = row.name if len(row.name) <= GRID_LETTERS else row.name[: GRID_LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
     texts = (
-        tag("text", name, tag("title", row.name), x=GRID_LABEL - 8, y=12, class_="tick end"),
+        tag("text", shortened(row.name, GRID_LETTERS), tag("title", row.name), x=GRID_LABEL - 8, y=12, class_="tick end"),
         tag("text", row.count, x=GRID_LABEL + len(row.states) * cell + 8, y=12, class_="tick"),
     )
     return tag("g", *texts, *_cells(row.states, lefts, side), transform=f"translate(0 {top:g})")

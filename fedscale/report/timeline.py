@@ -10,12 +10,12 @@ from fedscale.lanes import AWAY, DOWNLOAD, FAILED, MASK, STAGES, UNMASK, UPLOAD,
 from fedscale.record import RoundRecord, RunRecord
 from fedscale.report.figures import GRID_ROWS, figure
 from fedscale.report.markup import Markup, table, tag
-from fedscale.report.svg import Scale
-from fedscale.report.units import duration
+from fedscale.report.svg import GRID_LETTERS, Scale
+from fedscale.report.units import duration, shortened
 
 SHOWN = 30
 WIDTH, LABEL, RIGHT, LANE, THINNEST = 1000.0, 170.0, 996.0, 20.0, 1.0
-LETTERS, ROOM, KEY = 24, 34.0, 24.0
+ROOM, TOTAL, KEY = 34.0, 90.0, 24.0
 # Top and bottom of a part within its lane: each stage has a height of its own, so that nobody needs to tell colours apart.
 HEIGHTS = {
     WAIT: (9.0, 11.0),
@@ -74,21 +74,26 @@ def _drawing(rounds: Sequence[RoundRecord], parts: dict[str, dict[str, list[tupl
 
 
 def _axis(rounds: Sequence[RoundRecord], begins: Sequence[float], across: Scale, foot: float) -> Iterator[Markup]:
-    """Where each phase begins, and the number of a round where there is room for it."""
+    """Where each phase begins, the number of a round where there is room for it, and how long all of them took."""
     free = 0.0
     for row, begin in zip(rounds, begins, strict=False):
         x = across(begin)
         yield tag("line", x1=x, x2=x, y1=0, y2=foot, class_="grid")
-        if row.phase == "train" and x >= free:
+        if row.phase == "train" and free <= x < RIGHT - TOTAL:
             yield tag("text", str(row.number), x=x, y=foot + 15, class_="tick middle")
             free = x + ROOM
     yield tag("text", "round", x=LABEL - 12, y=foot + 15, class_="tick end")
+    yield tag("text", f"{duration(begins[-1])} in all", x=RIGHT, y=foot + 15, class_="tick end")
 
 
 def _lane(site: str, parts: dict[str, list[tuple[float, float]]], across: Scale, top: float) -> Markup:
-    name = site if len(site) <= LETTERS else site[: LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
     drawn = [_shape(stage, [(across(begin), across(end)) for begin, end in parts[stage]]) for stage in (*STAGES, AGAIN) if parts.get(stage)]
-    return tag("g", tag("text", name, tag("title", site), x=LABEL - 8, y=14, class_="tick end"), *drawn, transform=f"translate(0 {top:g})")
+    return tag(
+        "g",
+        tag("text", shortened(site, GRID_LETTERS), tag("title", site), x=LABEL - 8, y=14, class_="tick end"),
+        *drawn,
+        transform=f"translate(0 {top:g})",
+    )
 
 
 def _shape(stage: str, places: Sequence[tuple[float, float]]) -> Markup:

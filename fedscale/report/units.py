@@ -54,3 +54,9 @@ def ranges(numbers: Iterable[int], most: int = 6) -> str:
     listed = ", ".join("\N{EN DASH}".join(map(str, run)) for run in runs[:most])
     rest = sum(run[-1] - run[0] + 1 for run in runs[most:])
     return f"{listed} and {rest} more" if rest else listed
+
+
+def shortened(name: str, most: int) -> str:
+    """A name in at most so many letters, its middle left out: what tells one from another often stands at the end."""
+    tail = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - tail]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fedscale import console
 from fedscale.lanes import AWAY, DOWNLOAD, FAILED, MASK, STAGES, UNMASK, UPLOAD, WAIT, Mark, retries, spans
+from fedscale.report.units import shortened
 from fedscale_server.view import View
 
 SIGNS = {
@@ -61,7 +62,7 @@ class Board:
 def _line(site: str, lane: Sequence[Mark], now: float, width: int) -> Text:
     """One lane over ``width`` columns from the opening of the round until ``now``, and how often something was tried again."""
     again = retries(lane)
-    return Text.assemble(f"{console.clean(site)[:NAME]:<{NAME}} ", signs(lane, now, width), f"  {again} again" if again else "")
+    return Text.assemble(f"{shortened(console.clean(site), NAME):<{NAME}} ", signs(lane, now, width), f"  {again} again" if again else "")
 
 
 def signs(lane: Sequence[Mark], now: float, width: int) -> Text:

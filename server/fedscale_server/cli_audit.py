@@ -6,6 +6,7 @@ import getpass
 import json as json_text
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show what was done last: logins, invitations, submissions, revocations."""
-    deeds = [deed for deed in _trail(home).read() if who in ("", deed.who)][-lines:]
+    deeds = _trail(home).newest(lines, who=who)[::-1]
     rows = [(deed.seq, deed.at[:19], deed.who, deed.door, deed.action, deed.target, told(deed)) for deed in deeds]
     console.emit([asdict(deed) for deed in deeds], console.table(COLUMNS, rows) if rows else "nothing was done yet", as_json=json)
 
@@ -58,7 +59,7 @@ def export(
         raise Conflict("there is a file of that name already", where=str(file))
     trail = _trail(home)
     seq, digest = trail.verify()
-    files.write(file, b"".join(json_text.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n" for deed in trail.read()[:seq]))
+    files.write(file, b"".join(json_text.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n" for deed in islice(trail.read(), seq)))
     console.emit({"file": str(file), "lines": seq, "head": f"{seq}:{digest}"}, f"{seq} lines in {file}; their end is {seq}:{digest}", as_json=json)
 
 
@@ -68,8 +69,12 @@ def told(deed: Deed) -> str:
 
 
 def noted(home: Path, action: str, target: str, **facts: str) -> None:
-    """Write down what whoever sits at the coordinator's machine did there."""
-    _trail(home).note(f"system user {getpass.getuser()}", "command line", action, target, **facts)
+    """Write down what whoever sits at the coordinator's machine is about to do there.
+
+    Raises:
+        Unreachable: the disk refuses, or the trail is damaged; so it must not be done.
+    """
+    _trail(home).insist(f"system user {getpass.getuser()}", "command line", action, target, **facts)
 
 
 def _trail(home: Path) -> Trail:

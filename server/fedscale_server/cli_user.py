@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -45,8 +46,7 @@ def add(
     account = later("fedscale_server.web.accounts:new_account")(name, role, password, datetime.now(UTC))
     with _store(home, database) as store:
         if not dry_run:
-            store.put_account(account)
-            noted(home, "user added", name, role=role)
+            store.put_account(account, partial(noted, home, "user added", name, role=role))
     shown = {} if password_stdin or dry_run else {"password": password}
     text = f"would add {name} as {role}" if dry_run else shown.get("password", f"added {name} as {role}")
     console.emit({"name": name, "role": role, **shown, "dry_run": dry_run}, text, as_json=json)
@@ -66,8 +66,7 @@ def remove(name: Name, *, home: ServerHome = DEFAULT_HOME, database: Database = 
     """Shut a user out of the dashboard at once."""
     with _store(home, database) as store:
         if not dry_run:
-            store.drop_account(name)
-            noted(home, "user removed", name)
+            store.drop_account(name, partial(noted, home, "user removed", name))
     console.emit({"name": name, "dry_run": dry_run}, f"would remove {name}" if dry_run else f"{name} is shut out", as_json=json)
 
 

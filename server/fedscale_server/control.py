@@ -28,6 +28,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIMEOUT, PATIENCE = 15.0, 60.0
+RECORD = 120.0  # what a long run leaves takes its time
 ELECTION = 30.0  # within which one of several coordinators leads
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 OVER = ("completed", "failed", "stopped")
@@ -72,7 +73,8 @@ def _calls(method: Callable[P, T]) -> Callable[P, T]:
 class Control:
     """A connection to a coordinator; close it, or use it in a ``with`` statement.
 
-    Every method raises what the coordinator raised; ``Unreachable`` when there is no answer within ``timeout`` seconds.
+    Every method raises what the coordinator raised; ``Unreachable`` when there is no answer within ``timeout`` seconds, or two minutes
+    where a whole record is asked for.
 
     Args:
         profile: who calls and whom.
@@ -168,8 +170,8 @@ class Control:
     @_calls
     def run(self, run: str) -> Detail:
         """One run."""
-        reply = self._stub.GetRun(pb.GetRunRequest(run=run), timeout=self._timeout)
-        return _read(Detail, reply, info=_info(reply.info))
+        first, *rest = self._stub.GetRun(pb.GetRunRequest(run=run), timeout=max(self._timeout, RECORD))
+        return _read(Detail, first, info=_info(first.info), record="".join(part.record for part in (first, *rest)))
 
     @_calls
     def steer(self, run: str, action: str, reason: str = "") -> RunInfo:

@@ -23,12 +23,13 @@ from fedscale.record import RunRecord
 from fedscale.run import RUNNING
 from fedscale.vector import Schema
 from fedscale_server.answers import Detail, Invitation, Project, RunInfo, Site, Status
+from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.feed import End, run_event
 from fedscale_server.leadership import Leadership
 from fedscale_server.logbook import Entry, bare_record
 from fedscale_server.registry import Registry
-from fedscale_server.trail import Trail
+from fedscale_server.trail import Author, Trail
 from fedscale_server.weights import safetensors_of
 
 if TYPE_CHECKING:
@@ -72,39 +73,45 @@ class Coordinator:
             fedscale.__version__, self.federation, self._address, self._enrolment, sites, runs, replicas=replicas, epoch=epoch, leads_until=until
         )
 
-    async def noted(self, who: str, door: str, action: str, target: str = "", **facts: Any) -> None:
-        """Write down who did what; durable when it returns.
+    def note(self, author: Author, action: str, target: str = "", **facts: Any) -> None:
+        """Write down who does what, before it is done; durable when it returns. Blocks.
 
         Raises:
-            Unreachable: the disk refuses, or the trail is damaged.
+            Unreachable: the disk refuses, or the trail is damaged; so it must not be done.
         """
-        deed = await asyncio.to_thread(partial(self.trail.insist, who, door, action, target, **facts))
-        log.info("audit", who=who, door=door, action=action, target=deed.target, head=f"{deed.seq}:{deed.digest}")
+        deed = self.trail.insist(author.who, author.door, action, target, **facts)
+        log.info("audit", who=author.who, door=author.door, action=action, target=deed.target, head=f"{deed.seq}:{deed.digest}")
 
-    async def create_project(self, name: str) -> Project:
+    async def noted(self, author: Author, action: str, target: str = "", **facts: Any) -> None:
+        """As ``note``, without blocking."""
+        await asyncio.to_thread(partial(self.note, author, action, target, **facts))
+
+    async def create_project(self, name: str, by: Author) -> Project:
         """A new, empty project.
 
         Raises:
             ConfigError: the name is not valid.
             Conflict: there is one of that name.
         """
-        await asyncio.to_thread(self._store.create_project, valid_name(name), self.engine.now())
+        note = partial(self.note, by, "project made", name)
+        await asyncio.to_thread(self._store.create_project, valid_name(name), self.engine.now(), note)
         return Project(name, 0, 0)
 
     async def projects(self) -> list[Project]:
         """All projects with their sizes."""
         return [Project(*row) for row in await asyncio.to_thread(self._store.projects)]
 
-    async def invite(self, project: str, name: str, role: str, ttl_seconds: float) -> Invitation:
+    async def invite(self, project: str, name: str, role: str, ttl_seconds: float, by: Author) -> Invitation:
         """A one-time ticket; for a node and a day unless told otherwise.
 
         Raises:
             NotFound: no such project.
             ConfigError: the name, role or time is not valid.
         """
-        ttl = ttl_seconds or DAY
+        ttl, role = ttl_seconds or DAY, role or Role.NODE
+        note = partial(self.note, by, "invited", name, project=project, role=role)
         doors = ",".join(place.enrolment for place in self._leadership.places) or self._enrolment
-        ticket = await asyncio.to_thread(self._registry.invite, project, name or None, role or Role.NODE, ttl, doors)
+        ticket = await asyncio.to_thread(self._registry.invite, project, name or None, role, ttl, doors, note)
         return Invitation(str(ticket), self.engine.now().timestamp() + ttl)
 
     async def sites(self, project: str = "") -> list[Site]:
@@ -112,19 +119,20 @@ class Coordinator:
         members = await asyncio.to_thread(self._store.members, project or None)
         return [self._site(member) for member in members if member.role == Role.NODE]
 
-    async def revoke(self, name: str, by: str) -> None:
+    async def revoke(self, name: str, by: Author) -> None:
         """Shut a member out and cut its stream.
 
         Raises:
             NotFound: no such member.
         """
-        await asyncio.to_thread(self._registry.revoke, name)
+        await asyncio.to_thread(self._registry.revoke, name, partial(self.note, by, "shut out", name))
         self.engine.sessions.close(name)
-        log.warning("member revoked", member=name, by=by)
+        log.warning("member revoked", member=name, by=by.who)
 
-    async def submit(self, project: str, plan: str, digest: str, key: str) -> RunInfo:
+    async def submit(self, project: str, plan: str, digest: str, key: str, by: Author) -> RunInfo:
         """Start a run of the bundle with this digest; the errors are those of ``Engine.submit``."""
-        return self._info(await self.engine.submit(project, plan, digest, key))
+        note = partial(self.note, by, "run submitted", project=project, app=digest)
+        return self._info(await self.engine.submit(project, plan, digest, key, note))
 
     async def runs(self, project: str = "") -> list[RunInfo]:
         """Runs, newest first."""
@@ -216,7 +224,7 @@ class Coordinator:
                     yield run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node)
                 last = page[-1].seq
             # What was noted in passing until now is in the lanes, which are told behind the round's opening: that may be waiting here still.
-            told, drawn = (live.qsize(), driver.drawn()) if driver is not None and live is not None else (0, None)
+            told, drawn = (live.qsize(), driver.drawn()) if isinstance(driver, Driver) and live is not None else (0, None)
             while live is not None:
                 if told == 0 and drawn is not None:
                     yield drawn
@@ -232,10 +240,9 @@ class Coordinator:
             if driver is not None and live is not None:
                 driver.feed.leave(live)
 
-    async def steer(self, run: str, action: str, reason: str, by: str) -> RunInfo:
+    async def steer(self, run: str, action: str, reason: str, by: Author) -> RunInfo:
         """Stop, pause or resume; the errors are those of ``Engine.steer``."""
-        await self.engine.steer(run, action, reason)
-        log.info("run steered", run=run, action=action, by=by)
+        await self.engine.steer(run, action, reason, partial(self.note, by, f"run {action}", reason=reason))
         return await self.run(run)
 
     def _site(self, member: Member) -> Site:

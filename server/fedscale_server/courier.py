@@ -26,12 +26,10 @@ from fedscale.wire.convert import Key
 from fedscale.wire.limits import LETTER
 from fedscale_server.delivery import Delivery
 from fedscale_server.feed import End, Feed, run_event
+from fedscale_server.work import Errands, World
 
 if TYPE_CHECKING:
-    from fedscale.clock import Clock
     from fedscale_server.letterbook import Letterbook, Line, Metrics
-    from fedscale_server.sessions import Sessions
-    from fedscale_server.tally import Tally
 
 log = structlog.get_logger()
 Receipt = bulk_pb2.Receipt
@@ -44,17 +42,13 @@ class Courier:
 
     Args:
         book: the run and its durable half.
-        sessions: who is connected.
-        clock: where timestamps come from.
-        finished: called once the run is over.
-        tally: counts what happens.
+        world: the server around it.
     """
 
-    def __init__(self, book: Letterbook, sessions: Sessions, clock: Clock, finished: Callable[[Courier], None], tally: Tally) -> None:
-        self.book, self.feed, self._tally = book, Feed(), tally
-        self._sessions, self._clock, self._finished = sessions, clock, finished
-        self._delivery = Delivery(book, sessions, clock, self._give_up)
-        self._lock, self._tasks = asyncio.Lock(), set[asyncio.Task[Any]]()
+    def __init__(self, book: Letterbook, world: World) -> None:
+        self.book, self._world, self.feed, self.errands = book, world, Feed(), Errands()
+        self._delivery = Delivery(book, world.sessions, world.clock, self._give_up)
+        self._lock = asyncio.Lock()
 
     @property
     def id(self) -> str:
@@ -66,17 +60,12 @@ class Courier:
         self._delivery.begin()
         if not self.book.run.members:
             self._delivery.timers.arm(GATHERING, self.book.plan.clients.deadline, partial(self._later, self._alone))
-            await self._soon(self._gather())
+            await self.errands.begin(self._gather())
 
     def halt(self, end: End = End.DOWN) -> None:
         """No more timers, and watchers are let go; a run that is not over goes on when the server is back."""
         self._delivery.timers.stop()
         self.feed.close(end)
-
-    async def settled(self) -> None:
-        """Wait until nothing is under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
 
     async def handle(self, event: Event) -> bool:
         """Stop, pause or resume.
@@ -85,20 +74,20 @@ class Courier:
             Unreachable: it cannot be stored at the moment.
         """
         if isinstance(event, Stop):
-            return await self._soon(self._finish("stopped", event.reason))
+            return await self.errands.begin(self._finish("stopped", event.reason))
         if isinstance(event, Pause | Resume):
-            await self._soon(self._pause(paused=isinstance(event, Pause)))
+            await self.errands.begin(self._pause(paused=isinstance(event, Pause)))
         return True
 
-    async def lead(self, who: str) -> None:
-        """Let somebody lead the run; whoever was the first does to its end.
+    async def lead(self, who: str, note: Callable[[], object]) -> None:
+        """Let somebody lead the run; whoever was the first does to its end. ``note`` is told before that, and prevents it by raising.
 
         Raises:
             AccessDenied: somebody else leads it.
             Unreachable: it cannot be stored at the moment.
         """
         if not self.book.leader:
-            await self._soon(self._led(who))
+            await self.errands.begin(self._led(who, note))
         if self.book.leader != who:
             raise AccessDenied("somebody else leads this run", where=f"run {self.id}", hint="its replies are told to nobody else; you can stop it")
 
@@ -109,7 +98,7 @@ class Courier:
             Conflict: one is not what was posted in its place before, or goes to nobody.
             Unreachable: they cannot be stored at the moment.
         """
-        return await self._soon(self._post(letters))
+        return await self.errands.begin(self._post(letters))
 
     async def conclude(self, reason: str, metrics: Metrics) -> None:
         """The leader has come to its end, well or not.
@@ -117,7 +106,7 @@ class Courier:
         Raises:
             Unreachable: it cannot be stored at the moment.
         """
-        await self._soon(self._finish("failed" if reason else "completed", reason, metrics))
+        await self.errands.begin(self._finish("failed" if reason else "completed", reason, metrics))
 
     def connected(self, node: str) -> None:
         """A node is there: it may be the last one that was waited for, or gets its letter again."""
@@ -156,28 +145,16 @@ class Courier:
         """Show watchers a sign of life that is not worth a line in the journal."""
         if self.owes(key, node):
             letter = self.book.run.letters[node, key[2]]
-            self.feed.publish(run_event(0, self._clock.now().timestamp(), kind, (letter.phase, letter.round), detail, node))
-
-    def doing(self, node: str, stage: str, *, again: bool = False) -> None:
-        """A led run has no rounds whose lanes could be drawn."""
-
-    def begun(self, key: Key, node: str, stage: str) -> None:
-        """As ``doing``."""
-
-    def drawn(self) -> None:
-        """As ``doing``."""
-
-    async def spoken(self, key: Key, node: str, step: str, data: bytes) -> None:
-        """There is no secure aggregation here."""
+            self.feed.publish(run_event(0, self._world.clock.now().timestamp(), kind, (letter.phase, letter.round), detail, node))
 
     async def failed(self, key: Key, node: str, failure: Failure) -> None:
         """A node reported that it cannot answer."""
         if self.owes(key, node):
-            await self._soon(self._settle((node, key[2]), failure))
+            await self.errands.begin(self._settle((node, key[2]), failure))
 
     async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str = "") -> Receipt:  # noqa: ARG002 - as Driver's
         """Keep and count an answer that has arrived completely; the staged file is used up."""
-        return await self._soon(self._answered(key, node, staged, digest))
+        return await self.errands.begin(self._answered(key, node, staged, digest))
 
     def receipt(self, key: Key, node: str, digest: str) -> Receipt:
         """What to say to an answer that is not wanted: sent before, or too late."""
@@ -186,9 +163,10 @@ class Courier:
             return Receipt(verdict=Receipt.DUPLICATE)
         return Receipt(verdict=Receipt.CLOSED, reason="nobody waits for this reply")
 
-    async def _led(self, who: str) -> None:
+    async def _led(self, who: str, note: Callable[[], object]) -> None:
         async with self._lock:
             if not self.book.leader:
+                await asyncio.to_thread(note)
                 await self._write(self.book.led(who))
 
     async def _pause(self, *, paused: bool) -> None:
@@ -241,7 +219,8 @@ class Courier:
         """Settle who takes part when enough nodes are there."""
         async with self._lock:
             clients = self.book.plan.clients
-            nodes, needed = self._sessions.eligible(self.book.row.project, self.book.plan.job.data), max(clients.min_per_round, clients.wait_for or 0)
+            nodes = self._world.sessions.eligible(self.book.row.project, self.book.plan.job.data)
+            needed = max(clients.min_per_round, clients.wait_for or 0)
             if self.book.run.members or self.book.run.status != RUNNING:
                 return
             if len(nodes) >= needed:
@@ -249,7 +228,7 @@ class Courier:
                 self._delivery.timers.clear()
             else:
                 waiting = {"needed": needed, "there": list(nodes)}
-                self.feed.publish(run_event(0, self._clock.now().timestamp(), "gathering", ("init", 0), waiting))
+                self.feed.publish(run_event(0, self._world.clock.now().timestamp(), "gathering", ("init", 0), waiting))
 
     async def _alone(self) -> None:
         if not self.book.run.members and not self.book.run.paused:
@@ -262,11 +241,12 @@ class Courier:
             busy = [letters[0] for letters in self.book.run.open.values() if letters]
             if self.book.run.status == RUNNING:
                 await self._write(self.book.finished(status, reason, metrics))
-            await self._stored(partial(self.book.close, self._clock.now()))
+            await self._stored(partial(self.book.close, self._world.clock.now()))
         for letter in busy:
             self._delivery.release(letter.place)
+        self._delivery.dismiss()
         self.halt(End.OVER)
-        self._finished(self)
+        self._world.finished(self)
         return True
 
     async def _write(self, lines: Sequence[Line]) -> None:
@@ -275,12 +255,12 @@ class Courier:
         Raises:
             Unreachable: they cannot be stored.
         """
-        now = self._clock.now()
+        now = self._world.clock.now()
         numbers = await self._stored(partial(self.book.append, lines, now))
         stored = [(line, seq, now) for line, seq in zip(lines, numbers, strict=True) if seq is not None]
         for line, seq, at in stored if len(stored) == len(lines) else await self._stored(self.book.missed):
             entry = self.book.take(line, seq, at)
-            self._tally.take(entry)
+            self._world.tally.take(entry)
             self.feed.publish(run_event(seq, at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
 
     async def _spare(self, place: Place) -> None:
@@ -303,7 +283,7 @@ class Courier:
             raise Unreachable("the server cannot store the run at the moment", where=f"run {self.id}", hint="try again; see its log") from error
 
     def _later(self, work: Callable[..., Coroutine[Any, Any, Any]], *given: Any) -> None:
-        self._soon(self._insisted(work, *given))
+        self.errands.begin(self._insisted(work, *given))
 
     async def _insisted(self, work: Callable[..., Coroutine[Any, Any, Any]], *given: Any) -> None:
         """Do what nobody waits for, and again a little later where it cannot be stored."""
@@ -311,10 +291,3 @@ class Courier:
             await work(*given)
         except Unreachable:
             self._delivery.timers.arm(f"again/{work.__name__}/{given}", AGAIN_SECONDS, partial(self._later, work, *given))
-
-    def _soon(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
-        """Begin something that is carried through even when whoever asked for it goes away."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return asyncio.shield(task)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -46,7 +45,6 @@ from fedscale.proto.v1 import bulk_pb2, node_pb2
 from fedscale.ring import WORD
 from fedscale.round import Place, Round
 from fedscale.run import RUNNING
-from fedscale.secagg.authority import RosterAuthority
 from fedscale.task import Task
 from fedscale.vector import Schema, finite
 from fedscale.wire.convert import Key, assignment_to_proto, key_to_proto, told_to_proto
@@ -54,19 +52,15 @@ from fedscale.wire.limits import SILENCE_SECONDS
 from fedscale_server.feed import End, Feed, run_event
 from fedscale_server.logbook import Line
 from fedscale_server.spool import mapped
-from fedscale_server.tally import Tally
 from fedscale_server.timers import Timers
+from fedscale_server.work import Errands, World
 
 if TYPE_CHECKING:
-    from fedscale.clock import Clock
     from fedscale.proto.v1 import control_pb2 as pb
-    from fedscale_server.curves import Curves
     from fedscale_server.logbook import Entry, Logbook
-    from fedscale_server.sessions import Sessions
 
 log = structlog.get_logger()
 Receipt = bulk_pb2.Receipt
-T = TypeVar("T")
 
 
 class Driver:
@@ -74,31 +68,15 @@ class Driver:
 
     Args:
         book: the run and its durable half.
-        sessions: who is connected.
-        clock: where timestamps come from.
-        finished: called once the run is over.
-        tally: counts what happens.
-        rosters: signs the rosters of secure aggregation.
-        curves: take closed rounds elsewhere.
+        world: the server around it.
     """
 
-    def __init__(
-        self,
-        book: Logbook,
-        sessions: Sessions,
-        clock: Clock,
-        finished: Callable[[Driver], None],
-        tally: Tally | None = None,
-        rosters: RosterAuthority | None = None,
-        curves: Curves | None = None,
-    ) -> None:
-        self.book, self.feed, self._tally, self._rosters, self._curves = book, Feed(), tally or Tally(), rosters, curves
-        self._sessions, self._clock, self._finished = sessions, clock, finished
+    def __init__(self, book: Logbook, world: World) -> None:
+        self.book, self._world, self.feed, self.errands = book, world, Feed(), Errands()
         self._lock = asyncio.Lock()
         self._pending: deque[Event] = deque()
         self._heard: list[Line] = []
         self._timers = Timers()
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._needed = 0
         self._aside = False
         self._signature: tuple[Round | None, bytes] = (None, b"")
@@ -110,7 +88,7 @@ class Driver:
 
     async def start(self) -> None:
         """Carry out what the run wants, at its beginning or after a restart."""
-        await asyncio.shield(self._soon(self._start()))
+        await self.errands.begin(self._start())
 
     async def _start(self) -> None:
         async with self._lock:
@@ -126,18 +104,13 @@ class Driver:
         self._timers.stop()
         self.feed.close(end)
 
-    async def settled(self) -> None:
-        """Wait until nothing is under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
     async def handle(self, event: Event, unique: str | None = None, detail: dict[str, Any] | None = None) -> bool:
         """Take one event; ``False`` when its ``unique`` name was taken before, or the run is over.
 
         Raises:
             Unreachable: it cannot be stored at the moment.
         """
-        taken = await asyncio.shield(self._soon(self._handle(event, unique, detail)))
+        taken = await self.errands.begin(self._handle(event, unique, detail))
         self._still()
         return taken
 
@@ -146,13 +119,6 @@ class Driver:
             taken = await self._step(Line(event, unique, detail or {}))
             await self._drain()
             return taken
-
-    def _soon(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin something that is carried through even when whoever asked for it goes away: half a step would be journaled but never done."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _drain(self) -> None:
         while self._pending:
@@ -167,7 +133,7 @@ class Driver:
             return False
         step = (run.phase, run.number)
         try:
-            applied = await asyncio.to_thread(self.book.apply_all, lines, self._clock.now())
+            applied = await asyncio.to_thread(self.book.apply_all, lines, self._world.clock.now())
         except (OSError, SQLAlchemyError):
             log.exception("a run waits until the server can store it", run=self.id)
             self._set_aside()
@@ -188,7 +154,7 @@ class Driver:
         reason = str(error) if isinstance(error, FedscaleError) else f"the server met {type(error).__name__}; see its log"
         self._pending.clear()
         try:
-            applied = await asyncio.to_thread(self.book.apply, Stop(f"server: {reason}"), self._clock.now())
+            applied = await asyncio.to_thread(self.book.apply, Stop(f"server: {reason}"), self._world.clock.now())
         except (FedscaleError, OSError, SQLAlchemyError):
             log.exception("a run is left as it is until the server is restarted", run=self.id)
             applied = None
@@ -211,7 +177,7 @@ class Driver:
         self._aside = True
         self._pending.clear()
         self.halt()
-        self._finished(self)
+        self._world.finished(self)
 
     def _carry_out(self, effects: list[Effect], entries: list[Entry], *, fresh: bool) -> None:
         """Tell the watchers what was journaled, then do what the run asks for; timers belong to one step of the run and end with it."""
@@ -223,21 +189,22 @@ class Driver:
 
     def _publish(self, entry: Entry) -> None:
         """Show an entry of the journal to the watchers, and count it."""
-        self._tally.take(entry)
-        if self._curves and entry.kind == "closed":
-            self._curves.take(self.id, self.book.row.name, self.book.rounds)
-        elif self._curves and entry.kind == "finished":
-            self._curves.end(self.book.record(self._clock.now()))
+        self._world.tally.take(entry)
+        curves = self._world.curves
+        if curves and entry.kind == "closed":
+            curves.take(self.id, self.book.row.name, self.book.rounds)
+        elif curves and entry.kind == "finished":
+            curves.end(self.book.record(self._world.clock.now()))
         self.feed.publish(run_event(entry.seq, entry.at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
 
     def passing(self, kind: str, key: Key, node: str, detail: dict[str, Any]) -> None:
         """Show watchers a sign of life that is not worth a line in the journal."""
         if self._at_work(key, node):
-            self.feed.publish(run_event(0, self._clock.now().timestamp(), kind, (str(key[1]), key[2]), detail, node))
+            self.feed.publish(run_event(0, self._world.clock.now().timestamp(), kind, (str(key[1]), key[2]), detail, node))
 
     def doing(self, node: str, stage: str, *, again: bool = False) -> None:
         """Note in a node's lane what it does in the open round, as far as anybody sees it here, and show it; ``again`` for a further attempt."""
-        now, run = self._clock.now().timestamp(), self.book.run
+        now, run = self._world.clock.now().timestamp(), self.book.run
         if run.round is not None and self.book.lanes.mark(node, stage, now, again=again):
             self.feed.publish(run_event(0, now, "stage", (str(run.phase), run.number), {"stage": stage, "again": again}, node))
 
@@ -266,24 +233,24 @@ class Driver:
                     self._send(effect.node, node_pb2.ServerMessage(told=part))
             elif isinstance(effect, Release):
                 key = key_to_proto((self.id, Phase(effect.phase), effect.number))
-                self._sessions.send(effect.node, node_pb2.ServerMessage(release=node_pb2.Release(key=key)))
+                self._world.sessions.send(effect.node, node_pb2.ServerMessage(release=node_pb2.Release(key=key)))
             elif isinstance(effect, Arm):
                 self._timers.arm(effect.timer, effect.seconds, partial(self._fire, effect.timer))
             elif isinstance(effect, Finish):
                 self.halt(End.OVER)
-                self._finished(self)
+                self._world.finished(self)
 
     def _gather(self) -> None:
         """Send the run its roster when enough nodes are there."""
-        nodes = self._sessions.eligible(self.book.row.project, self.book.plan.job.data)
-        keys = self._sessions.identities(nodes) if self.book.plan.secagg.enabled else {}
+        nodes = self._world.sessions.eligible(self.book.row.project, self.book.plan.job.data)
+        keys = self._world.sessions.identities(nodes) if self.book.plan.secagg.enabled else {}
         nodes = tuple(keys) if self.book.plan.secagg.enabled else nodes
         if self._needed and len(set(nodes) - self.book.run.resting()) >= self._needed:
             self._needed = 0
             self._pending.append(Roster(nodes, keys))
         elif self._needed:
             where = (str(self.book.run.phase), self.book.run.number)
-            self.feed.publish(run_event(0, self._clock.now().timestamp(), "gathering", where, {"needed": self._needed, "there": list(nodes)}))
+            self.feed.publish(run_event(0, self._world.clock.now().timestamp(), "gathering", where, {"needed": self._needed, "there": list(nodes)}))
 
     def _assign(self, task: Task) -> None:
         """Send a task; a node that is away gets it when it connects, and is lost if it stays away."""
@@ -292,27 +259,27 @@ class Driver:
 
     def _send(self, node: str, message: node_pb2.ServerMessage) -> None:
         """Send to a node that owes something; one that stays away is lost."""
-        if not self._sessions.send(node, message):
+        if not self._world.sessions.send(node, message):
             self._timers.arm(f"absent/{node}", SILENCE_SECONDS, partial(self._absent, node))
 
     def _signed(self) -> tuple[bytes, bytes]:
         """The signed roster of the open round and the statement of whoever signed it; nothing for a round without."""
-        current = self.book.run.round
-        if current is None or current.masked is None or self._rosters is None:
+        current, rosters = self.book.run.round, self._world.rosters
+        if current is None or current.masked is None or rosters is None:
             return b"", b""
         if self._signature[0] is not current:
-            self._signature = current, self._rosters.sign(current.masked.roster)
-        return self._signature[1], self._rosters.statement
+            self._signature = current, rosters.sign(current.masked.roster)
+        return self._signature[1], rosters.statement
 
     def _fire(self, timer: str) -> None:
-        self._soon(self._handle(Fired(timer)))
+        self.errands.begin(self._handle(Fired(timer)))
 
     def _absent(self, node: str) -> None:
-        self._soon(self._lose(node))
+        self.errands.begin(self._lose(node))
 
     def connected(self, node: str) -> None:
         """A node is there: it may complete the roster, come back to its round, or get its task again."""
-        self._soon(self._welcome(node))
+        self.errands.begin(self._welcome(node))
 
     async def _welcome(self, node: str) -> None:
         async with self._lock:
@@ -333,14 +300,14 @@ class Driver:
         if self.book.run.asked == node:
             self._timers.arm(f"absent/{node}", SILENCE_SECONDS, partial(self._absent, node))
         else:
-            self._soon(self._lose(node))
+            self.errands.begin(self._lose(node))
 
     async def _lose(self, node: str) -> None:
         """A node is away; that matters if it has not come back since and owes something."""
         async with self._lock:
             run = self.book.run
             owing = run.asked == node or (run.round is not None and run.round.owes(node) and not run.round.gone(node))
-            if owing and self._sessions.get(node) is None:
+            if owing and self._world.sessions.get(node) is None:
                 await self._step(Line(Lost(node)))
             await self._drain()
 
@@ -404,7 +371,7 @@ class Driver:
         if self._at_work(key, node) and current is not None and current.hears(node, step):
             unique = "/".join(("spoke", *map(str, key[1:]), step, node))
             self._heard.append(Line(Spoke(node, step, b64encode(data).decode()), unique, {"step": step}))
-            await asyncio.shield(self._soon(self._take_heard()))
+            await self.errands.begin(self._take_heard())
             self._still()
 
     async def _take_heard(self) -> None:
@@ -417,7 +384,7 @@ class Driver:
 
     async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str = "") -> Receipt:
         """Check, keep and count an answer that has arrived completely; the staged file is used up, the end of the node's ledger noted."""
-        return await asyncio.shield(self._soon(self._answered(key, node, staged, digest, schema, head)))
+        return await self.errands.begin(self._answered(key, node, staged, digest, schema, head))
 
     async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str) -> Receipt:
         try:

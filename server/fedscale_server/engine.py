@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ from fedscale_server.spool import Keeping, Spool
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Depot, Shelf
 from fedscale_server.tally import Tally
+from fedscale_server.work import World
 
 if TYPE_CHECKING:
     from fedscale.clock import Clock
@@ -137,11 +140,8 @@ class Engine:
             return None
         if book.row.finished is not None:  # the server died between the run's last line and its end, which has just been written
             return None
-        driver = self._drivers[run] = (
-            Courier(book, self.sessions, self.clock, self._forget, self.tally)
-            if isinstance(book, Letterbook)
-            else Driver(book, self.sessions, self.clock, self._forget, self.tally, self._rosters, self.curves)
-        )
+        world = World(self.sessions, self.clock, self._forget, self.tally, self._rosters, self.curves)
+        driver = self._drivers[run] = Courier(book, world) if isinstance(book, Letterbook) else Driver(book, world)
         return driver
 
     def _opened(self, store: Store, row: RunRow) -> Logbook | Letterbook:
@@ -190,7 +190,7 @@ class Engine:
         """Wait until no run is in the middle of a step, and a moment for its curves."""
         await asyncio.gather(*self._retries, return_exceptions=True)
         for driver in self.drivers():
-            await driver.settled()
+            await driver.errands.settled()
         if self.curves:
             await asyncio.to_thread(self.curves.close)
 
@@ -242,16 +242,16 @@ class Engine:
         """The drivers of all runs that are not finished."""
         return list(self._drivers.values())
 
-    async def submit(self, project: str, plan_toml: str, bundle: str, key: str) -> RunRow:
-        """Start a run; the same ``key`` gives back the run it started before.
+    async def submit(self, project: str, plan_toml: str, bundle: str, key: str, note: Callable[[str], object] = lambda _: None) -> RunRow:
+        """Start a run; the same ``key`` gives back the run it started before. ``note`` is told the id first, and prevents the run by raising.
 
         Raises:
             PlanError: the plan is not valid, or its strategy exists only in Python.
             NotFound: no such project or bundle.
         """
-        return await asyncio.shield(asyncio.create_task(self._submit(project, plan_toml, bundle, key)))
+        return await asyncio.shield(asyncio.create_task(self._submit(project, plan_toml, bundle, key, note)))
 
-    async def _submit(self, project: str, plan_toml: str, bundle: str, key: str) -> RunRow:
+    async def _submit(self, project: str, plan_toml: str, bundle: str, key: str, note: Callable[[str], object]) -> RunRow:
         """Everything of ``submit``, to its end even when the caller goes away: a run that exists is driven."""
         plan = Plan.from_toml(plan_toml)
         if plan.strategy.name == "custom":
@@ -269,9 +269,8 @@ class Engine:
         if not await asyncio.to_thread(self.bundles.find, bundle):
             raise NotFound("the app bundle is not on the server", where=bundle[:12], hint="submit with: fedscale run submit job.toml")
         name = f"{plan.job.name.lower()}-{secrets.token_hex(3)}"
-        row = await asyncio.to_thread(
-            self.store.create_run, name, project, plan.job.name, plan.to_toml(), plan.digest, bundle, key or secrets.token_hex(8), self.clock.now()
-        )
+        facts = (name, project, plan.job.name, plan.to_toml(), plan.digest, bundle, key or secrets.token_hex(8), self.clock.now())
+        row = await asyncio.to_thread(self.store.create_run, *facts, partial(note, name))
         await self._launch(row.id)
         return row
 
@@ -285,8 +284,8 @@ class Engine:
             why = "what the sites have replied must be here when its leader comes back, and is nobody else's business"
             raise PlanError("this server keeps no replies", where="strategy.name", why=why, hint='start it alone, with durability "spool"')
 
-    async def steer(self, run: str, action: str, reason: str) -> None:
-        """Stop, pause or resume a run.
+    async def steer(self, run: str, action: str, reason: str, note: Callable[[str], object] = lambda _: None) -> None:
+        """Stop, pause or resume a run, of whose id ``note`` is told first; what it raises leaves the run as it is.
 
         Raises:
             Conflict: the run is over.
@@ -299,6 +298,7 @@ class Engine:
         if driver is None:
             self.check(row.id)
             raise Conflict(f"run {row.id} is {row.status} already")
+        await asyncio.to_thread(note, row.id)
         await driver.handle(events[action])
         if driver.book.row.finished is None:
             await asyncio.to_thread(self.store.set_status, row.id, "paused" if driver.book.run.paused else "running")

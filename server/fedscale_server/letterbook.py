@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,12 +18,13 @@ from fedscale.events import failure_of
 from fedscale.learner import Phase
 from fedscale.letters import RUNNING, Correspondence, Letter, Place, Reply
 from fedscale.plan import Plan
-from fedscale.record import RoundRecord, RunRecord
-from fedscale_server.logbook import NOTE, Entry, Traffic
+from fedscale.record import RoundRecord
+from fedscale_server.logbook import NOTE, Entry, Traffic, bare_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fedscale.record import RunRecord
     from fedscale_server.spool import Spool
     from fedscale_server.store.store import Store
     from fedscale_server.store.tables import RunRow
@@ -192,19 +193,12 @@ class Letterbook:
     def record(self, now: datetime) -> RunRecord:
         """The run's record so far."""
         rounds = tuple(self._round(*key) for key in dict.fromkeys([*self._pages, *self._metrics]))
-        return RunRecord(
-            run=self.row.id,
-            name=self.plan.job.name,
-            status=self.run.status,
-            reason=self.run.reason,
-            plan_toml=self.plan.to_toml(),
-            plan_hash=self.plan.digest,
+        return replace(
+            bare_record(self.row, self.run.status, self.run.reason, now),
             nodes=self.run.members,
             rounds=rounds,
-            seconds=max(((self.row.finished or now) - self.row.created).total_seconds(), 0.0),
             bytes_up=sum(row.bytes_up for row in rounds),
             bytes_down=sum(row.bytes_down for row in rounds),
-            model_digest="",
             extra={"versions": {"fedscale": fedscale.__version__}},
         )
 
@@ -216,7 +210,8 @@ class Letterbook:
             phase="train" if phase == TRAIN else "evaluate",
             answered=tuple(sorted(page.answered)),
             failures=dict(sorted(page.failures.items())),
-            metrics=self._metrics.get((phase, number), {}),
+            # Of how many people a single site tells, its leader does not say.
+            metrics=self._metrics.get((phase, number), {}) if len(page.answered) != 1 else {},
             sites={},
             weight=0.0,
             seconds=max((page.ended - page.began).total_seconds(), 0.0),

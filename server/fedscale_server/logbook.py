@@ -281,16 +281,10 @@ class Logbook:
     def record(self, now: datetime) -> RunRecord:
         """The run's record so far."""
         rounds = tuple(self._rounds)
-        return RunRecord(
-            run=self.row.id,
-            name=self.plan.job.name,
-            status=self.run.status,
-            reason=self.run.reason,
-            plan_toml=self.plan.to_toml(),
-            plan_hash=self.plan.digest,
+        return replace(
+            bare_record(self.row, self.run.status, self.run.reason, now),
             nodes=tuple(sorted(self._nodes)),
             rounds=rounds,
-            seconds=max(((self.row.finished or now) - self.row.created).total_seconds(), 0.0),
             bytes_up=sum(r.bytes_up for r in rounds) + self.traffic.up,
             bytes_down=sum(r.bytes_down for r in rounds) + self.traffic.down,
             model_digest=self.run.digest,
@@ -299,8 +293,8 @@ class Logbook:
 
 
 def bare_record(row: RunRow, status: str, reason: str, now: datetime) -> RunRecord:
-    """The record of a run of which nothing but its row can be read."""
-    seconds = ((row.finished or now) - row.created).total_seconds()
+    """The record of a run as far as its row tells; all of it where nothing else can be read."""
+    seconds = max(((row.finished or now) - row.created).total_seconds(), 0.0)
     return RunRecord(row.id, row.name, status, reason, row.plan, row.plan_hash, (), (), seconds, 0, 0, "", {})
 
 

@@ -112,9 +112,9 @@ class Registry:
             ProtocolError: the request is malformed.
             Conflict: the name is taken.
         """
-        now = self._clock.now()
-        bearer = Bearer(ticket_id, secret_hash(secret), spki_hash(requested_key(csr_pem)))
-        ticket = self._store.ticket(bearer, now)
+        now, digest = self._clock.now(), secret_hash(secret)
+        ticket = self._store.ticket(ticket_id, digest)  # of whoever has none nothing more is read
+        bearer = Bearer(ticket_id, digest, spki_hash(requested_key(csr_pem)))
         name = valid_name(name or ticket.name or "")
         certificate = self._issue(Identity(self._federation, Role(ticket.role), name), csr_pem, now)
         member = self._store.redeem(bearer, name, serial_of(certificate), certificate.not_valid_after_utc, now, note)

@@ -1,9 +1,11 @@
-"""Who is connected: one session per node, each with a bounded queue of messages to it."""
+"""Who is connected: one session per node, each with a bounded queue of messages to it, and a watch that notices when it falls silent."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -12,6 +14,7 @@ from fedscale.proto.v1 import node_pb2 as pb
 
 log = structlog.get_logger()
 QUEUE = 256
+TICKS = 8
 
 
 @dataclass(eq=False, slots=True)
@@ -92,3 +95,36 @@ class Sessions:
     def identities(self, nodes: Iterable[str]) -> dict[str, str]:
         """The identity keys, in hex, of those nodes that have one."""
         return {node: session.identity for node in nodes if (session := self._open.get(node)) and session.identity}
+
+
+class Watch:
+    """Notices that a node says nothing any more. Leave it with ``stop``.
+
+    Silence is counted in ticks of the event loop: a server that was held up itself holds that against nobody.
+
+    Args:
+        seconds: how long a node may be silent.
+        silent: called when it was.
+    """
+
+    def __init__(self, seconds: float, silent: Callable[[], object]) -> None:
+        self._seconds, self._silent, self._left = seconds / TICKS, silent, float(TICKS)
+        self._next = asyncio.get_running_loop().call_later(self._seconds, self._tick)
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """The node has said something; while that is dealt with nobody listens, so nothing counts."""
+        self._left = math.inf
+        yield
+        self._left = TICKS
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._next.cancel()
+
+    def _tick(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self._silent()
+        else:
+            self._next = asyncio.get_running_loop().call_later(self._seconds, self._tick)

@@ -13,12 +13,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from fedscale.errors import ConfigError, RunFailed, Unreachable
 from fedscale_server import files
@@ -60,8 +61,16 @@ class Deed:
 
     def hashed(self) -> str:
         """The digest that everything it says comes to."""
-        said = {name: value for name, value in asdict(self).items() if name != "digest"}
+        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "digest"}
         return hashlib.sha256(CONTEXT + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Author:
+    """Who does something, and the door by which they came in."""
+
+    who: str
+    door: str
 
 
 class Trail:
@@ -108,18 +117,30 @@ class Trail:
         except (OSError, ConfigError) as error:
             raise Unreachable("the audit trail cannot be written", why=str(error), hint="see: fedscale audit verify") from None
 
-    def read(self) -> list[Deed]:
+    def read(self) -> Iterator[Deed]:
         """All lines, the oldest first; one that was cut off by a crash was never answered for and is none.
 
         Raises:
             ConfigError: a line is none of a trail.
         """
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        lines = data[: data.rfind(b"\n") + 1].splitlines()
-        return [_deed(line, at, self.path) for at, line in enumerate(lines, 1)]
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            yield from (_deed(line, at, self.path) for at, line in enumerate(file, 1) if line.endswith(b"\n"))
+
+    def newest(self, count: int, before: int = 0, who: str = "") -> list[Deed]:
+        """Some lines, the newest first; of a long trail no more is read than it takes.
+
+        Args:
+            count: how many at most.
+            before: only lines with a smaller number; 0 for all.
+            who: only lines of this one.
+
+        Raises:
+            ConfigError: a line is none of a trail.
+        """
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            deeds = (_deed(line, 0, self.path) for line in _backwards(file, _end(file, before, self.path)))
+            return list(islice((deed for deed in deeds if (not before or deed.seq < before) and who in ("", deed.who)), count))
+        return []
 
     def verify(self, known: Head | None = None) -> Head:
         """Check every line, the chain and its end; returns the head.
@@ -131,11 +152,17 @@ class Trail:
             RunFailed: with the first thing that is wrong.
             ConfigError: a line is none of a trail.
         """
-        noted = self._noted()  # before the lines, to which somebody may be adding
-        deeds = self.read()
-        if problem := next(_flaws(deeds), "") or _missing(deeds, known) or _missing(deeds, noted):
+        heads = [head for head in (known, self._noted()) if head]  # before the lines, to which somebody may be adding
+        last, problem = (0, ORIGIN), ""
+        for deed in self.read():
+            problem = _flaw(deed, last) or _other(deed, heads)
+            if problem:
+                break
+            last = deed.seq, deed.digest
+        problem = problem or next((f"it ends with line {last[0]}, and had {number}" for number, _ in heads if number > last[0]), "")
+        if problem:
             raise RunFailed("the audit trail does not verify", where=str(self.path), why=problem, hint="compare it with the server's log, or a copy")
-        return (deeds[-1].seq, deeds[-1].digest) if deeds else (0, ORIGIN)
+        return last
 
     def _noted(self) -> Head | None:
         """What the file beside the trail says of its end."""
@@ -202,23 +229,47 @@ def _deed(line: bytes, number: int, path: Path) -> Deed:
         raise ConfigError("this is no line of an audit trail", where=where, hint=LOOK) from None
 
 
-def _flaws(deeds: list[Deed]) -> Iterator[str]:
-    """What is wrong with a chain."""
-    seq, digest = 0, ORIGIN
-    for deed in deeds:
-        if deed.seq != seq + 1:
-            yield f"line {seq + 1} is missing or stands elsewhere"
-        if deed.digest != deed.hashed():
-            yield f"line {deed.seq} was edited"
-        if deed.previous != digest:
-            yield f"line {deed.seq} does not follow the one before it"
-        seq, digest = deed.seq, deed.digest
+def _flaw(deed: Deed, last: Head) -> str:
+    """Why a line cannot stand behind the last one; empty when it can."""
+    if deed.seq != last[0] + 1:
+        return f"line {last[0] + 1} is missing or stands elsewhere"
+    if deed.digest != deed.hashed():
+        return f"line {deed.seq} was edited"
+    return "" if deed.previous == last[1] else f"line {deed.seq} does not follow the one before it"
 
 
-def _missing(deeds: list[Deed], known: Head | None) -> str:
-    """Why a trail does not contain a head; empty when it does."""
-    if known is None or known == (0, ORIGIN):
-        return ""
-    if known[0] > len(deeds):
-        return f"it ends with line {len(deeds)}, and had {known[0]}"
-    return "" if deeds[known[0] - 1].digest == known[1] else f"line {known[0]} is another than the one that was noted"
+def _other(deed: Deed, heads: Iterable[Head]) -> str:
+    """That a line is not the one that was noted under its number; empty when it is."""
+    return next((f"line {deed.seq} is another than the one that was noted" for head in heads if head[0] == deed.seq and head[1] != deed.digest), "")
+
+
+def _backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """The lines before a place where one ends, the last one first."""
+    rest = b""
+    while end:
+        start = max(end - TAIL_BYTES, 0)
+        file.seek(start)
+        rest, *lines = (file.read(end - start) + rest).splitlines(keepends=True)
+        yield from reversed(lines)
+        end = start
+    if rest:
+        yield rest
+
+
+def _end(file: BinaryIO, before: int, path: Path) -> int:
+    """Where the lines with a smaller number end, and perhaps some more; for 0 where all do. By bisection: numbers rise with the place."""
+    low, size = 0, file.seek(0, os.SEEK_END)
+    high = file.seek(max(size - TAIL_BYTES, 0))
+    high += file.read().rfind(b"\n") + 1  # a line that was cut off by a crash is none
+    while before and high - low > TAIL_BYTES:
+        middle = (low + high) // 2
+        file.seek(middle)
+        file.readline()
+        begins = file.tell()
+        if begins >= high:
+            break
+        if _deed(file.readline(), 0, path).seq < before:
+            low = middle
+        else:
+            high = begins
+    return high

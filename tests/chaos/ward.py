@@ -121,7 +121,7 @@ class Ward:
         return True
 
     async def detail(self, run: str) -> Any:
-        return await self.running.admin.control.GetRun(pb.GetRunRequest(run=run))
+        return (await self.running.detail(run))[0]
 
     async def knows(self, run: str) -> bool:
         """Whether the server has heard of a run."""

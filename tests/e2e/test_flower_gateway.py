@@ -15,7 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.e2e.federation import Federation, environment
-from tests.e2e.test_flower import LOADER, PATIENCE, TOGETHER, expected
+from tests.e2e.partners import LOADER
+from tests.e2e.test_flower import PATIENCE, TOGETHER, expected
 from tests.flower import samples
 
 SCRIPT = Path(sys.executable).with_name("flower-supernode")

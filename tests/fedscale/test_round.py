@@ -250,6 +250,15 @@ def test_no_site_shows_metrics_when_the_plan_shows_none() -> None:
     assert current.sites == {}
 
 
+@pytest.mark.parametrize(("least", "told"), [(0.0, True), (16.0, True), (16.5, False)])
+def test_a_sum_of_too_few_shows_neither_metrics_nor_weight_and_trains_all_the_same(least: float, told: bool) -> None:
+    current = opened(least=least, target=2)
+    play(current, answered("a"), answered("b", 3.0))
+    aggregate, outcome = current.result()
+    assert (outcome.metrics, outcome.weight) == (({"loss": 0.5}, 16.0) if told else ({}, 0.0))
+    assert (aggregate.weight, aggregate.delta) == (16.0, pytest.approx([2.0, -2.0]))
+
+
 @given(st.permutations("abcd"), st.integers(1, 4))
 def test_any_order_of_arrival_gives_the_same_bits(order: list[str], target: int) -> None:
     current = opened(target=4, quorum=target)

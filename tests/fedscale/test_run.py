@@ -345,6 +345,37 @@ def test_sites_are_shown_as_the_plan_says(per_site: bool, shown: dict[str, Any])
 
 
 @pytest.mark.parametrize(
+    ("tables", "weight", "train", "evaluate"),
+    [
+        ({}, 10, {"loss": 0.5}, {"loss": 0.5}),
+        ({}, 9, {}, {}),
+        ({"evaluate": {"min_cell": 5, "per_site": False}}, 5, {"loss": 0.5}, {"loss": 0.5}),
+        ({"strategy": {"weighting": "equal"}}, 10, {}, {"loss": 0.5}),
+        ({"strategy": {"weighting": "equal"}}, 9, {}, {}),
+    ],
+)
+def test_what_one_small_site_answers_is_not_shown_as_that_of_all(
+    tables: dict[str, Any], weight: float, train: dict[str, float], evaluate: dict[str, float]
+) -> None:
+    """Where all answers weigh one, of how many examples a single site tells is known to nobody but itself."""
+    here, equal = World(plan_of(clients={"min_per_round": 1}, **tables)), "strategy" in tables
+    here.begin("ada")
+    here.everybody(weight=1 if equal else weight, loss=0.5 if equal else weight / 2)
+    here.send(Roster(("ada",)))
+    here.everybody(weight=weight, loss=weight / 2)
+    assert [outcome.metrics for outcome in here.run.history] == [train, evaluate]
+    assert [outcome.weight > 0 for outcome in here.run.history] == [bool(train), bool(evaluate)]
+    assert here.run.history[1].sites == ({"ada": {"loss": 0.5}} if evaluate and "evaluate" not in tables else {})
+
+
+def test_two_sites_that_weigh_the_same_are_shown_together() -> None:
+    here = World(plan_of(clients={"min_per_round": 1}, strategy={"weighting": "equal"}))
+    here.begin("ada", "ben")
+    here.everybody(weight=1, loss=0.5)
+    assert here.run.history[0].metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize(
     ("losses", "rounds"),
     [
         ([5, 4, 3, 2, 1, 1], 6),

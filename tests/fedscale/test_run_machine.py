@@ -55,7 +55,7 @@ class Anything(RuleBasedStateMachine):
         plan = plan_of(
             clients={"select": select, "over_select": over, "min_per_round": quorum},
             strategy={"name": strategy, "rounds": rounds},
-            evaluate={"every": every},
+            evaluate={"every": every, "min_cell": 1},
             aggregate={"bound": 8, "weight_cap": 64},
         )
         self.world = World(plan, schema=ONE_EACH)

@@ -53,6 +53,9 @@ class Coordinator:
             context.abort(answer, "no details")
         return answer
 
+    def parts(self, request: pb.GetRunRequest, context: grpc.ServicerContext) -> Iterator[pb.RunDetail]:
+        yield self.answer("GetRun", request, context)
+
     def watch(self, request: pb.WatchRunRequest, context: grpc.ServicerContext) -> Iterator[pb.RunEvent]:
         self.asked.append(("WatchRun", request))
         for message in self.streams.pop(0):
@@ -80,7 +83,9 @@ def control_handler(coordinator: Coordinator) -> grpc.GenericRpcHandler:
     made = {}
     for method in pb.DESCRIPTOR.services_by_name["Control"].methods:
         reads, writes = getattr(pb, method.input_type.name).FromString, getattr(pb, method.output_type.name).SerializeToString
-        if method.server_streaming:
+        if method.name == "GetRun":
+            made[method.name] = grpc.unary_stream_rpc_method_handler(coordinator.parts, reads, writes)
+        elif method.server_streaming:
             made[method.name] = grpc.unary_stream_rpc_method_handler(coordinator.watch, reads, writes)
         else:
             made[method.name] = grpc.unary_unary_rpc_method_handler(partial(coordinator.answer, method.name), reads, writes)

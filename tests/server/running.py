@@ -148,6 +148,7 @@ class Node(Person):
     asks: list[Ask] = field(default_factory=list)
     released: list[tuple[str, str, int]] = field(default_factory=list)
     taken: int = 0
+    mute: bool = False
     ended: grpc.aio.AioRpcError | None = None
     _outbox: asyncio.Queue[node_pb2.NodeMessage | None] | None = None
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
@@ -172,6 +173,8 @@ class Node(Person):
             try:
                 message = await asyncio.wait_for(outbox.get(), heartbeat)
             except TimeoutError:
+                if self.mute:
+                    continue
                 message = node_pb2.NodeMessage(heartbeat=node_pb2.Heartbeat())
             if message is None:
                 return
@@ -388,8 +391,8 @@ class Running:
 
     async def detail(self, run: str) -> tuple[Any, dict[str, Any]]:
         """What a run is and its record."""
-        reply = await self.admin.control.GetRun(pb.GetRunRequest(run=run))
-        return reply, json.loads(reply.record)
+        first, *rest = [part async for part in self.admin.control.GetRun(pb.GetRunRequest(run=run))]
+        return first, json.loads("".join(part.record for part in (first, *rest)))
 
     async def over(self, run: str) -> tuple[Any, dict[str, Any]]:
         """The same once the run is over."""

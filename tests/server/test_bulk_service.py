@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,11 +20,16 @@ from fedscale.identity import Role
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.ring import LIMBS, WORD
 from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of
+from fedscale.wire.codec import DIGEST_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed
 from fedscale.wire.convert import key_text
 from fedscale.wire.limits import METADATA
 from fedscale_server.driver import Driver
+from fedscale_server.home import Home
+from fedscale_server.inflow import AHEAD
+from fedscale_server.registry import Registry
 from fedscale_server.services import bulk
+from fedscale_server.services.bulk import BulkService
+from fedscale_server.trail import Trail
 from fedscale_server.uploads import Upload
 from tests.server.running import BUNDLE, PATIENCE, SCHEMA, Ask, Node, Receipt, Running, plan_text, refusal, soon, until
 
@@ -382,6 +390,31 @@ async def test_an_upload_that_stands_still_lets_others_pass(server: Running, mon
     for error in await soon(asyncio.gather(*stalled)):
         assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "a transfer stands still (nothing came for 0.2 s); send it again")
     assert (await nodes[0].answer(asks[0], 1.0)).verdict == Receipt.ACCEPTED
+
+
+async def test_streams_that_have_their_turn_hold_up_no_other_work_in_threads(
+    server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the event loop has threads for everything else, and each is waited for."""
+    monkeypatch.setattr(bulk, "FLOW_SECONDS", 3600.0)
+    registry = Registry(server.engine.store, Home.load(server.path).authority, server.engine.clock)
+    service = BulkService(server.engine, registry, 40, 1 << 30, Trail(tmp_path, server.engine.now))
+    taken, go = Counter[int](), asyncio.Event()
+
+    async def pausing() -> AsyncIterator[bytes]:
+        yield sealed(bytes(AHEAD))
+        await go.wait()
+        yield sealed(b"x")
+
+    def take(number: int, frame: memoryview) -> None:
+        taken[number] += len(frame)
+
+    pouring = [asyncio.create_task(service._pour(pausing(), partial(take, n), service._admission.guest())) for n in range(40)]
+    await until(lambda: set(taken.values()) == {AHEAD} and len(taken) == 40)
+    assert await soon(asyncio.to_thread(threading.active_count)) > 40
+    go.set()
+    await soon(asyncio.gather(*pouring))
+    assert set(taken.values()) == {AHEAD + 1}
 
 
 async def test_an_upload_that_breaks_off_leaves_its_beginning_until_the_round_is_closed(server: Running) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from fedscale import bundle, cli, console
 from fedscale.errors import BundleError, Cause, Conflict, Failure, NotFound, PlanError
+from fedscale.flower.deployment import job_of
 from fedscale.plan import Plan
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.proto.v1 import control_pb2 as pb
@@ -21,6 +23,7 @@ from fedscale.vector import Schema
 from fedscale.wire.codec import digest_of
 from fedscale_server.packing import pack_job
 from tests.command import Terminal, caught, fedscale
+from tests.flower import samples
 from tests.server.fake_coordinator import Coordinator, serving
 
 JOB = """[job]
@@ -355,6 +358,29 @@ def test_packing_needs_the_app(job: Path) -> None:
     assert "model/net/__init__.py" in bundle.read(pack_job(job, plan))
 
 
+# ------------------------------------------------------------------------------------------------------------------ lead
+
+
+@pytest.mark.requires("flower")
+@pytest.mark.parametrize(
+    ("settings", "edit", "what"),
+    [
+        ((), "# more", "run risk-1 was begun with another app, or with other settings of it"),
+        (("lr=0.25",), "", "run risk-1 was begun with another app, or with other settings of it"),
+        (("clients.wait_for=2",), "", "run risk-1 was begun with another plan"),
+    ],
+    ids=["code", "config", "plan"],
+)
+def test_a_run_is_led_on_by_the_app_that_began_it(coordinator: Coordinator, tmp_path: Path, settings: tuple[str, ...], edit: str, what: str) -> None:
+    folder = samples.write(tmp_path / "app")
+    begun = replace(record("running"), plan_toml=job_of(folder, led=True)[1].to_toml())
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info("running"), record=begun.to_json())
+    with (folder / "sample" / "server_app.py").open("a") as file:
+        file.write(edit)
+    error = fedscale("run", "lead", folder, "--run", "risk-1", *(word for given in settings for word in ("--set", given)), "--json").error
+    assert (error["type"], error["what"], error["hint"]) == ("Conflict", what, "give the same directory, as it was, and the same --set as then")
+
+
 # ------------------------------------------------------------------------------------------------------- report, export
 
 
@@ -380,10 +406,22 @@ def test_export_writes_the_model(coordinator: Coordinator, tmp_path: Path) -> No
     assert fedscale("run", "export", "risk-1").out == "risk-1.safetensors\n"
 
 
-def test_export_without_a_model(coordinator: Coordinator) -> None:
+@pytest.mark.parametrize(
+    ("job", "what", "hint"),
+    [
+        (JOB, "run risk-1 has no model yet", "follow it: fedscale run watch risk-1"),
+        (
+            '[job]\nname = "risk"\n[strategy]\nname = "led"\n',
+            "the coordinator has no model of run risk-1",
+            "it lies where the leader was started: runs/risk-1/model.safetensors, or in the folder of its --out",
+        ),
+    ],
+    ids=["ours", "led"],
+)
+def test_export_without_a_model(coordinator: Coordinator, job: str, what: str, hint: str) -> None:
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info(), record=replace(record(), plan_toml=job).to_json())
     error = fedscale("run", "export", "risk-1", "--json").error
-    assert (error["type"], error["exit_code"]) == (Conflict.__name__, 6)
-    assert "fedscale run watch risk-1" in error["hint"]
+    assert (error["type"], error["exit_code"], error["what"], error["hint"]) == (Conflict.__name__, 6, what, hint)
 
 
 def test_a_model_that_cannot_be_written_leaves_no_half_of_it(coordinator: Coordinator, tmp_path: Path) -> None:

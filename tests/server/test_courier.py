@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -88,6 +89,20 @@ async def replied(node: Node, body: bytes = REPLY) -> Any:
     return await node.submit(ask.key, body)
 
 
+async def answered(server: Running) -> tuple[Leader, Courier]:
+    """A led run whose one letter is answered."""
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    await replied(ada)
+    return leader, _courier(server, leader)
+
+
+def refusing(*_: Any) -> Any:
+    """What disks say that are full, or were just pulled."""
+    raise OSError("no space left")
+
+
 async def test_letters_go_out_and_replies_come_back_in_order(server: Running) -> None:
     ada, bob = await server.nodes("ada", "bob")
     leader = await Leader.begin(server)
@@ -114,6 +129,8 @@ async def test_letters_go_out_and_replies_come_back_in_order(server: Running) ->
     assert (record["nodes"], record["status"]) == (["ada", "bob"], "completed")
     deeds = (server.path / "audit.jsonl").read_text()
     assert '"run led"' in deeds, "who sees single answers is on record"
+    # What their apps remember of the run, the nodes may forget.
+    await until(lambda: [node.released for node in (ada, bob)] == [[(leader.run, "message", 0)]] * 2)
 
 
 async def test_what_was_said_is_told_again_after_the_server_came_back(server: Running) -> None:
@@ -156,6 +173,22 @@ async def test_replies_are_unreadable_on_disk_and_gone_with_the_run(server: Runn
     assert not any((folder / "blobs" / digest_of(MODEL)).parent.glob("[0-9a-f]*")), "a content goes with its last letter"
     await leader.conclude()
     assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("spoil", "what"), [(lambda path: path.write_bytes(b"spoilt.."), "damaged"), (lambda path: path.unlink(), "missing")])
+async def test_a_reply_that_the_disk_has_lost_holds_up_no_other(server: Running, spoil: Callable[[Path], Any], what: str) -> None:
+    (ada,) = await server.nodes("ada")
+    leader = await Leader.begin(server, min_per_round=1)
+    await leader.ask("ada")
+    await replied(ada, b"first...")
+    (file,) = (server.path / "runs" / leader.run / "answers").iterdir()
+    spoil(file)
+    await leader.ask("ada", 2)
+    await replied(ada, b"second..")
+    lost, whole = [await leader.next() for _ in range(2)]
+    assert (lost.number, lost.data, lost.cause, lost.where) == (1, b"", "lost", "the coordinator's disk")
+    assert what in lost.what
+    assert (whole.number, whole.data, whole.cause) == (2, b"second..", "")
 
 
 async def test_a_failure_is_told_and_stands_in_the_record(server: Running) -> None:
@@ -358,7 +391,7 @@ async def test_a_pause_costs_nobody_an_answer_nor_a_letter_its_time(server: Runn
     assert (await leader.next()).data == b"ada."
     courier = _courier(server, leader)
     courier._give_up(("bob", 1), GONE)
-    await courier.settled()
+    await courier.errands.settled()
     assert courier.book.run.open["bob"], "its time stands still"
     before = courier.book.posted_at["bob", 1]
     await control.SteerRun(pb.SteerRunRequest(run=leader.run, action="resume"))
@@ -413,17 +446,9 @@ async def test_only_whoever_began_to_lead_is_told_single_answers(server: Running
 
 @pytest.mark.parametrize(("where", "name"), [("store", "finish"), ("spool", "clear")])
 async def test_an_end_that_cannot_be_stored_is_tried_again(server: Running, monkeypatch: pytest.MonkeyPatch, where: str, name: str) -> None:
-    (ada,) = await server.nodes("ada")
-    leader = await Leader.begin(server, min_per_round=1)
-    await leader.ask("ada")
-    await replied(ada)
-    courier = _courier(server, leader)
-
-    def full(*_: Any) -> Any:
-        raise OSError("no space left")
-
+    leader, courier = await answered(server)
     with monkeypatch.context() as patched:
-        patched.setattr(getattr(courier.book, where), name, full)
+        patched.setattr(getattr(courier.book, where), name, refusing)
         assert (await refusal(leader.conclude())).code() is grpc.StatusCode.UNAVAILABLE
     assert (await leader.conclude()).status == "completed"
     assert [path for path in (server.path / "runs" / leader.run).rglob("*") if path.is_file()] == []
@@ -431,17 +456,9 @@ async def test_an_end_that_cannot_be_stored_is_tried_again(server: Running, monk
 
 
 async def test_a_crash_before_the_end_is_written_down_leaves_no_reply(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    (ada,) = await server.nodes("ada")
-    leader = await Leader.begin(server, min_per_round=1)
-    await leader.ask("ada")
-    await replied(ada)
-    courier = _courier(server, leader)
-
-    def crashed(*_: Any) -> Any:
-        raise OSError("the machine is gone")
-
+    leader, courier = await answered(server)
     with monkeypatch.context() as patched:
-        patched.setattr(courier.book, "close", crashed)
+        patched.setattr(courier.book, "close", refusing)
         await refusal(leader.conclude())
         await server.restart()
     assert (await server.over(leader.run))[1]["status"] == "completed"
@@ -490,11 +507,24 @@ async def test_lines_that_were_stored_without_a_word_count(server: Running, monk
 
 async def test_phases_of_a_round_that_are_no_training_are_one_in_the_record(server: Running) -> None:
     """Pages know a phase by its round: two of the same name would hide each other's metrics."""
-    (ada,) = await server.nodes("ada")
-    leader = await Leader.begin(server, min_per_round=1)
+    nodes = await server.nodes("ada", "bob")
+    leader = await Leader.begin(server)
     for number, phase in enumerate(("query", "train", "evaluate"), 1):
-        await leader.ask("ada", number, phase=phase, round=1)
-        await replied(ada)
+        for node in nodes:
+            await leader.ask(node.name, number, phase=phase, round=1)
+            assert (await replied(node)).verdict == Receipt.ACCEPTED
     await leader.conclude(metrics=[("evaluate", 1, {"loss": 0.5})])
     _, record = await server.over(leader.run)
     assert sorted((row["phase"], row["number"], row["metrics"]) for row in record["rounds"]) == [("evaluate", 1, {"loss": 0.5}), ("train", 1, {})]
+
+
+async def test_what_a_leader_makes_of_a_single_site_is_not_shown_as_of_all(server: Running) -> None:
+    ada, bob = await server.nodes("ada", "bob")
+    leader = await Leader.begin(server)
+    for node, number, of_round in ((ada, 1, 1), (ada, 2, 2), (bob, 1, 2)):
+        await leader.ask(node.name, number, round=of_round)
+        assert (await replied(node)).verdict == Receipt.ACCEPTED
+    await leader.conclude(metrics=[("train", 1, {"loss": 0.5}), ("train", 2, {"loss": 0.25}), ("evaluate", 2, {"loss": 0.125})])
+    _, record = await server.over(leader.run)
+    found = {(row["phase"], row["number"]): (row["answered"], row["metrics"]) for row in record["rounds"]}
+    assert found == {("train", 1): (["ada"], {}), ("train", 2): (["ada", "bob"], {"loss": 0.25}), ("evaluate", 2): ([], {"loss": 0.125})}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from functools import partial
 from operator import contains
 from typing import Any
@@ -62,7 +63,7 @@ async def test_a_node_that_is_back_before_its_loss_is_noticed_was_never_lost(ser
     assert driver is not None
     assert session is not None
     driver.disconnected("ada")
-    await driver.settled()
+    await driver.errands.settled()
     await ada.answer(ask, 2.0)
     assert "lost" not in kinds(await server.events(run))
 
@@ -91,11 +92,24 @@ async def test_a_node_that_stays_away_longer_than_rejoin_has_failed(server: Runn
 async def test_a_silent_node_is_lost(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedscale_server.services.node.SILENCE_SECONDS", 0.3)
     ada = await server.node("ada", connect=False)
-    await ada.connect(heartbeat=60.0)
+    await ada.connect(heartbeat=0.03)
     run = await server.submit(plan_text(clients={"min_per_round": 1}))
     await ada.initialize(await ada.ask("init"))
+    ada.mute = True
     assert await event(server, run, "lost", "ada") == {}
     await until(lambda: server.engine.sessions.get("ada") is None)
+
+
+async def test_a_server_that_was_held_up_lets_go_of_nobody(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedscale_server.services.node.SILENCE_SECONDS", 1.0)
+    ada = await server.node("ada", connect=False)
+    await ada.connect(heartbeat=0.1)
+    session = server.engine.sessions.get("ada")
+    for _ in range(3):
+        time.sleep(1.5)  # noqa: ASYNC251 - the event loop is what is held up
+        await asyncio.sleep(0.3)
+    assert server.engine.sessions.get("ada") is session is not None
+    assert ada.connected
 
 
 async def test_a_node_that_vanished_before_it_was_asked_is_lost_and_others_go_on(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ async def test_revocation_cuts_an_upload_on_its_way(server: Running) -> None:
 
 
 async def test_errors_arrive_with_their_class_and_words(server: Running) -> None:
-    error = await refusal(server.admin.control.GetRun(pb.GetRunRequest(run="nothing-here")))
+    error = await refusal(anext(aiter(server.admin.control.GetRun(pb.GetRunRequest(run="nothing-here")))))
     sent = dict(error.trailing_metadata() or ())[ERROR_KEY]
     assert (error.code(), error.details()) == (Code.NOT_FOUND, "no run 'nothing-here'; see: fedscale run list")
     assert json.loads(sent) == {"type": "NotFound", "what": "no run 'nothing-here'", "where": "", "why": "", "hint": "see: fedscale run list"}

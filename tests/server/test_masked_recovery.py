@@ -32,6 +32,8 @@ from fedscale_server.sessions import Session, Sessions
 from fedscale_server.spool import Spool
 from fedscale_server.store.depot import FolderDepot, Shelf
 from fedscale_server.store.store import Store
+from fedscale_server.tally import Tally
+from fedscale_server.work import World
 from tests.server.running import plan_text
 from tests.server.samples import add_run, later
 
@@ -214,7 +216,7 @@ class Circle:
         self.sites, self.sessions = sites, Sessions()
         for node in NODES:
             self.sessions.add(Session(node, "ward", frozenset({"default"}), "0"))
-        self.driver = Driver(book, self.sessions, SystemClock(), lambda _: None)
+        self.driver = Driver(book, World(self.sessions, SystemClock(), lambda _: None, Tally()))
 
     def told(self) -> list[Tell]:
         """What all nodes were told since the last time, put together again."""

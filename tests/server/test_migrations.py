@@ -102,7 +102,7 @@ def test_the_data_of_every_release_is_kept(empty_url: str, revision: str, opened
     store = opened(empty_url)
     day = later(86_400)
     assert store.projects() == [("ward", 1, 1)]
-    ticket = store.ticket(BEARER, NOW)
+    ticket = store.ticket("t1", "c0ffee")
     assert (ticket.project, ticket.role, ticket.name, ticket.expires_at, ticket.used_at) == ("ward", "node", "alpha", day, None)
     (member,) = store.members("ward")
     assert (member.name, member.role, member.serial, member.expires_at, member.joined_at) == ("alpha", "node", "5e", day, NOW)

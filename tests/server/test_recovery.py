@@ -174,6 +174,8 @@ class World:
                             return await person.fetch(request)
                         if method == "WatchRun":
                             return [event async for event in person.control.WatchRun(request)]
+                        if method == "GetRun":
+                            return await anext(aiter(person.control.GetRun(request, timeout=5)))
                         return await getattr(person.control, method)(request, timeout=5)
                 await asyncio.sleep(0.02)
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from fedscale.proto.v1 import node_pb2 as pb
-from fedscale_server.sessions import QUEUE, Session, Sessions
+from fedscale_server.sessions import QUEUE, Session, Sessions, Watch
+from tests.server.running import soon
 
 HELLO = pb.ServerMessage(heartbeat=pb.Heartbeat())
 
@@ -67,3 +71,35 @@ async def test_eligible_is_who_belongs_to_the_project_and_offers_the_dataset() -
     assert sessions.eligible("ward", "default") == ("ada", "cyd")
     assert sessions.eligible("ward", "old") == ("ada", "dee")
     assert sessions.eligible("ward", "none") == ()
+
+
+async def test_who_says_nothing_is_noticed_once() -> None:
+    times, began = asyncio.Queue[float](), time.monotonic()
+    watch = Watch(0.2, lambda: times.put_nowait(time.monotonic()))
+    assert await soon(times.get()) - began >= 0.2
+    await asyncio.sleep(0.3)
+    assert times.empty()
+    watch.stop()
+
+
+async def test_a_server_that_was_held_up_holds_it_against_nobody() -> None:
+    """Everything that nodes have said meanwhile waits to be read when it wakes."""
+    silent = asyncio.Event()
+    watch = Watch(0.4, silent.set)
+    for _ in range(3):
+        time.sleep(0.6)  # noqa: ASYNC251 - the event loop is what is held up
+        await asyncio.sleep(0)
+        with watch.heard():
+            assert not silent.is_set()
+    await soon(silent.wait())
+
+
+async def test_what_a_node_has_said_may_take_long_to_deal_with() -> None:
+    silent = asyncio.Event()
+    watch = Watch(0.05, silent.set)
+    with watch.heard():
+        await asyncio.sleep(0.3)
+    assert not silent.is_set()
+    watch.stop()
+    await asyncio.sleep(0.2)
+    assert not silent.is_set()

@@ -10,14 +10,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+import fedscale_server.trail
 from fedscale.errors import ConfigError, RunFailed
-from fedscale_server.trail import ORIGIN, Deed, Trail, head_of
+from fedscale_server.trail import ORIGIN, TAIL_BYTES, Deed, Trail, head_of
 from tests.command import fedscale
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -38,7 +39,7 @@ def lines(trail: Trail) -> list[bytes]:
 
 
 def test_a_trail_verifies_and_says_where_it_ends(trail: Trail) -> None:
-    deeds = trail.read()
+    deeds = list(trail.read())
     assert [deed.seq for deed in deeds] == list(range(1, LINES + 1))
     assert trail.verify() == (LINES, deeds[-1].digest)
     assert trail.verify((2, deeds[1].digest)) == (LINES, deeds[-1].digest)
@@ -241,7 +242,7 @@ def test_a_line_that_a_crash_cut_off_is_none(trail: Trail) -> None:
     head = trail.verify()
     with trail.path.open("ab") as file:
         file.write(b'{"seq": 7, "who"')
-    assert len(trail.read()) == LINES
+    assert len(list(trail.read())) == LINES
     assert trail.verify() == head
 
 
@@ -253,3 +254,59 @@ def test_a_full_disk_leaves_no_half_of_a_line(trail: Trail, monkeypatch: pytest.
     monkeypatch.undo()
     assert trail.verify()[0] == LINES
     assert trail.note("grace", "dashboard", "logged in").seq == LINES + 1
+
+
+def long_trail(folder: Path, count: int) -> Trail:
+    """A trail of many lines of very different length, made without a disk write each."""
+    made, digest, rng = Trail(folder, lambda: NOW), ORIGIN, random.Random(3)
+    with made.path.open("wb") as file:
+        for seq in range(1, count + 1):
+            facts = {"reason": "x" * rng.choice((0, 10, 200)), "app": "y" * rng.choice((0, 64))}
+            deed = Deed(seq, NOW.isoformat(), ("ada", "bob", "cyd")[seq % 3], "dashboard", "run pause", f"run-{seq}", facts, digest, "")
+            deed = replace(deed, digest=deed.hashed())
+            digest = deed.digest
+            file.write(json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
+    return made
+
+
+@pytest.mark.parametrize("cut", [b"", b'{"seq":2001,"at"'], ids=["whole", "cut off"])
+def test_pages_of_a_long_trail_are_what_reading_all_of_it_gives(tmp_path: Path, cut: bytes) -> None:
+    trail = long_trail(tmp_path, 2000)
+    everything = list(trail.read())
+    with trail.path.open("ab") as file:
+        file.write(cut)
+    assert trail.verify() == (2000, everything[-1].digest)
+    for before in (0, 1, 2, 3, 41, 700, 701, 1333, 1999, 2000, 2001, 9999):
+        wanted = [deed for deed in reversed(everything) if not before or deed.seq < before]
+        assert trail.newest(40, before) == wanted[:40], before
+        assert trail.newest(25, before, "bob") == [deed for deed in wanted if deed.who == "bob"][:25], before
+    assert trail.newest(5000) == everything[::-1]
+    assert trail.newest(10, who="nobody") == []
+
+
+def test_page_after_page_leads_to_the_first_line(tmp_path: Path) -> None:
+    trail, before, seen = long_trail(tmp_path, 1000), 0, list[int]()
+    while page := trail.newest(300, before):
+        before = page[-1].seq
+        seen += [deed.seq for deed in page]
+    assert seen == list(range(1000, 0, -1))
+
+
+def test_a_page_reads_little_of_a_long_trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trail, told = long_trail(tmp_path, 8000), list[int]()
+    honest = fedscale_server.trail._deed
+
+    def counting(line: bytes, number: int, path: Path) -> Deed:
+        told.append(len(line))
+        return honest(line, number, path)
+
+    monkeypatch.setattr(fedscale_server.trail, "_deed", counting)
+    for before in (0, 5000, 3000, 100):
+        told.clear()
+        assert trail.newest(50, before)[0].seq == (before or 8001) - 1
+        assert sum(told) < 3 * TAIL_BYTES < trail.path.stat().st_size / 8
+
+
+def test_no_trail_has_no_lines(tmp_path: Path) -> None:
+    trail = Trail(tmp_path, lambda: NOW)
+    assert (trail.newest(10), list(trail.read()), trail.verify()) == ([], [], (0, ORIGIN))

@@ -240,14 +240,6 @@ async def test_nothing_that_others_wrote_becomes_markup(front: Front) -> None:
     assert "&lt;img src=x" in (await guest.http.get(f"/runs/{run}")).text
 
 
-async def test_small_cells_stay_hidden(front: Front) -> None:
-    run = await finished(front, evaluate={"min_cell": 11})
-    guest = await front.person(Role.AUDITOR)
-    page = (await guest.http.get(f"/runs/{run}")).text
-    assert (await value(guest, f"/api/runs/{run}/record"))["rounds"][-1]["sites"] == {}
-    assert "on at least 11 examples" in page
-
-
 async def test_a_failure_is_shown_with_reason_and_advice(front: Front) -> None:
     nodes = await front.running.nodes("ada", "ben")
     run, (ask, other) = await front.running.begun(*nodes, clients={"min_per_round": 1, "wait_for": 2})

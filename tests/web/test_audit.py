@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import grpc
@@ -11,7 +12,9 @@ from fedscale.identity import Role, Ticket, new_key, new_request
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import node_pb2, node_pb2_grpc
 from fedscale.wire.codec import digest_of
+from fedscale_server.web.pages import DEEDS_SHOWN
 from tests.server.running import BUNDLE, plan_text, refusal
+from tests.server.test_trail import long_trail
 from tests.web.conftest import PASSWORD, Front
 
 
@@ -72,6 +75,22 @@ async def test_the_page_shows_who_did_what_and_whether_it_verifies(front: Front)
     page = (await person.http.get("/audit")).text
     assert "The audit trail does not verify: line 3 was edited." in page
     assert (await person.http.get("/api/audit/head")).json() == {"lines": 0, "head": "", "problem": "line 3 was edited"}
+
+
+async def test_a_long_trail_is_shown_page_by_page(front: Front) -> None:
+    guest = await front.person(Role.AUDITOR)
+    (front.running.path / "audit.head").unlink()
+    long_trail(front.running.path, DEEDS_SHOWN + 20)
+    first = (await guest.http.get("/audit")).text
+    assert first.count('<td class="number">') == DEEDS_SHOWN
+    assert ("All 320 lines verify." in first, "Lines 21 to 320." in first, ">Newest</a>" in first) == (True, True, False)
+    following = re.search(r'rel="next" href="([^"]*)"', first)
+    assert following is not None
+    second = (await guest.http.get("/audit" + following[1].replace("&amp;", "&"))).text
+    assert ("Lines 1 to 20." in second, ">Newest</a>" in second, ">Older</a>" in second, "verify." in second) == (True, True, False, False)
+    told = (await guest.http.get("/api/audit", params={"before": 10, "limit": 3, "who": "bob"})).json()
+    assert [(deed["seq"], deed["who"]) for deed in told] == [(7, "bob"), (4, "bob"), (1, "bob")]
+    assert (await guest.http.get("/api/audit", params={"before": -1})).status_code == 400
 
 
 async def test_what_cannot_be_noted_is_not_answered_as_done(front: Front) -> None:

@@ -465,6 +465,8 @@ Global___GetRunRequest: _TypeAlias = GetRunRequest  # noqa: Y015
 
 @_typing.final
 class RunDetail(_message.Message):
+    """Only the first one says more than how the record goes on."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INFO_FIELD_NUMBER: _builtins.int
@@ -472,7 +474,7 @@ class RunDetail(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SCHEMA_FIELD_NUMBER: _builtins.int
     record: _builtins.str
-    """the run's record as JSON"""
+    """the run's record as JSON, or the next part of it"""
     model: _builtins.str
     """SHA-256 of the newest model"""
     schema: _builtins.str

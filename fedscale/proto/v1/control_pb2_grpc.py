@@ -74,7 +74,7 @@ class ControlStub(object):
                 request_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.ListRunsReply.FromString,
                 _registered_method=True)
-        self.GetRun = channel.unary_unary(
+        self.GetRun = channel.unary_stream(
                 '/fedscale.v1.Control/GetRun',
                 request_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.RunDetail.FromString,
@@ -164,7 +164,8 @@ class ControlServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """One run; its record comes in parts.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -247,7 +248,7 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.ListRunsRequest.FromString,
                     response_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.ListRunsReply.SerializeToString,
             ),
-            'GetRun': grpc.unary_unary_rpc_method_handler(
+            'GetRun': grpc.unary_stream_rpc_method_handler(
                     servicer.GetRun,
                     request_deserializer=fedscale_dot_proto_dot_v1_dot_control__pb2.GetRunRequest.FromString,
                     response_serializer=fedscale_dot_proto_dot_v1_dot_control__pb2.RunDetail.SerializeToString,
@@ -515,7 +516,7 @@ class Control(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/fedscale.v1.Control/GetRun',

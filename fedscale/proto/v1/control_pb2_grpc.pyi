@@ -45,7 +45,8 @@ class ControlStub:
     SubmitRun: _grpc.UnaryUnaryMultiCallable[_control_pb2.SubmitRunRequest, _control_pb2.RunInfo]
     """Start a run; the bundle was stored with Bulk.Put before. The same key never starts a second run."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListRunsRequest, _control_pb2.ListRunsReply]
-    GetRun: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetRunRequest, _control_pb2.RunDetail]
+    GetRun: _grpc.UnaryStreamMultiCallable[_control_pb2.GetRunRequest, _control_pb2.RunDetail]
+    """One run; its record comes in parts."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_control_pb2.WatchRunRequest, _control_pb2.RunEvent]
     """Everything that happens to a run, from its first event or from a sequence number on, until it ends."""
     SteerRun: _grpc.UnaryUnaryMultiCallable[_control_pb2.SteerRunRequest, _control_pb2.RunInfo]
@@ -74,7 +75,8 @@ class ControlAsyncStub(ControlStub):
     SubmitRun: _aio.UnaryUnaryMultiCallable[_control_pb2.SubmitRunRequest, _control_pb2.RunInfo]  # type: ignore[assignment]
     """Start a run; the bundle was stored with Bulk.Put before. The same key never starts a second run."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_control_pb2.ListRunsRequest, _control_pb2.ListRunsReply]  # type: ignore[assignment]
-    GetRun: _aio.UnaryUnaryMultiCallable[_control_pb2.GetRunRequest, _control_pb2.RunDetail]  # type: ignore[assignment]
+    GetRun: _aio.UnaryStreamMultiCallable[_control_pb2.GetRunRequest, _control_pb2.RunDetail]  # type: ignore[assignment]
+    """One run; its record comes in parts."""
     WatchRun: _aio.UnaryStreamMultiCallable[_control_pb2.WatchRunRequest, _control_pb2.RunEvent]  # type: ignore[assignment]
     """Everything that happens to a run, from its first event or from a sequence number on, until it ends."""
     SteerRun: _aio.UnaryUnaryMultiCallable[_control_pb2.SteerRunRequest, _control_pb2.RunInfo]  # type: ignore[assignment]
@@ -154,7 +156,8 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.GetRunRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.RunDetail, _abc.Awaitable[_control_pb2.RunDetail]]: ...
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.RunDetail], _abc.AsyncIterator[_control_pb2.RunDetail]]:
+        """One run; its record comes in parts."""
 
     @_abc_1.abstractmethod
     def WatchRun(

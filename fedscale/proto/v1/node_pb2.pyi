@@ -561,6 +561,8 @@ Global___Failed: _TypeAlias = Failed  # noqa: Y015
 
 @_typing.final
 class Release(_message.Message):
+    """Nobody waits for a task's answer any more. By the phase message and the number 0: the run is over, and nothing of it is to be remembered."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int

@@ -6,8 +6,10 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -87,7 +89,7 @@ class BulkService:
 
     def __init__(self, engine: Engine, registry: Registry, uploads: int, budget: int, trail: Trail) -> None:
         self._engine, self._registry, self._trail = engine, registry, trail
-        self._turns = asyncio.Semaphore(uploads)
+        self._turns, self._hands = asyncio.Semaphore(uploads), ThreadPoolExecutor(uploads, "upload")
         self._admission = Admission(budget, engine.clock.monotonic)
         self._seats: dict[tuple[str, str], _Seat] = {}
 
@@ -116,7 +118,7 @@ class BulkService:
             file.seek(request.offset)
             if identity.role is not Role.NODE and path.parent != self._engine.bundles.folder:
                 await asyncio.to_thread(self._note, identity.name, request, driver)
-            if driver is not None:
+            if isinstance(driver, Driver):
                 driver.doing(identity.name, DOWNLOAD, again=request.offset > 0)
             size = min(max(request.frame, LEAST_FRAME), FRAME) if request.frame else FRAME
             while batch := await asyncio.to_thread(_batch, file, size):
@@ -153,7 +155,8 @@ class BulkService:
         if not driver.owes(key, node):
             return driver.receipt(key, node, given.digest)
         driver.require_size(key, given.size, given.schema)
-        driver.doing(node, UPLOAD, again=True)
+        if isinstance(driver, Driver):
+            driver.doing(node, UPLOAD, again=True)
         async with self._admitted((key[0], node), given) as (seat, leave):
             # Whoever had the seat before may have brought it in.
             if not driver.owes(key, node):
@@ -205,8 +208,8 @@ class BulkService:
 
     async def _led(self, run: str) -> Blobs:
         """Where a run that the caller leads keeps the contents of letters."""
-        courier = self._engine.courier(run)
-        await courier.lead(caller().name)
+        courier, who = self._engine.courier(run), caller().name
+        await courier.lead(who, partial(self._trail.insist, who, "certificate", "run led", run))
         return courier.book.spool.blobs
 
     @asynccontextmanager
@@ -235,20 +238,13 @@ class BulkService:
             Unreachable: nothing came for too long, or a frame is damaged.
             Busy: others need the room of a stream that stands still.
         """
-        inflow = Inflow(frames)
+        inflow, loop = Inflow(frames), asyncio.get_running_loop()
         try:
             while True:
                 async with self._turns:
                     inflow.turn(ours=True)
-                    brought = 0
-                    # Only a stream that flows is waited for: a few hundred that crawl would have all turns to themselves.
-                    while await inflow.wait(FLOW_SECONDS if brought >= AHEAD else 0.0):
-                        if (parts := inflow.take()) is None:
-                            return
-                        brought += sum(map(len, parts))
-                        await _carried(asyncio.to_thread(_taken, take, parts))
-                        self._admission.moved(leave)
-                        _still(leave)
+                    if await _carried(loop.run_in_executor(self._hands, self._flow, inflow, take, leave)):
+                        return
                     inflow.turn(ours=False)
                 here = await inflow.wait(STALL_SECONDS, {leave.ousted})
                 _still(leave)
@@ -257,11 +253,17 @@ class BulkService:
         finally:
             await inflow.close()
 
-
-def _taken(take: Callable[[memoryview], None], parts: list[bytes]) -> None:
-    """Take frames as they travelled."""
-    for part in parts:
-        take(opened(part))
+    def _flow(self, inflow: Inflow, take: Callable[[memoryview], None], leave: Pass) -> bool:
+        """Take frames for as long as they come without a pause; whether those were all. Blocks: a thread stays with a stream for the whole turn."""
+        brought = 0
+        # Only a stream that flows is waited for: a few hundred that crawl would have all turns to themselves.
+        while parts := inflow.take(FLOW_SECONDS if brought >= AHEAD else 0.0):
+            for part in parts:
+                take(opened(part))
+                brought += len(part)
+            self._admission.moved(leave)
+            _still(leave)
+        return parts is None
 
 
 def _batch(file: BinaryIO, size: int) -> list[bytes]:

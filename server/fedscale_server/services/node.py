@@ -18,11 +18,12 @@ from fedscale.tables import NAME
 from fedscale.wire.convert import failure_from_proto, key_from_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
 from fedscale_server.arrivals import Arrivals
+from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.leadership import Leadership
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
-from fedscale_server.sessions import Session
+from fedscale_server.sessions import Session, Watch
 from fedscale_server.store.admission import Arrival
 
 log = structlog.get_logger()
@@ -39,13 +40,14 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def Connect(self, request_iterator: AsyncIterator[pb.NodeMessage], context: Context) -> AsyncIterator[pb.ServerMessage]:  # noqa: ARG002, N802 - gRPC's names
         """The life of a connected node."""
         name = caller().name
-        first = await _next(request_iterator)
+        first = await _first(request_iterator)
         if first is None or first.WhichOneof("message") != "hello":
             raise ProtocolError("a control stream must begin with Hello", where=f"node {name}")
         identity = claimed(name, first.hello.identity) if first.hello.identity else ""
         member = await self._arrivals.take(Arrival(name, _offered(first.hello), first.hello.version[:64], identity))
         session = Session(name, member.project, frozenset(member.datasets), member.version, identity)
-        reader = asyncio.create_task(self._listen(request_iterator, session))
+        watch = Watch(SILENCE_SECONDS, session.close)
+        reader = asyncio.create_task(self._listen(request_iterator, session, watch))
         log.info("node connected", node=name, datasets=len(session.datasets))
         try:
             self._engine.connected(session)
@@ -60,33 +62,40 @@ class NodeService(node_pb2_grpc.NodeServicer):
             if reader.done():
                 reader.result()
         finally:
+            watch.stop()
             reader.cancel()
             self._engine.disconnected(session)
             log.info("node disconnected", node=name)
 
-    async def _listen(self, messages: AsyncIterator[pb.NodeMessage], session: Session) -> None:
-        """Read what the node says until it falls silent or leaves."""
-        while (message := await _next(messages)) is not None:
-            kind = message.WhichOneof("message")
-            if kind == "failed":
-                key = key_from_proto(message.failed.key)
-                driver = self._engine.driver(key[0])
-                if driver is not None:
-                    await driver.failed(key, session.node, failure_from_proto(message.failed))
-            elif kind == "spoken":
-                key = key_from_proto(message.spoken.key)
-                driver = self._engine.driver(key[0])
-                if driver is not None:
-                    await driver.spoken(key, session.node, message.spoken.step, message.spoken.data)
-            elif kind in ("progress", "accepted"):
-                body = message.progress if kind == "progress" else message.accepted
-                key = key_from_proto(body.key)
-                driver = self._engine.driver(key[0])
-                if driver is not None:
-                    detail = {"fraction": _fraction(message.progress.fraction)} if kind == "progress" else {}
-                    driver.passing(kind, key, session.node, detail)
-                    driver.begun(key, session.node, message.progress.stage)
+    async def _listen(self, messages: AsyncIterator[pb.NodeMessage], session: Session, watch: Watch) -> None:
+        """Read what the node says until it leaves."""
+        async for message in messages:
+            with watch.heard():
+                await self._take(message, session)
         session.close()
+
+    async def _take(self, message: pb.NodeMessage, session: Session) -> None:
+        """Pass on what a node says of a task."""
+        kind = message.WhichOneof("message")
+        if kind == "failed":
+            key = key_from_proto(message.failed.key)
+            driver = self._engine.driver(key[0])
+            if driver is not None:
+                await driver.failed(key, session.node, failure_from_proto(message.failed))
+        elif kind == "spoken":
+            key = key_from_proto(message.spoken.key)
+            driver = self._engine.driver(key[0])
+            if isinstance(driver, Driver):
+                await driver.spoken(key, session.node, message.spoken.step, message.spoken.data)
+        elif kind in ("progress", "accepted"):
+            body = message.progress if kind == "progress" else message.accepted
+            key = key_from_proto(body.key)
+            driver = self._engine.driver(key[0])
+            if driver is not None:
+                detail = {"fraction": _fraction(message.progress.fraction)} if kind == "progress" else {}
+                driver.passing(kind, key, session.node, detail)
+            if isinstance(driver, Driver):
+                driver.begun(key, session.node, message.progress.stage)
 
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: ARG002, N802 - gRPC's names
         """A fresh certificate for the same identity."""
@@ -103,10 +112,9 @@ def _fraction(told: float) -> float:
     return round(min(max(told, 0.0), 1.0), 4) if math.isfinite(told) else 0.0
 
 
-async def _next(messages: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage | None:
-    """The next message, or ``None`` when the node left or was silent for too long."""
+async def _first(messages: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage | None:
+    """The first message, or ``None`` when the node left or said nothing for too long."""
     try:
-        # Unlike wait_for, this makes no task of every message; of a thousand nodes each sends one a second.
         async with asyncio.timeout(SILENCE_SECONDS):
             return await anext(messages)
     except (StopAsyncIteration, TimeoutError):

@@ -34,7 +34,21 @@ class Bearer:
     key: str
 
 
-def open_ticket(session: Session, bearer: Bearer, now: datetime) -> Ticket:
+def known_ticket(session: Session, ticket_id: str, secret_hash: str) -> Ticket:
+    """The ticket, used or not, for whoever knows its secret.
+
+    Raises:
+        TicketError: unknown, or another secret.
+    """
+    ticket = session.get(Ticket, ticket_id)
+    if ticket is None:
+        raise TicketError("the ticket is unknown", why="this server did not issue it", hint=FRESH)
+    if not compare_digest(ticket.secret_hash.encode(), secret_hash.encode()):
+        raise TicketError("the ticket's secret is wrong", hint=FRESH)
+    return ticket
+
+
+def _open_ticket(session: Session, bearer: Bearer, now: datetime) -> Ticket:
     """The ticket of a bearer who can still use it.
 
     One that was used is good once more for who used it and has never been seen: the reply may have been lost on its way.
@@ -42,11 +56,7 @@ def open_ticket(session: Session, bearer: Bearer, now: datetime) -> Ticket:
     Raises:
         TicketError: unknown, another secret, used or expired.
     """
-    ticket = session.get(Ticket, bearer.ticket)
-    if ticket is None:
-        raise TicketError("the ticket is unknown", why="this server did not issue it", hint=FRESH)
-    if not compare_digest(ticket.secret_hash.encode(), bearer.secret_hash.encode()):
-        raise TicketError("the ticket's secret is wrong", hint=FRESH)
+    ticket = known_ticket(session, bearer.ticket, bearer.secret_hash)
     if ticket.used_at is not None and not (ticket.used_key == bearer.key and _unseen(session, ticket)):
         raise _used(ticket)
     if ticket.expires_at <= now:
@@ -71,9 +81,9 @@ def claim(session: Session, bearer: Bearer, name: str, now: datetime) -> tuple[T
         The ticket, and whether its bearer may take the place of a member of that name.
 
     Raises:
-        TicketError: as ``open_ticket``, or made out for another name.
+        TicketError: unknown, another secret, used, expired, or made out for another name.
     """
-    ticket = open_ticket(session, bearer, now)
+    ticket = _open_ticket(session, bearer, now)
     if ticket.used_by not in (None, name):
         raise _used(ticket)
     if ticket.name not in (None, name):

@@ -151,14 +151,14 @@ class Store:
             session.flush()
             note()
 
-    def ticket(self, bearer: Bearer, now: datetime) -> Ticket:
-        """The ticket of a bearer who can still use it.
+    def ticket(self, ticket_id: str, secret_hash: str) -> Ticket:
+        """A ticket, used or not, for whoever knows its secret.
 
         Raises:
-            TicketError: unknown, another secret, used or expired.
+            TicketError: unknown, or another secret.
         """
         with self._read() as session:
-            return admission.open_ticket(session, bearer, now)
+            return admission.known_ticket(session, ticket_id, secret_hash)
 
     def enrol(self, name: str, project: str, role: str, serial: str, expires_at: datetime, now: datetime, *, again: bool = False) -> Member:
         """Enter a member; ``again`` lets it take the place of one of the same name, role and project.

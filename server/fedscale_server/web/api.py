@@ -19,7 +19,7 @@ from fedscale.web.faults import body
 from fedscale.web.visitors import Visitor
 from fedscale_server.answers import Invitation, Project, RunInfo, Site, Status
 from fedscale_server.coordinator import Coordinator
-from fedscale_server.trail import Deed
+from fedscale_server.trail import Author, Deed
 from fedscale_server.web import stream
 from fedscale_server.web.accounts import Doorkeeper
 from fedscale_server.web.parcel import bundle_of, plan_of
@@ -49,6 +49,8 @@ def doorkeeper_of(request: Request) -> Doorkeeper:
     return doorkeeper
 
 
+Person = Annotated[str, Query(max_length=200)]
+Before = Annotated[int, Query(ge=0, le=2**53)]
 Desk = Annotated[Coordinator, Depends(coordinator_of)]
 Who = Annotated[Visitor, Depends(visitor_of)]
 Door = Annotated[Doorkeeper, Depends(doorkeeper_of)]
@@ -109,9 +111,9 @@ async def log_in(given: Credentials, request: Request, response: Response, door:
     try:
         visitor = await door.login(given.name, given.password, address)
     except AccessDenied:
-        await desk.noted(await door.known(given.name), DOOR, "login refused", address)
+        await desk.noted(Author(await door.known(given.name), DOOR), "login refused", address)
         raise
-    await desk.noted(visitor.name, DOOR, "logged in", address, role=str(visitor.role))
+    await desk.noted(_author(visitor), "logged in", address, role=str(visitor.role))
     return _welcomed(request, response, visitor)
 
 
@@ -119,7 +121,7 @@ async def log_in(given: Credentials, request: Request, response: Response, door:
 async def enter(given: Link, request: Request, response: Response, door: Door, desk: Desk) -> Session:
     """Log in by a one-time link."""
     visitor = await door.enter(given.token)
-    await desk.noted(visitor.name, DOOR, "logged in", request.client.host if request.client else "", role=str(visitor.role), by="link")
+    await desk.noted(_author(visitor), "logged in", request.client.host if request.client else "", role=str(visitor.role), by="link")
     return _welcomed(request, response, visitor)
 
 
@@ -139,7 +141,7 @@ async def who(visitor: Who) -> Session:
 async def log_out(visitor: Who, door: Door, desk: Desk) -> None:
     """End the login."""
     await door.logout(visitor)
-    await desk.noted(visitor.name, DOOR, "logged out")
+    await desk.noted(_author(visitor), "logged out")
 
 
 @router.get("/status")
@@ -164,8 +166,7 @@ async def sites(desk: Desk, project: str = "") -> list[Site]:
 @router.delete("/sites/{name}", status_code=204)
 async def revoke(name: str, desk: Desk, visitor: Who) -> None:
     """Shut a site out at once."""
-    await desk.revoke(name, visitor.name)
-    await desk.noted(visitor.name, DOOR, "shut out", name)
+    await desk.revoke(name, _author(visitor))
 
 
 @router.get("/projects")
@@ -177,17 +178,13 @@ async def projects(desk: Desk) -> list[Project]:
 @router.post("/projects", status_code=201)
 async def create_project(given: NewProject, desk: Desk, visitor: Who) -> Project:
     """A new, empty project."""
-    made = await desk.create_project(given.name)
-    await desk.noted(visitor.name, DOOR, "project made", made.name)
-    return made
+    return await desk.create_project(given.name, _author(visitor))
 
 
 @router.post("/projects/{project}/invitations", status_code=201)
 async def invite(project: str, given: Invite, desk: Desk, visitor: Who) -> Invitation:
     """A one-time ticket, which is shown this once."""
-    made = await desk.invite(project, given.name, given.role, given.days * 86_400)
-    await desk.noted(visitor.name, DOOR, "invited", given.name, project=project, role=given.role)
-    return made
+    return await desk.invite(project, given.name, given.role, given.days * 86_400, _author(visitor))
 
 
 @router.get("/runs")
@@ -208,9 +205,7 @@ async def submit(
     sent = {file.filename or "": await file.read() for file in files}
     plan, packed = await asyncio.to_thread(_packed, sent)
     digest = await desk.keep_bundle(packed)
-    info = await desk.submit(project, plan, digest, key or secrets.token_hex(16))
-    await desk.noted(visitor.name, DOOR, "run submitted", info.run, project=project, app=digest)
-    return info
+    return await desk.submit(project, plan, digest, key or secrets.token_hex(16), _author(visitor))
 
 
 def _packed(sent: dict[str, bytes]) -> tuple[str, bytes]:
@@ -272,27 +267,20 @@ async def run_card(run: str, desk: Desk) -> dict[str, Any]:
 async def run_model(run: str, desk: Desk, visitor: Who) -> Response:
     """The newest model of a run as safetensors."""
     info, content = await desk.model(run)
-    await desk.noted(visitor.name, DOOR, "model taken", info.run)
+    await desk.noted(_author(visitor), "model taken", info.run)
     return Response(content, media_type="application/octet-stream", headers=_attached(f"{info.run}.safetensors"))
 
 
 @router.post("/runs/{run}/state")
 async def steer(run: str, given: Steer, desk: Desk, visitor: Who) -> RunInfo:
     """Stop, pause or resume a run."""
-    info = await desk.steer(run, given.action, given.reason, visitor.name)
-    await desk.noted(visitor.name, DOOR, f"run {given.action}", info.run, reason=given.reason)
-    return info
+    return await desk.steer(run, given.action, given.reason, _author(visitor))
 
 
 @router.get("/audit")
-async def audit(desk: Desk, who: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=10_000)] = 500) -> list[Deed]:
-    """Who did what, the newest first, of one person or of all."""
-    return await asyncio.to_thread(deeds, desk, who, limit)
-
-
-def deeds(desk: Coordinator, who: str, limit: int) -> list[Deed]:
-    """The newest lines of the audit trail, the newest first."""
-    return [deed for deed in reversed(desk.trail.read()) if who in ("", deed.who)][:limit]
+async def audit(desk: Desk, who: Person = "", before: Before = 0, limit: Annotated[int, Query(ge=1, le=10_000)] = 500) -> list[Deed]:
+    """Who did what, the newest first: of one person or of all, and from before a line on."""
+    return await asyncio.to_thread(desk.trail.newest, limit, before, who)
 
 
 @router.get("/audit/head")
@@ -308,6 +296,11 @@ def verified(desk: Coordinator) -> dict[str, str | int]:
     except (RunFailed, ConfigError) as error:
         return {"lines": 0, "head": "", "problem": error.why or str(error)}
     return {"lines": lines, "head": f"{lines}:{digest}", "problem": ""}
+
+
+def _author(visitor: Visitor) -> Author:
+    """A visitor, as the audit trail names them."""
+    return Author(visitor.name, DOOR)
 
 
 async def _still(door: Doorkeeper, visitor: Visitor) -> bool:

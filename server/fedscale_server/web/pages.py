@@ -21,7 +21,7 @@ from fedscale.report.page import POLICY
 from fedscale.report.versus import comparison_parts
 from fedscale.web.metrics import EXPOSITION
 from fedscale.web.pages import environment, inside, static_file, static_files
-from fedscale_server.web.api import RECENT_PHASES, Desk, deeds, verified
+from fedscale_server.web.api import RECENT_PHASES, Before, Desk, Person, verified
 from fedscale_server.web.gate import COORDINATOR, OPERATORS
 from fedscale_server.web.prometheus import exposition
 from fedscale_server.web.views import OVER, attention, differences, progress, shares, troubles
@@ -134,10 +134,12 @@ async def compare(request: Request, desk: Desk, run: Annotated[Sequence[str], Qu
 
 
 @router.get("/audit")
-async def audit(request: Request, desk: Desk, who: Annotated[str, Query(max_length=200)] = "") -> HTMLResponse:
-    """Who did what."""
-    shown, state = await asyncio.to_thread(lambda: (deeds(desk, who, DEEDS_SHOWN), verified(desk)))
-    return page("audit.html", request, deeds=shown, state=state, who=who)
+async def audit(request: Request, desk: Desk, who: Person = "", before: Before = 0) -> HTMLResponse:
+    """Who did what, a page at a time; the first one says whether all of it verifies."""
+    shown = await asyncio.to_thread(desk.trail.newest, DEEDS_SHOWN, before, who)
+    state = None if before else await asyncio.to_thread(verified, desk)
+    older = shown[-1].seq if len(shown) == DEEDS_SHOWN and shown[-1].seq > 1 else 0
+    return page("audit.html", request, deeds=shown, state=state, who=who, before=before, older=older)
 
 
 @router.get("/static/{name}")

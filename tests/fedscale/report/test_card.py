@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedscale.errors import ConfigError, Conflict
-from fedscale.report import card_files, card_page, model_card
+from fedscale.report import card_beside, card_files, card_page, model_card
 from fedscale.report.card import TO_FILL, markdown
 from tests.fedscale.report.outline import outline, titles
 from tests.fedscale.sample_run import COMPARISON, MEMORY, TIMEOUT, round_of, run_of
@@ -67,17 +68,16 @@ def test_small_cells_are_not_told() -> None:
     assert "19" not in text.partition("## Training")[0].partition("## Data")[2]
 
 
-@pytest.mark.parametrize(("weight", "examples", "loss"), [(19.0, "", None), (20.0, "20", 1.0), (0.0, "", 1.0)])
-def test_a_small_sum_is_not_told_either(weight: float, examples: str, loss: float | None) -> None:
+@pytest.mark.parametrize(("weight", "examples"), [(19.0, ""), (20.0, "20"), (0.0, "")])
+def test_a_small_sum_is_not_told_either(weight: float, examples: str) -> None:
     made = model_card(run_of(round_of(1, weight=weight), plan_toml=PLAN.partition("[privacy]")[0]))
-    assert (made["data"]["examples_in_last_round"], made["metrics"][0]["all"]) == (examples, loss)
+    assert made["data"]["examples_in_last_round"] == examples
 
 
 @pytest.mark.parametrize("plan", [PLAN, PLAN.partition("[privacy]")[0].replace("rounds", 'weighting = "equal"\nrounds')], ids=["private", "equal"])
 def test_a_number_of_sites_is_not_taken_for_one_of_examples(plan: str) -> None:
-    made = model_card(run_of(round_of(1, weight=30.0), round_of(1, "evaluate", weight=19.0), round_of(2, weight=2.0), plan_toml=plan))
+    made = model_card(run_of(round_of(1, weight=30.0), round_of(2, weight=25.0), plan_toml=plan))
     assert made["data"]["examples_in_last_round"] == ""
-    assert {each["phase"]: each["all"] for each in made["metrics"]} == {"evaluate": None, "train": 0.5}
 
 
 def test_epsilon_comes_from_the_statements_of_sites_in_this_run() -> None:
@@ -100,6 +100,13 @@ def test_the_three_forms_say_the_same(tmp_path: Path) -> None:
     for words in (*TO_FILL.values(), "bb22", "aa11", "cc33", "south", "3.200", "west (timeout)", "protocol", "min_cell = 20"):
         assert words in page.text, words
         assert words in text.replace("\\", ""), words
+
+
+def test_settings_are_not_rounded() -> None:
+    plan = PLAN.replace("rounds = 2", "rounds = 2\nlr = 0.0005\n[train.optimizer]\nweight_decay = 1e-5")
+    text = markdown(told(plan_toml=plan)).replace("\\", "")
+    assert "| strategy.lr | 0.0005 |" in text
+    assert "| train.optimizer.weight_decay | 1e-05 |" in text
 
 
 def test_what_people_must_fill_in_is_left_open() -> None:
@@ -135,6 +142,20 @@ def test_a_card_that_people_have_filled_in_is_left_alone(tmp_path: Path) -> None
     with pytest.raises(Conflict, match="card already"):
         card_files(told(), tmp_path)
     assert (tmp_path / "card.md").read_text() == "for triage only"
+
+
+@pytest.mark.parametrize("name", ["card.html", "card.md", "card.json"])
+@pytest.mark.parametrize("change", [lambda path: path.write_text(path.read_text() + "x"), lambda path: path.write_bytes(b"\xff"), Path.unlink])
+def test_whatever_of_a_card_was_changed_keeps_it_and_what_was_not_gives_way(tmp_path: Path, name: str, change: Callable[[Path], object]) -> None:
+    card_files(told(), tmp_path)
+    assert set(card_files(told(name="newer"), tmp_path)) == {"card.html", "card.md", "card.json"}
+    change(tmp_path / name)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if change is Path.unlink and name != "card.json":
+        assert card_beside(run_of(), tmp_path)
+    else:
+        assert card_beside(run_of(), tmp_path) == {}
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -266,9 +266,10 @@ def test_failed_cells_are_told_by_shape_as_well_as_colour() -> None:
 
 
 def test_long_names_are_cut_and_given_on_hover() -> None:
-    (label,) = outline(state_grid([GridRow("h" * 60, "1 / 1", (ANSWERED,))], ["1"], "x")).all("text", "end")
-    assert label.children[0] == "h" * 23 + "…"
-    assert label.one("title").text == "h" * 60
+    name = "hospital-" + "h" * 60 + "-north-07"
+    (label,) = outline(state_grid([GridRow(name, "1 / 1", (ANSWERED,))], ["1"], "x")).all("text", "end")
+    assert label.children[0] == "hospital-h…h-north-07"
+    assert label.one("title").text == name
 
 
 @given(st.integers(1, 120))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedscale.report.units import SIZES, TIMES, data_size, duration, number, ranges, unit_of
+from fedscale.report.units import SIZES, TIMES, data_size, duration, number, ranges, shortened, unit_of
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,11 @@ def test_ranges_account_for_every_number(numbers: set[int], most: int) -> None:
     assert covered <= numbers
     assert len(spans) <= most
     assert len(numbers - covered) == int((rest or "0 more").split()[0])
+
+
+@given(st.text("abcdefghij", max_size=40), st.integers(3, 40))
+def test_a_name_is_shortened_in_its_middle(name: str, most: int) -> None:
+    found = shortened(name, most)
+    assert len(found) == min(len(name), most)
+    head, dots, tail = found.partition("…")
+    assert (name.startswith(head), name.endswith(tail), bool(dots)) == (True, True, len(name) > most)

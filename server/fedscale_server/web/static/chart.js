@@ -132,7 +132,8 @@ export class Chart {
       pen.beginPath(); pen.moveTo(PAD.left, y(mark)); pen.lineTo(width - PAD.right, y(mark)); pen.stroke();
       pen.fillText(this.unit(mark), PAD.left - 7, y(mark));
     }
-    pen.textAlign = "center"; pen.textBaseline = "top";
+    pen.textBaseline = "top"; pen.fillText("round", PAD.left - 12, height - PAD.bottom + 7);
+    pen.textAlign = "center";
     for (const round of ticks(first, last, 6)) if (Number.isInteger(round) && round >= first && round <= last) pen.fillText(String(round), x(round), height - PAD.bottom + 7);
   }
   /** The legend: built when sites come, its values written at each drawing. */

@@ -2,7 +2,9 @@
 
 import { colours, sized } from "/static/chart.js";
 
-const LANE = 24, FOOT = 22, PHASES = 40, LETTER = 7.2;
+const LANE = 24, FOOT = 22, PHASES = 40, LETTER = 7.2, TOTAL = 95;
+// The rules of lanes are those of fedscale/lanes.py; a test compares the two.
+const MOST_MARKS = 64;
 // In the order in which a site meets them: words for the legend, then for what is told of a part.
 export const STAGES = {
   wait: ["waits", "waited"], download: ["downloads", "downloaded"], train: ["trains", "trained"], evaluate: ["evaluates", "evaluated"], mask: ["masks", "masked"],
@@ -58,7 +60,7 @@ export class Timeline {
   doing(site) { return this.open?.lanes.get(site)?.at(-1)[0]; }
   mark(site, stage, at, again = false) {
     const lane = this.open?.lanes.get(site), doing = this.doing(site);
-    if (!lane || doing === "failed" || (doing === stage && !again)) return;
+    if (!lane || doing === "failed" || (doing === stage && !again) || (lane.length >= MOST_MARKS && stage !== "failed")) return;
     this.progress.delete(site);
     lane.push([stage, Math.max(at - this.open.opened, lane.at(-1)[1])]);
   }
@@ -84,10 +86,10 @@ export class Timeline {
     const sites = this.sites, lanes = sites.map((site) => this.parts(site));
     this.canvas.style.height = `${Math.max(sites.length, 1) * LANE + FOOT}px`;
     const { pen, width, height } = sized(this.canvas), c = colours(), ends = this.ends, begins = this.rounds[0]?.opened ?? 0, label = this.label = Math.min(120, width / 4);
-    if (!sites.length) return;
+    if (!sites.length) return this.empty(pen, c);
     const x = (this.x = (at) => label + ((at - begins) / Math.max(ends - begins, 1e-3)) * (width - label - 10));
     pen.font = "12px system-ui, 'DejaVu Sans', sans-serif"; pen.textBaseline = "middle";
-    this.numbers(pen, x, height, c);
+    this.numbers(pen, x, width, height, c);
     lanes.forEach((parts, row) => this.draw_lane(pen, sites[row], parts, row, x, c));
     const all = lanes.flat(), count = (wanted) => all.filter(wanted).length;
     Object.assign(this.canvas.dataset, {
@@ -95,22 +97,28 @@ export class Timeline {
       failed: count(({ stage }) => stage === "failed" || stage === "away"), stages: [...new Set(all.map(({ stage }) => stage))].join(" "),
     });
   }
-  numbers(pen, x, height, c) {
+  empty(pen, c) {
+    pen.font = "13px system-ui, 'DejaVu Sans', sans-serif"; pen.textBaseline = "top"; pen.fillStyle = c.soft;
+    pen.fillText("Nothing to draw: no round was followed yet.", 0, 4);
+  }
+  /** The numbers of the rounds, and at the right how long all of it took. */
+  numbers(pen, x, width, height, c) {
     let free = -Infinity;
     pen.textAlign = "center";
     for (const { phase, number, opened } of this.rounds) {
       const left = x(opened);
       pen.fillStyle = c.line; pen.fillRect(left, 0, 1, height - FOOT);
-      if (phase === "train" && left > free) { pen.fillStyle = c.soft; pen.fillText(String(number), left, height - FOOT / 2); free = left + 34; }
+      if (phase === "train" && left > free && left < width - TOTAL) { pen.fillStyle = c.soft; pen.fillText(String(number), left, height - FOOT / 2); free = left + 34; }
     }
     pen.textAlign = "right"; pen.fillStyle = c.soft; pen.fillText("round", this.label - 12, height - FOOT / 2);
+    pen.fillText(`${lasts(this.ends - this.rounds[0].opened)} in all`, width - 10, height - FOOT / 2);
   }
   draw_lane(pen, site, parts, row, x, c) {
     const top = row * LANE, chosen = row === this.lane && document.activeElement === this.canvas;
     pen.fillStyle = chosen ? c.accent : c.ink;
     pen.textAlign = "right";
     const letters = Math.floor((this.label - 10) / LETTER);
-    pen.fillText(site.length > letters ? `${site.slice(0, letters - 1)}…` : site, this.label - 10, top + LANE / 2);
+    pen.fillText(shortened(site, letters), this.label - 10, top + LANE / 2);
     for (const part of parts) {
       const left = x(part.from), wide = Math.max(x(part.to) - left, 1.5), [high, low] = HEIGHT[part.stage];
       if (part.stage === "failed") this.cross(pen, left, top + LANE / 2, c);
@@ -159,6 +167,14 @@ export class Timeline {
     this.readout.textContent = `${sites[this.lane]}: ${words(parts.at(this.part))}`;
     this.redraw();
   }
+}
+
+const lasts = (seconds) => (seconds < 100 ? `${Number(seconds.toPrecision(2))} s` : `${Number((seconds / 60).toPrecision(2))} min`);
+
+/** A name in at most so many letters, its middle left out: what tells one from another often stands at the end. */
+function shortened(name, most) {
+  const tail = Math.floor((most - 1) / 2);
+  return name.length <= most ? name : `${name.slice(0, most - 1 - tail)}…${name.slice(name.length - tail)}`;
 }
 
 function words({ stage, round, from, to, again, going }) {
