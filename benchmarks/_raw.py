@@ -7,12 +7,12 @@ the right layout, under secure aggregation with a node's own masking. All of the
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc.aio
 import numpy as np
@@ -35,7 +35,9 @@ from fedscale_client.masking import Masking
 from fedscale_client.rpc import open_channel
 from tests.e2e.federation import Event, Federation, Process
 
-DATASET, LOOK_SECONDS = "raw", 0.05
+DATASET, LOOK_SECONDS, DEADLINE = "raw", 0.05, 7200.0
+# What a node does for as long as it is one, with its home and the coordinates of the model.
+Node: TypeAlias = Callable[[NodeHome, int], Coroutine[Any, Any, None]]
 
 
 def join(federation: Federation, count: int) -> list[NodeHome]:
@@ -52,35 +54,42 @@ def write_job(folder: Path, size: int, rounds: int, nodes: int, *, masked: bool 
     """A job whose model has ``size`` coordinates; nobody ever imports its app."""
     folder.mkdir(parents=True)
     (folder / "app.py").write_text("")
-    tables = {"job": {"name": f"raw-{size}", "data": DATASET}, "strategy": {"rounds": rounds}, "clients": {"min_per_round": nodes}}
+    tables = {
+        "job": {"name": f"raw-{size}", "data": DATASET},
+        "strategy": {"rounds": rounds},
+        "clients": {"min_per_round": nodes, "deadline": DEADLINE},
+    }
     tables |= {"evaluate": {"every": 0}, "secagg": {"enabled": masked}}
     (folder / "job.toml").write_text(Plan.model_validate(tables).to_toml())
     return folder / "job.toml"
 
 
-def play(federation: Federation, nodes: int, size: int, rounds: int, *, masked: bool = False) -> list[Event]:
+def keep_answers(federation: Federation, durability: str) -> None:
+    """Have the coordinator keep them as ``spool`` or ``resend`` says; it is started anew."""
+    settings = federation.home / "server.toml"
+    federation.server.stop()
+    settings.write_text(re.sub('durability = "[a-z]+"', f'durability = "{durability}"', settings.read_text()))
+    federation.start_server()
+
+
+def play(federation: Federation, nodes: int, size: int, rounds: int, *, masked: bool = False, live: Node | None = None) -> list[Event]:
     """A run to its end with so many nodes and a model of ``size`` coordinates; everything that happened."""
     homes = join(federation, nodes)
     watching = federation.watch(federation.submit(write_job(federation.folder / "job", size, rounds, nodes, masked=masked)))
-    asyncio.run(take_part(homes, size, watching))
+    asyncio.run(take_part(homes, size, watching, live))
     done = watching.wait()
     assert done.code == 0, done
     return watching.events()
 
 
-async def take_part(homes: Sequence[NodeHome], size: int, watching: Process) -> None:
-    """Be these nodes for as long as somebody watches."""
+async def take_part(homes: Sequence[NodeHome], size: int, watching: Process, live: Node | None = None) -> None:
+    """Be these nodes for as long as somebody watches; of this kind, or such as do all that a node does but train."""
     async with asyncio.TaskGroup() as group:
-        nodes = [group.create_task(_node(home, size)) for home in homes]
-        await asyncio.to_thread(_wait_for, watching)
+        nodes = [group.create_task((live or _node)(home, size)) for home in homes]
+        while watching.alive:  # noqa: ASYNC110 - a process sets no event
+            await asyncio.sleep(LOOK_SECONDS)
         for node in nodes:
             node.cancel()
-
-
-def _wait_for(process: Process) -> None:
-    """Block until a process has ended."""
-    while process.alive:
-        time.sleep(LOOK_SECONDS)
 
 
 @lru_cache(maxsize=2)
@@ -156,7 +165,7 @@ async def _answer(bulk: grpc.aio.Channel, home: NodeHome, masking: Masking, assi
     seat = masking.asked(asked)
     if seat is not None:
         await masking.open(asked, seat)
-    await _fetch(bulk, task)
+    await fetch(bulk, task)
     body, digest, schema = _first(size) if task.phase is Phase.INIT else (*await asyncio.to_thread(_words, task.layout), "")
     # By way of the disk, as at any node.
     path = home.path / "answer"
@@ -171,7 +180,7 @@ async def _answer(bulk: grpc.aio.Channel, home: NodeHome, masking: Masking, assi
     assert receipt.verdict == bulk_pb2.Receipt.ACCEPTED, receipt
 
 
-async def _fetch(bulk: grpc.aio.Channel, task: Task) -> None:
+async def fetch(bulk: grpc.aio.Channel, task: Task) -> None:
     """Receive the model, as a node does that has just joined."""
     if task.schema is not None:
         fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString, unsealed)

@@ -53,12 +53,9 @@ def memory(federation: Federation) -> float:
 def ingest(federation: Federation) -> Iterator[Figure]:
     """Bytes of answers a second that are acknowledged, kept on disk and not, beside what gRPC alone takes in that minute on that machine."""
     homes = _raw.join(federation, INGEST_NODES)
-    settings = federation.home / "server.toml"
     for durability, name in (("spool", "durable ingest"), ("resend", "ingest without the disk's promise")):
         ceiling = _ceiling(federation, homes)
-        federation.server.stop()
-        settings.write_text(re.sub('durability = "[a-z]+"', f'durability = "{durability}"', settings.read_text()))
-        federation.start_server()
+        _raw.keep_answers(federation, durability)
         rate = _taken_in(federation, homes, durability)
         yield Figure(f"{name}, {INGEST_NODES} nodes, 128 MiB each", rate / 1e6, "MB/s")
         yield Figure("gRPC alone, the same bytes, a frame thrown away", ceiling / 1e6, "MB/s")

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.wire.codec import Intake
 from fedscale_server import files, vault
@@ -35,7 +37,6 @@ class Upload:
         self._begun = self._end = offset
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
         self._intake = Intake(self, size, digest)
-        self._room = bytearray()
 
     def resume(self) -> None:
         """Take in what is here already, before anything else.
@@ -106,12 +107,12 @@ class Upload:
         self._file.close()
 
     def _passed(self, data: bytes | memoryview) -> memoryview:
-        """Through the cipher, which knows no direction; good until the next time."""
+        """Through the cipher, which knows no direction."""
         if self._cipher is None:
             return memoryview(data)
-        if len(self._room) < len(data) + vault.BLOCK:
-            self._room = bytearray(len(data) + vault.BLOCK)
-        return memoryview(self._room)[: self._cipher.update_into(data, self._room)]
+        # Not kept, for hundreds of uploads may be open; and not filled with zeros first, as a bytearray is.
+        room = np.empty(len(data) + vault.BLOCK, np.uint8).data
+        return room[: self._cipher.update_into(data, room)]
 
 
 def arrived(path: Path) -> int:
