@@ -78,7 +78,7 @@ class Terms:
         layout: how answers are laid out.
         schema: the model's parts.
         model: digest of the global model.
-        min_cell: sites with fewer examples show no metrics of their own; 0 shows none at all.
+        min_cell: sites with fewer examples show no metrics of their own, and with them the next one where a subtraction would; 0 shows none at all.
         least: a sum of less weight than this shows neither its metrics nor its weight.
     """
 
@@ -107,7 +107,7 @@ class Round:
     counts: Counter[Place]
     status: Status = Status.OPEN
     failures: dict[str, Failure] = field(default_factory=dict)
-    sites: dict[str, dict[str, float]] = field(default_factory=dict)
+    sites: dict[str, tuple[float, dict[str, float]]] = field(default_factory=dict)
     masked: MaskedSum | None = None
     fault: str = ""
 
@@ -241,7 +241,16 @@ class Round:
         if self.terms.min_cell and event.words is not None:
             weight, sums = self.terms.layout.tail(event.words)
             if weight >= self.terms.min_cell:
-                self.sites[node] = pooled(sums, weight)
+                self.sites[node] = weight, pooled(sums, weight)
+
+    def _shown(self, weight: float) -> dict[str, dict[str, float]]:
+        """The sites' own metrics, in a round of that weight.
+
+        Where the others come to less than a cell, what all come to less those that are shown would tell of them: the lightest one is hidden too.
+        """
+        hidden = round(weight - sum(own for own, _ in self.sites.values()), 3)  # each was rounded on its way
+        besides = {min(self.sites, key=lambda node: (self.sites[node][0], node))} if self.sites and 0 < hidden < self.terms.min_cell else set()
+        return {node: metrics for node, (_, metrics) in sorted(self.sites.items()) if node not in besides}
 
     def _expire(self) -> list[Effect]:
         """The deadline: whoever is pending has failed, and need not work on."""
@@ -390,7 +399,7 @@ class Round:
             self.answered(),
             {node: failure for node, failure in sorted(self.failures.items()) if self.places[node] is not Place.ANSWERED},
             pooled(aggregate.metrics, aggregate.weight) if told else {},
-            dict(sorted(self.sites.items())),
+            self._shown(aggregate.weight),
             aggregate.weight if told else 0.0,
         )
         return aggregate, outcome

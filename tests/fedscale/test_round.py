@@ -232,16 +232,37 @@ def test_the_outcome_of_a_round() -> None:
 
 def test_sites_show_their_metrics_where_the_cell_is_large_enough() -> None:
     layout = Layout(0, (Metric("loss"), Metric.named("auc")), 4)
-    current = opened(phase=Phase.EVALUATE, layout=layout, min_cell=10)
+    current = opened(phase=Phase.EVALUATE, layout=layout, min_cell=10, target=4)
     scores = np.zeros(2 * BINS)
     scores[[200, BINS + 100]] = 5.0
-    for node, weight in (("b", 10.0), ("a", 12.0), ("c", 9.0)):
+    for node, weight in (("b", 10.0), ("a", 12.0), ("c", 9.0), ("d", 1.0)):
         sums = {"loss": np.array([weight / 2]), "auc": scores if node == "b" else np.zeros(2 * BINS)}
         current.handle(Answered(node, node, layout.encode(Update(np.empty(0, np.float32), weight, sums))))
     _, outcome = current.result()
     assert outcome.sites == {"a": {"loss": 0.5}, "b": {"loss": 0.5, "auc": 1.0}}
     assert list(outcome.sites) == ["a", "b"]
     assert outcome.metrics == {"loss": 0.5, "auc": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("weights", "shown"),
+    [
+        ((10, 12, 9), ["b"]),
+        ((12, 12, 9), ["b"]),
+        ((12, 10, 5, 4), ["a"]),
+        ((12, 10, 5, 5), ["a", "b"]),
+        ((12, 10), ["a", "b"]),
+        ((12, 9), []),
+        ((9,), []),
+    ],
+)
+def test_what_is_shown_tells_nothing_of_what_is_not(weights: tuple[float, ...], shown: list[str]) -> None:
+    """All together less those that are shown would be the hidden ones: they come to a cell, or the lightest other one is hidden with them."""
+    layout = Layout(0, (Metric("loss"),), 4)
+    current = opened(phase=Phase.EVALUATE, layout=layout, min_cell=10, target=4)
+    for node, weight in zip("abcd", weights, strict=False):
+        current.handle(Answered(node, node, layout.encode(Update(np.empty(0, np.float32), float(weight), {"loss": np.array([weight / 2])}))))
+    assert list(current.result()[1].sites) == shown
 
 
 def test_no_site_shows_metrics_when_the_plan_shows_none() -> None:

@@ -335,11 +335,12 @@ def test_evaluation_does_not_touch_the_model_and_asks_its_own_selection() -> Non
 @pytest.mark.parametrize(("per_site", "shown"), [(True, {"ada": {"loss": 0.5}}), (False, {})])
 def test_sites_are_shown_as_the_plan_says(per_site: bool, shown: dict[str, Any]) -> None:
     here = World(plan_of(evaluate={"per_site": per_site, "min_cell": 20}))
-    here.begin("ada", "ben")
+    here.begin("ada", "ben", "cid")
     here.everybody()
-    here.send(Roster(("ada", "ben")))
+    here.send(Roster(("ada", "ben", "cid")))
     here.answer("ada", weight=20, loss=10)
     here.answer("ben", weight=19, loss=10)
+    here.answer("cid", weight=1, loss=1)
     assert here.run.history[-1].sites == shown
     assert here.run.history[0].sites == {}
 

@@ -147,7 +147,7 @@ def test_every_client_ticks_once() -> None:
 
 
 def test_a_site_that_shows_its_metrics_sends_them_from_the_pool() -> None:
-    data = {"big": Site("big", 0.0, 30), "tiny": Site("tiny", 0.0, 5)}
+    data = {"big": Site("big", 0.0, 60), "next": Site("next", 0.0, 30), "tiny": Site("tiny", 0.0, 5)}
     shown = run_of(data=data, evaluate={"min_cell": 10}).record.rounds[1]
     assert list(shown.sites) == ["big"]
 

@@ -220,7 +220,7 @@ def test_patience_ends_a_run_that_gets_no_better() -> None:
 
 
 def test_sites_show_their_own_metrics_above_the_smallest_cell() -> None:
-    data = {"big": Site("big", 0.0, 30), "tiny": Site("tiny", 0.0, 5)}
+    data = {"big": Site("big", 0.0, 60), "next": Site("next", 0.0, 30), "tiny": Site("tiny", 0.0, 5)}
     shown = run_of(data=data, evaluate={"min_cell": 10}).record.rounds[1]
     assert shown.phase == "evaluate"
     assert list(shown.sites) == ["big"]
