@@ -50,7 +50,7 @@ def pack(folder: Path) -> bytes:
     """
     if not folder.is_dir():
         raise BundleError("there is no such folder", where=str(folder))
-    paths = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in walk(folder)}
     _check_names(list(paths))
     files: dict[str, bytes] = {}
     size = 0
@@ -118,8 +118,12 @@ def _archive(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Everything below a folder that belongs to a bundle, folders aside."""
+def walk(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that belongs to a bundle, folders aside.
+
+    Raises:
+        BundleError: a folder in it cannot be read.
+    """
     for root, folders, names in os.walk(folder, onerror=_unreadable):
         inside = Path(root)
         folders[:] = [name for name in folders if not _LEFT_OUT.fullmatch(name) and not (inside / name / "pyvenv.cfg").exists()]

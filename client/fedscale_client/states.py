@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from fedscale.errors import AppError
@@ -67,8 +69,13 @@ def forget(cache: Path, run: str) -> None:
 
 def trim(folder: Path) -> None:
     """Forget the runs that were at work least recently, and those of whose end this node has never heard."""
-    if folder.is_dir():
-        runs = sorted(((path.stat().st_mtime, path) for path in folder.iterdir()), reverse=True)
-        for place, (at, old) in enumerate(runs):
-            if place >= MOST_RUNS or at < time.time() - LONGEST:
-                shutil.rmtree(old, ignore_errors=True)
+    for place, (at, old) in enumerate(sorted(_worked(folder), reverse=True)):
+        if place >= MOST_RUNS or at < time.time() - LONGEST:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _worked(folder: Path) -> Iterator[tuple[float, Path]]:
+    """When runs were at work last, and where they lie; another process of the node may drop one meanwhile."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):
+            yield path.stat().st_mtime, path

@@ -8,6 +8,7 @@ from textwrap import dedent
 
 import tomli_w
 
+from fedscale import bundle
 from fedscale.flower.directory import FILE, Directory, read, tables
 from fedscale.plan import Plan
 from fedscale.wire.codec import digest_of
@@ -61,8 +62,8 @@ def module_of(directory: Directory) -> dict[str, str]:
 
 def _code_of(directory: Directory) -> str:
     """SHA-256 of an app's Python files, their names, and what is run of them with which settings; what an app writes beside them is left out."""
-    paths = ((path.relative_to(directory.path), path) for path in directory.path.rglob("*.py"))
-    own = sorted((name.as_posix(), path) for name, path in paths if not any(part.startswith(".") for part in name.parts))
+    paths = (path for path in bundle.walk(directory.path) if path.suffix == ".py" and path.is_file())
+    own = sorted((path.relative_to(directory.path).as_posix(), path) for path in paths)
     digests = [f"{digest_of(path.read_bytes())} {name}" for name, path in own]
     return digest_of("\n".join([directory.to_toml(), *digests]).encode())
 

@@ -2,7 +2,8 @@
 
 A message says to which round it belongs, by its group or by the ``server-round`` in its config; where it does not, a new
 round begins when a client is asked for the same thing again, or trained after an evaluation. Rounds count from one, also
-those of an app that counts from zero.
+those of an app that counts from zero; where its first training is of round one, an evaluation of round zero before that
+changes nothing of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class _Count:
     phase: str = ""
     number: int = 1
     shift: int = 0
+    trained: bool = False
     asked: set[str] = field(default_factory=set)
 
 
@@ -38,7 +40,9 @@ class Rounds:
         """The phase of a message that is about to be sent to a node, and its round, from one on."""
         phase, told = records.phase_of(message), records.round_of(message)
         count = self._counts["" if phase in PHASES else phase]
-        count.shift = count.shift if told is None else max(count.shift, 1 - told)
+        if told is not None:
+            count.shift = max(0 if phase == TRAIN and not count.trained else count.shift, 1 - told)
+        count.trained |= phase == TRAIN
         if told is None or told + count.shift > ROUNDS:
             number = count.number + (node in count.asked if phase == count.phase else phase == TRAIN and count.phase != "")
         else:

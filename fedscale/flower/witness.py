@@ -26,6 +26,8 @@ from fedscale.vector import Arrays
 # Metrics by phase, round and name.
 Metrics: TypeAlias = dict[tuple[str, int], dict[str, float]]
 
+# Of https://github.com/safetensors/safetensors, those that numpy has.
+STORED = {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64", "complex64"}
 SERVER, MODEL = "server_", "parameters"  # flwr.server.workflow.constant.MAIN_PARAMS_RECORD
 
 
@@ -48,7 +50,6 @@ class Outcome:
 
     def of_strategy(self, result: Any) -> None:
         """Take a ``Result`` of Flower's."""
-        self.of_model(result.arrays or ArrayRecord())
         for phase, prefix, rounds in (
             ("train", "", result.train_metrics_clientapp),
             ("evaluate", "", result.evaluate_metrics_clientapp),
@@ -56,6 +57,7 @@ class Outcome:
         ):
             for number, values in rounds.items():
                 self.note(phase, number, values, prefix)
+        self.of_model(result.arrays or ArrayRecord())
 
     def of_server(self, server: Any, history: History) -> None:
         """Take what a legacy server holds after its last round, and its ``History``."""
@@ -82,9 +84,11 @@ class Outcome:
 
 
 def _held(model: ArrayRecord) -> Arrays:
-    """The arrays of a model; of those that are in no format of numpy's the bytes."""
+    """The arrays of a model; of those that are in no format of numpy's, or of a type that no file of models has, the bytes."""
+    read = {name: quick.numpy(array) if array.stype == quick.KIND else None for name, array in model.items() if array.data}
     return {
-        name: quick.numpy(array) if array.stype == quick.KIND else np.frombuffer(array.data, np.uint8) for name, array in model.items() if array.data
+        name: np.frombuffer(model[name].data, np.uint8) if values is None or values.dtype.name not in STORED else values
+        for name, values in read.items()
     }
 
 

@@ -1,7 +1,8 @@
 """The card of a model: what it was trained on, how, at what cost in privacy, how good it is and where it is worst.
 
 ``model_card`` is the whole of it as a value of JSON; ``markdown`` and ``page`` show the same. What only people know, what the model
-is for and what not, is left for them to fill in. No number in it stands for fewer people than the plan's smallest cell.
+is for and what not, is left for them to fill in. No number in it stands for fewer people than the plan's smallest cell or, where nobody
+says for how many, for a single site.
 """
 
 from __future__ import annotations
@@ -192,9 +193,9 @@ def _touched(folder: Path) -> Path | None:
     there = [path for name in FILES if (path := folder / name).exists()]
     try:
         left = _texts(json.loads((folder / "card.json").read_text("utf-8")))
+        return next((path for path in there if path.read_bytes() != left[path.name].encode("utf-8", "replace")), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        left = {}
-    return next((path for path in there if path.read_bytes() != left.get(path.name, "").encode("utf-8", "replace")), None)
+        return next(iter(there), None)
 
 
 # ------------------------------------------------------------------------------------------------------------ to be read

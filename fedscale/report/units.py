@@ -59,4 +59,4 @@ def ranges(numbers: Iterable[int], most: int = 6) -> str:
 def shortened(name: str, most: int) -> str:
     """A name in at most so many letters, its middle left out: what tells one from another often stands at the end."""
     tail = (most - 1) // 2
-    return name if len(name) <= most else f"{name[: most - 1 - tail]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
+    return name if len(name) <= most else f"{name[: most - 1 - tail]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - tail :]}"

@@ -7,6 +7,7 @@ facts about the model and not about a machine, so that the same plan takes the s
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -125,10 +126,12 @@ def stacked_for(
     """
     if why := _unfit(module, training):
         return None, why
-    recurrent.install(module)
     few = Examples(sample.features[: training.batch_size], sample.targets[: training.batch_size])
-    stacked = Stacked(module, loss, training, proximal, device, few.features[0].numel())
     try:
+        # An app may hand out one module again and again: what is built into it here is not for training alone, or for evaluation.
+        module = copy.deepcopy(module)
+        recurrent.install(module)
+        stacked = Stacked(module, loss, training, proximal, device, few.features[0].numel())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about kernels without a rule of their own
             with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -28,7 +28,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
 )
-# A run's record comes in parts of so many characters, each of which takes at most three bytes.
+# A run's record is JSON in ASCII and comes in parts of so many characters.
 RECORD_PART = 1 << 20
 # The schema of a first model travels as metadata; only members get as far as sending any.
 METADATA = 8 << 20

@@ -40,7 +40,7 @@ from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Shelf, depot_of
 from fedscale_server.store.leases import STANDBY
 from fedscale_server.store.store import Store
-from fedscale_server.trail import Trail
+from fedscale_server.trail import Deed, Trail
 from fedscale_server.web.serve import dashboard, open_door
 
 log = structlog.get_logger()
@@ -93,7 +93,7 @@ async def _serve(home: Home, settings: Settings, on_ready: Callable[[Ready], Non
     settings = _open_ports(main, doors, certificates, settings)
     # A port of 0 was the system's choice; from here on it is a fact that the operator's profile must know.
     home.refresh(settings, clock.now())
-    coordinator = _add_services(main, doors, engine, registry, leadership, Trail(home.path, clock.now), settings)
+    coordinator = _add_services(main, doors, engine, registry, leadership, Trail(home.path, clock.now, _logged), settings)
     door = open_door(settings)
     await leadership.begin(Place(settings.address, settings.enrolment_address), partial(_rise, engine, registry), engine.rest)
     renewing = asyncio.create_task(certificates.keep(settings, clock))
@@ -148,6 +148,11 @@ def _announce(on_ready: Callable[[Ready], None], ready: Ready) -> None:
     """Tell whoever started the server, and the log."""
     on_ready(ready)
     log.info("server ready", address=ready.address, enrolment=ready.enrolment, dashboard=ready.dashboard)
+
+
+def _logged(deed: Deed) -> None:
+    """Show a line of the audit trail in the log too, which often lies where whoever would edit the trail does not get at it."""
+    log.info("audit", who=deed.who, door=deed.door, action=deed.action, target=deed.target, head=f"{deed.seq}:{deed.digest}")
 
 
 async def _wind_down(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engine) -> None:

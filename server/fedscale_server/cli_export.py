@@ -35,7 +35,7 @@ def export(
         schema = Schema.from_json(detail.schema)
         content = fetch(control, detail.model, 4 * schema.size)
     path = out or Path(f"{detail.info.run}.safetensors")
-    _write(path, safetensors_of(detail.info.run, detail.model, schema, content))
+    replace_file(path, safetensors_of(detail.info.run, detail.model, schema, content))
     tensors = len(schema.tensors)
     data = {"path": str(path), "digest": detail.model, "tensors": tensors, "bytes": len(content)}
     console.emit(data, str(path), as_json=json)
@@ -51,8 +51,8 @@ def _without(detail: Detail) -> Conflict:
     return Conflict(f"run {run} has no model yet", hint=f"follow it: fedscale run watch {run}")
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file in one step."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace a file in one step, making its folder where it is missing; OSError where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +14,13 @@ import typer
 from fedscale import console
 from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json, Settings
-from fedscale.errors import Conflict, FedscaleError
+from fedscale.errors import ConfigError, Conflict, FedscaleError
 from fedscale.flower import require
 from fedscale.flower.deployment import job_of, module_of
 from fedscale.flower.directory import Directory
 from fedscale.plan import Plan
 from fedscale.record import RunRecord
+from fedscale_server.cli_export import replace_file
 from fedscale_server.cli_submit import forecast, only_project
 from fedscale_server.control import Control
 from fedscale_server.desk import Desk
@@ -49,23 +52,31 @@ def lead(
             console.emit(data, console.facts(data), as_json=json)
             return
         desk = Desk(control, _resumed(control, run, plan) if run else _submitted(control, project, directory, plan))
-        console.note(f"leading run {desk.run}; if this is interrupted, go on with: fedscale run lead {app} --run {desk.run}")
-        ended = _led(directory, desk, plan)
-        info = desk.conclude(ended.reason, ended.metrics)
-        _save(control, info.run, ended.outcome.arrays, out or Path("runs", info.run))
-        detail = control.run(info.run)
+        folder = out or Path("runs", desk.run)
+        with _going_on(desk.run, app, settings or ()):
+            ended = later("fedscale.flower.lead:lead")(directory, desk, plan.clients.deadline)
+            # At the end of a run the coordinator drops the replies: from then on nobody can make this model again.
+            _keep(ended.outcome.arrays, folder / MODEL)
+            desk.conclude(ended.reason, ended.metrics)
+        detail = control.run(desk.run)
+        later("fedscale.report:write")(RunRecord.from_json(detail.record), folder)
         raise typer.Exit(conclude(detail, problem_of(detail), as_json=json))
 
 
-def _led(directory: Directory, desk: Desk, plan: Plan) -> Any:
-    """The end of the ServerApp; what stops it from outside says how to go on."""
-    go_on = f"fedscale run lead {directory.path} --run {desk.run}"
+@contextmanager
+def _going_on(run: str, app: Path, settings: Iterable[str]) -> Iterator[None]:
+    """Say how to go on with a run, now and to whom something from outside stops."""
+    command = shlex.join(["fedscale", "run", "lead", str(app), "--run", run, *(word for text in settings for word in ("--set", text))])
+    console.note(f"leading run {run}; if this is interrupted, go on with: {command}")
+    hint = f"the run waits for its leader; go on: {command}"
     try:
-        return later("fedscale.flower.lead:lead")(directory, desk, plan.clients.deadline)
+        yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the run waits for its leader; go on: {go_on}") from None
+        raise KeyboardInterrupt(hint) from None
+    except OSError as error:
+        raise ConfigError("the leader's files cannot be written", where=str(error.filename or ""), why=error.strerror or "", hint=hint) from None
     except FedscaleError as error:
-        raise type(error)(error.what, where=error.where, why=error.why, hint=error.hint or f"the run waits for its leader; go on: {go_on}") from None
+        raise type(error)(error.what, where=error.where, why=error.why, hint=error.hint or hint) from None
 
 
 def _packed(directory: Directory) -> bytes:
@@ -82,23 +93,22 @@ def _resumed(control: Control, run: str, plan: Plan) -> str:
     """The id of a run to go on with.
 
     Raises:
-        Conflict: it was begun with other settings, or other code.
+        Conflict: it was begun with other settings or other code, or is not for a leader.
     """
     detail = control.run(run)
     begun = Plan.from_toml(RunRecord.from_json(detail.record).plan_toml)
+    if begun.strategy.name != plan.strategy.name:
+        raise Conflict(f"run {detail.info.run} is led by the coordinator", hint=f"follow it: fedscale run watch {detail.info.run}")
     if begun.digest != plan.digest:
         what = "plan" if begun.strategy == plan.strategy else "app, or with other settings of it"
         raise Conflict(f"run {detail.info.run} was begun with another {what}", hint="give the same directory, as it was, and the same --set as then")
     return detail.info.run
 
 
-def _save(control: Control, run: str, arrays: Any, folder: Path) -> None:
-    """Leave the record, the report and the strategy's model in a folder."""
-    record = RunRecord.from_json(control.run(run).record)
-    later("fedscale.report:write")(record, folder)
+def _keep(arrays: Any, path: Path) -> None:
+    """Leave the strategy's model, where there is one."""
     if arrays:
-        content = later("safetensors.numpy:save")(dict(_whole(arrays)))
-        (folder / MODEL).write_bytes(content)
+        replace_file(path, later("safetensors.numpy:save")(dict(_whole(arrays))))
 
 
 def _whole(arrays: Any) -> Iterable[tuple[str, Any]]:

@@ -79,8 +79,7 @@ class Coordinator:
         Raises:
             Unreachable: the disk refuses, or the trail is damaged; so it must not be done.
         """
-        deed = self.trail.insist(author.who, author.door, action, target, **facts)
-        log.info("audit", who=author.who, door=author.door, action=action, target=deed.target, head=f"{deed.seq}:{deed.digest}")
+        self.trail.insist(author.who, author.door, action, target, **facts)
 
     async def noted(self, author: Author, action: str, target: str = "", **facts: Any) -> None:
         """As ``note``, without blocking."""

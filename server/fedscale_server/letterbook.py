@@ -47,15 +47,17 @@ class _Page:
     began: datetime
     ended: datetime
     answered: set[str] = field(default_factory=set)
+    measured: set[str] = field(default_factory=set)
     failures: dict[str, Failure] = field(default_factory=dict)
     up: int = 0
     down: int = 0
 
-    def take(self, node: str, failure: Failure | None, at: datetime, size: int) -> None:
-        """Note what became of a letter."""
+    def take(self, node: str, failure: Failure | None, at: datetime, size: int, *, own: bool) -> None:
+        """Note what became of a letter; ``own`` where it was of this very phase, rather than a query that counts to it."""
         self.ended, self.up = at, self.up + size
         if failure is None:
             self.answered.add(node)
+            self.measured |= {node} if own else set()
         else:
             self.failures[node] = failure
 
@@ -118,7 +120,9 @@ class Letterbook:
 
     def finished(self, status: str, reason: str, metrics: Metrics) -> list[Line]:
         """The lines that end the run."""
-        told = _payload(self.run.phase, self.run.number, event={"rows": [list(row) for row in metrics]})
+        # Of how many people a single site tells, its leader does not say.
+        rows = [list(row) for row in metrics if (page := self._pages.get(row[:2])) is None or len(page.measured) != 1]
+        told = _payload(self.run.phase, self.run.number, event={"rows": rows})
         ended = _payload(self.run.phase, self.run.number, detail={"status": status, "reason": reason})
         return [(NOTE + METRICS, told, METRICS), (FINISHED, ended, FINISHED)]
 
@@ -147,7 +151,8 @@ class Letterbook:
         elif kind in (ANSWERED, FAILED):
             failure = failure_of(detail) if kind == FAILED else None
             self.run.settle(Reply(seq, node, event["number"], event["digest"], failure))
-            self._pages[_counted(payload["phase"]), payload["number"]].take(node, failure, at, detail.get("bytes", 0))
+            phase = _counted(payload["phase"])
+            self._pages[phase, payload["number"]].take(node, failure, at, detail.get("bytes", 0), own=phase == payload["phase"])
         elif kind in ("pause", "resume"):
             self._pause(at, paused=kind == "pause")
         elif kind == NOTE + METRICS:
@@ -210,8 +215,7 @@ class Letterbook:
             phase="train" if phase == TRAIN else "evaluate",
             answered=tuple(sorted(page.answered)),
             failures=dict(sorted(page.failures.items())),
-            # Of how many people a single site tells, its leader does not say.
-            metrics=self._metrics.get((phase, number), {}) if len(page.answered) != 1 else {},
+            metrics=self._metrics.get((phase, number), {}),
             sites={},
             weight=0.0,
             seconds=max((page.ended - page.began).total_seconds(), 0.0),

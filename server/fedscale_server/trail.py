@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -79,10 +79,11 @@ class Trail:
     Args:
         home: the coordinator's folder.
         now: the time, for the lines.
+        tell: is told each line that has been added.
     """
 
-    def __init__(self, home: Path, now: Callable[[], datetime]) -> None:
-        self.path, self._now, self._lock = home / NAME, now, threading.Lock()
+    def __init__(self, home: Path, now: Callable[[], datetime], tell: Callable[[Deed], object] = lambda _: None) -> None:
+        self.path, self._now, self._tell, self._lock = home / NAME, now, tell, threading.Lock()
 
     def note(self, who: str, door: str, action: str, target: str = "", **facts: Any) -> Deed:
         """Add a line; durable when it returns.
@@ -104,6 +105,7 @@ class Trail:
             deed = Deed(**{**asdict(deed), "digest": deed.hashed()})
             _append(descriptor, json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
             files.write(self.path.with_suffix(".head"), f"{deed.seq}:{deed.digest}\n".encode())
+        self._tell(deed)
         return deed
 
     def insist(self, who: str, door: str, action: str, target: str = "", **facts: Any) -> Deed:
@@ -124,7 +126,9 @@ class Trail:
             ConfigError: a line is none of a trail.
         """
         with suppress(FileNotFoundError), self.path.open("rb") as file:
-            yield from (_deed(line, at, self.path) for at, line in enumerate(file, 1) if line.endswith(b"\n"))
+            # Not a line further: what is half there may be whole by then, and its rest is no line.
+            whole = takewhile(lambda line: line.endswith(b"\n"), file)
+            yield from (_deed(line, at, self.path) for at, line in enumerate(whole, 1))
 
     def newest(self, count: int, before: int = 0, who: str = "") -> list[Deed]:
         """Some lines, the newest first; of a long trail no more is read than it takes.

@@ -127,7 +127,8 @@ class Diary:
         """The run, as it ended; where the app's strategy made metrics of its own, they are the ones that count."""
         with self._lock:
             self._turn()
-        rounds = [replace(row, metrics=row.metrics | outcome.metrics.pop((row.phase, row.number), {})) for row in self._closed]
+        # Of two pages of a round, the one of what the app began with comes first.
+        rounds = [replace(row, metrics=row.metrics | outcome.metrics.pop((row.phase, row.number), {})) for row in self._closed[::-1]][::-1]
         rounds += [_of_server(phase, number, metrics) for (phase, number), metrics in outcome.metrics.items() if number and metrics]
         text = directory.to_toml()
         digest = hashlib.sha256(text.encode()).hexdigest()

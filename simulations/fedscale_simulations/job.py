@@ -109,7 +109,9 @@ def importable(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.path.remove(place)
-        for name in [name for name in sys.modules if name.partition(".")[0] in fresh]:
+        # Some modules cannot be loaded twice: one from elsewhere, to which a mere directory gave way, stays.
+        own = {name for name in fresh if _is_spread(name) or _lies_in(sys.modules.get(name), folder)}
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
             del sys.modules[name]
         sys.modules.update(aside)
 
@@ -177,10 +179,14 @@ def _modules_in(folder: Path) -> set[str]:
     """Names of modules and packages in a folder; a directory without ``__init__.py`` gives way to a module from elsewhere, as in Python."""
 
     def counts(entry: Path) -> bool:
-        spread = entry.is_dir() and getattr(sys.modules.get(entry.name), "__file__", None) is None
-        return entry.suffix == ".py" or (entry / "__init__.py").exists() or spread
+        return entry.suffix == ".py" or (entry / "__init__.py").exists() or (entry.is_dir() and _is_spread(entry.name))
 
     return {entry.stem for entry in folder.iterdir() if counts(entry)} - sys.stdlib_module_names
+
+
+def _is_spread(name: str) -> bool:
+    """Whether a module of that name, where one is loaded, is a package without a file of its own."""
+    return getattr(sys.modules.get(name), "__file__", None) is None
 
 
 def _lies_in(module: ModuleType | None, folder: Path) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,23 @@ def test_a_run_of_whose_end_nobody_told_is_forgotten_in_the_end(tmp_path: Path) 
         os.utime(tmp_path / name, (at, at))
     states.trim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lately"]
+
+
+def test_a_run_that_ends_while_another_begins_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end in the node's process, and begin in those of its workers."""
+    listed = Path.iterdir
+
+    def ending(folder: Path) -> Iterator[Path]:
+        for path in list(listed(folder)):
+            if path.name == "over":
+                shutil.rmtree(path)
+            yield path
+
+    States(tmp_path / "over").keep(1, b"x")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", ending)
+        States(tmp_path / "begun").keep(1, b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
 
 
 def test_an_app_that_wants_to_remember_too_much_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         yield made
 
 
+def held(client: str, number: str, last: int, hold: Path) -> str:
+    """A ClientApp that begins with no round after one as long as a file is there: however slow the machine is, the run is not over then."""
+    wait = f"while {number} > {last} and __import__('os').path.exists({str(hold)!r}): __import__('time').sleep(0.05)"
+    return re.sub(r"( +)__import__\('time'\)\.sleep\(0\.3\)\n", lambda found: f"{found[0]}{found[1]}{wait}\n", client)
+
+
 def lead(federation: Federation, app: Path, out: Path, *settings: str, run: str = "") -> Process:
     """A leader at work; its results go to a folder."""
     words = [word for setting in (*TOGETHER, *settings) for word in ("--set", setting)]
@@ -105,8 +112,10 @@ def remembered(federation: Federation) -> list[Path]:
 
 def test_strategy_and_central_evaluation_survive_everybody(federation: Federation, tmp_path: Path) -> None:
     """Node, coordinator and leader killed in the middle, one after the other: model and metrics of the simulation."""
-    app = samples.write(tmp_path / "app", SLOW, CENTRAL)
+    hold = tmp_path / "hold"
+    app = samples.write(tmp_path / "app", held(SLOW, "config['server-round']", 3, hold), CENTRAL)
     theirs = simulate_app(app, 2, ["num-server-rounds=5"])
+    hold.touch()
     leader = lead(federation, app, tmp_path / "out", "num-server-rounds=5")
     run = begun(federation, leader)
     answered(federation, run, "train", 1)
@@ -118,6 +127,7 @@ def test_strategy_and_central_evaluation_survive_everybody(federation: Federatio
     answered(federation, run, "train", 3)
     assert remembered(federation)
     leader.kill()
+    hold.unlink()
     record = ended(lead(federation, app, tmp_path / "out", "num-server-rounds=5", run=run))
     assert (record.status, record.reason) == ("completed", "")
     assert {row.answered for row in record.rounds} == {NAMES}
@@ -132,13 +142,16 @@ def test_strategy_and_central_evaluation_survive_everybody(federation: Federatio
 
 def test_a_loop_of_its_own_with_queries_and_actions(federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Queries, push and pull, an action of its own, models of bytes; a client that raises is an error reply, and a failure of the record."""
-    app = samples.write(tmp_path / "app", OWN_CLIENT, OWN_SERVER)
+    hold = tmp_path / "hold"
+    app = samples.write(tmp_path / "app", held(OWN_CLIENT, "config['server-round']", 2, hold), OWN_SERVER)
     monkeypatch.chdir(tmp_path)
     simulate_app(app, 2, ["site.name=theirs"])
+    hold.touch()
     leader = lead(federation, app, tmp_path / "out", f"site.name={tmp_path / 'ours'}")
     run = begun(federation, leader)
     answered(federation, run, "train", 2)
     leader.kill()
+    hold.unlink()
     record = ended(lead(federation, app, tmp_path / "out", f"site.name={tmp_path / 'ours'}", run=run))
     ours, theirs = np.load(tmp_path / "ours.npz"), np.load(tmp_path / "theirs.npz")
     assert ours["model"] == pytest.approx(theirs["model"], abs=1e-6)
@@ -149,16 +162,15 @@ def test_a_loop_of_its_own_with_queries_and_actions(federation: Federation, tmp_
 
 
 def test_a_legacy_server_with_numpy_clients(federation: Federation, tmp_path: Path) -> None:
-    app = samples.write(
-        tmp_path / "app",
-        SLOW_NUMPY,
-        samples.LEGACY,
-    )
+    hold = tmp_path / "hold"
+    app = samples.write(tmp_path / "app", held(SLOW_NUMPY, "config['given']", 2, hold), samples.LEGACY)
     theirs = simulate_app(app, 2)
+    hold.touch()
     leader = lead(federation, app, tmp_path / "out")
     run = begun(federation, leader)
     answered(federation, run, "train", 1)
     leader.kill()
+    hold.unlink()
     ended(lead(federation, app, tmp_path / "out", run=run))
     model = load_file(tmp_path / "out" / "model.safetensors")
     for name, array in theirs.arrays.items():

@@ -149,6 +149,11 @@ def test_the_plan_of_a_led_run_is_that_of_an_apps_code_and_settings(app: Callabl
     (folder / "results.json").write_text("{}")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "made.py").write_text("")
+    (folder / "venv").mkdir()
+    (folder / "venv" / "pyvenv.cfg").write_text("")
+    (folder / "venv" / "installed.py").write_text("")
+    (folder / "folder.py").mkdir()
+    (folder / "gone.py").symlink_to("nowhere.py")
     assert job_of(folder, led=True)[1].digest == plans[0].digest
     plans.append(job_of(folder, ["lr=0.25"], led=True)[1])
     for name in ("client_app.py", "more.py"):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
+from io import BytesIO
 from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fedscale_simulations.flower import simulate_app
 from tests.flower import samples
@@ -148,6 +151,56 @@ def test_an_app_that_would_end_its_process_ends_nobody_elses(app: Callable[..., 
     assert ended.arrays["0"].tolist() == [1.0, 1.0]
 
 
+ODD_CLIENT = """
+    from flwr.app import Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+
+    @app.train()
+    def train(message, context):
+        content = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1, "loss": 0.5})}
+        return Message(RecordDict(content), reply_to=message)
+"""
+ODD_SERVER = """
+    import numpy as np
+    from flwr.app import Array, ArrayRecord, MetricRecord
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+
+    app = ServerApp()
+
+
+    class First(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return list(replies)[0].content["arrays"], MetricRecord({"firsts": 1.0})
+
+
+    @app.main()
+    def main(grid, context):
+        arrays = {"day": np.array(["2020-01-01"], "datetime64[D]"), "long": np.ones(2, np.longdouble), "half": np.ones(2, np.float16)}
+        model = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+        model["foreign"] = Array(dtype="", shape=(), stype=KIND, data=b"no file of numpy's")
+        First(fraction_evaluate=0.0).start(grid=grid, initial_arrays=model, num_rounds=1)
+"""
+
+
+def test_arrays_that_no_file_of_models_has_a_type_for(app: Callable[..., Path], tmp_path: Path) -> None:
+    """They lie in it as they travel; the run is not lost for them."""
+    ended = simulate_app(app(ODD_CLIENT, ODD_SERVER.replace("KIND", '"own"')), folder=tmp_path / "out")
+    model = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: array.dtype.name for name, array in model.items()} == {"day": "uint8", "long": "uint8", "half": "float16", "foreign": "uint8"}
+    assert np.load(BytesIO(model["day"].tobytes())).tolist() == [date(2020, 1, 1)]
+    assert ended.record.rounds[0].metrics == {"loss": 0.5, "firsts": 1.0}
+
+
+def test_a_model_that_nobody_can_read_costs_no_metrics(app: Callable[..., Path]) -> None:
+    ended = simulate_app(app(ODD_CLIENT, ODD_SERVER.replace("KIND", '"numpy.ndarray"')))
+    assert (ended.record.status, ended.arrays) == ("completed", {})
+    assert ended.record.rounds[0].metrics == {"loss": 0.5, "firsts": 1.0}
+
+
 OWN_SERVER = """
     from flwr.server import History, Server, ServerApp, ServerAppComponents, ServerConfig, SimpleClientManager
 
@@ -203,6 +256,37 @@ def test_numbers_of_numpys_are_metrics_too(app: Callable[..., Path]) -> None:
         "server_half": 0.5,
         "server_whole": 1,
     }
+
+
+BASELINE = """
+    import numpy as np
+    from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import FedAvg
+
+    app = ServerApp()
+
+
+    @app.main()
+    def main(grid, context):
+        model = ArrayRecord([np.ones((2, 3))])
+        content = RecordDict({"arrays": model, "config": ConfigRecord({"server-round": 0})})
+        grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()])
+        FedAvg().start(grid=grid, initial_arrays=model, num_rounds=2)
+"""
+
+
+def test_an_app_that_evaluates_what_it_begins_with_shifts_no_round(app: Callable[..., Path]) -> None:
+    rounds = simulate_app(app(server=BASELINE), 2).record.rounds
+    assert [(row.phase, row.number, len(row.answered)) for row in rounds] == [
+        ("train", 1, 2),
+        ("evaluate", 1, 2),
+        ("evaluate", 1, 2),
+        ("train", 2, 2),
+        ("evaluate", 2, 2),
+    ]
+    assert [row.metrics["round"] for row in rounds if row.phase == "train"] == [1.0, 2.0]
+    assert rounds[1].metrics["score"] == 1.0 != rounds[2].metrics["score"]
 
 
 def test_rounds_that_an_app_counts_from_zero(app: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,10 @@ def counted(messages: Any, asked: Sequence[tuple[str, str, str]]) -> list[int]:
         # An app that says so, and one that counts from zero.
         ([("train", "a", "1"), ("train", "b", "1"), ("evaluate", "a", "1"), ("train", "a", "2")], [1, 1, 1, 2]),
         ([("train", "a", "0"), ("train", "b", "0"), ("query", "a", "0"), ("train", "a", "1"), ("evaluate", "a", "1")], [1, 1, 1, 2, 2]),
+        # One that evaluates what it begins with, and then counts as Flower's strategies do.
+        ([("evaluate", "a", "0"), ("train", "a", "1"), ("evaluate", "a", "1"), ("train", "a", "2")], [1, 1, 1, 2]),
+        ([("evaluate", "a", "0"), ("train", "a", "0"), ("evaluate", "a", "1"), ("train", "a", "1")], [1, 1, 2, 2]),
+        ([("evaluate", "a", "0"), ("evaluate", "a", "1"), ("evaluate", "a", "2")], [1, 2, 3]),
         # A legacy server asks for the first parameters in group 0; its rounds begin with 1.
         ([("get_parameters", "a", "0"), ("train", "a", "1"), ("train", "b", "1")], [1, 1, 1]),
         # An app that does not say, or says what is no round.

@@ -396,7 +396,7 @@ async def test_streams_that_have_their_turn_hold_up_no_other_work_in_threads(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than the event loop has threads for everything else, and each is waited for."""
-    monkeypatch.setattr(bulk, "FLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(bulk, "FLOW_SECONDS", 90.0)
     registry = Registry(server.engine.store, Home.load(server.path).authority, server.engine.clock)
     service = BulkService(server.engine, registry, 40, 1 << 30, Trail(tmp_path, server.engine.now))
     taken, go = Counter[int](), asyncio.Event()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from fedscale.record import RoundRecord, RunRecord
 from fedscale.vector import Schema
 from fedscale.wire.codec import digest_of
 from fedscale_server.packing import pack_job
-from tests.command import Terminal, caught, fedscale
+from tests.command import Done, Terminal, caught, fedscale
 from tests.flower import samples
 from tests.server.fake_coordinator import Coordinator, serving
 
@@ -381,6 +382,62 @@ def test_a_run_is_led_on_by_the_app_that_began_it(coordinator: Coordinator, tmp_
     assert (error["type"], error["what"], error["hint"]) == ("Conflict", what, "give the same directory, as it was, and the same --set as then")
 
 
+@pytest.mark.requires("flower")
+def test_a_run_that_the_coordinator_leads_is_not_taken_over(coordinator: Coordinator, tmp_path: Path) -> None:
+    folder = samples.write(tmp_path / "app")
+    begun = replace(record("running"), plan_toml=job_of(folder)[1].to_toml())
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info("running"), record=begun.to_json())
+    error = fedscale("run", "lead", folder, "--run", "risk-1", "--json").error
+    assert (error["type"], error["what"], error["hint"]) == (
+        "Conflict",
+        "run risk-1 is led by the coordinator",
+        "follow it: fedscale run watch risk-1",
+    )
+
+
+@pytest.fixture
+def led(coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An app whose ServerApp has come to a model, as the leader of a run that was begun with these settings."""
+    folder = samples.write(tmp_path / "an app")
+    begun = replace(record(), plan_toml=job_of(folder, ["lr=0.25", "clients.wait_for=2"], led=True)[1].to_toml())
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info(), record=begun.to_json())
+    ended = SimpleNamespace(reason="", metrics=[("train", 1, {"loss": 0.5})], outcome=SimpleNamespace(arrays={"w": np.ones(3)}))
+    monkeypatch.setattr("fedscale.flower.lead.lead", lambda *_: ended)
+    return folder
+
+
+def led_on(app: Path, *words: object) -> Done:
+    return fedscale("run", "lead", app, "--run", "risk-1", "--set", "lr=0.25", "--set", "clients.wait_for=2", *words)
+
+
+@pytest.mark.requires("flower")
+def test_a_model_is_on_disk_before_the_coordinator_drops_what_it_was_made_of(coordinator: Coordinator, led: Path, tmp_path: Path) -> None:
+    found: list[bool] = []
+
+    def concluded() -> pb.RunInfo:
+        found.append((tmp_path / "deep" / "out" / "model.safetensors").exists())
+        return info()
+
+    coordinator.answers["Conclude"] = concluded
+    done = led_on(led, "--out", tmp_path / "deep" / "out")
+    assert (done.code, found) == (0, [True]), done.err
+    assert json.loads(coordinator.last("Conclude").metrics) == [["train", 1, {"loss": 0.5}]]
+    names = {"summary.json", "metrics.csv", "metrics.json", "report.html", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == names
+    assert load_file(tmp_path / "deep" / "out" / "model.safetensors")["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.requires("flower")
+def test_a_leader_whose_folder_refuses_leaves_the_run_as_it_is(coordinator: Coordinator, led: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = led_on(led, "--out", tmp_path / "taken" / "out", "--json")
+    go_on = f"fedscale run lead '{led}' --run risk-1 --set lr=0.25 --set clients.wait_for=2"
+    assert (done.error["type"], done.error["hint"]) == ("ConfigError", f"the run waits for its leader; go on: {go_on}")
+    assert done.error["where"].startswith(str(tmp_path / "taken"))
+    assert f"if this is interrupted, go on with: {go_on}" in done.err
+    assert "Conclude" not in [method for method, _ in coordinator.asked]
+
+
 # ------------------------------------------------------------------------------------------------------- report, export
 
 
@@ -419,7 +476,7 @@ def test_export_writes_the_model(coordinator: Coordinator, tmp_path: Path) -> No
     ids=["ours", "led"],
 )
 def test_export_without_a_model(coordinator: Coordinator, job: str, what: str, hint: str) -> None:
-    coordinator.answers["GetRun"] = pb.RunDetail(info=info(), record=replace(record(), plan_toml=job).to_json())
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info(), record=replace(record(), plan_toml=Plan.from_toml(job).to_toml()).to_json())
     error = fedscale("run", "export", "risk-1", "--json").error
     assert (error["type"], error["exit_code"], error["what"], error["hint"]) == (Conflict.__name__, 6, what, hint)
 

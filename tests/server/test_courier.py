@@ -270,6 +270,7 @@ async def test_a_malformed_letter_is_refused(server: Running, facts: dict[str, A
         '[["dance", 1, {}]]',
         '[["train", -1, {}]]',
         '[["train", 1, {"a": NaN}]]',
+        '[["train", 1, {"a": 1' + "0" * 400 + "}]]",
         '[["train", 1, {"": 1}]]',
     ],
 )
@@ -518,7 +519,7 @@ async def test_phases_of_a_round_that_are_no_training_are_one_in_the_record(serv
     assert sorted((row["phase"], row["number"], row["metrics"]) for row in record["rounds"]) == [("evaluate", 1, {"loss": 0.5}), ("train", 1, {})]
 
 
-async def test_what_a_leader_makes_of_a_single_site_is_not_shown_as_of_all(server: Running) -> None:
+async def test_what_a_leader_makes_of_a_single_site_is_neither_kept_nor_shown_as_of_all(server: Running) -> None:
     ada, bob = await server.nodes("ada", "bob")
     leader = await Leader.begin(server)
     for node, number, of_round in ((ada, 1, 1), (ada, 2, 2), (bob, 1, 2)):
@@ -528,3 +529,18 @@ async def test_what_a_leader_makes_of_a_single_site_is_not_shown_as_of_all(serve
     _, record = await server.over(leader.run)
     found = {(row["phase"], row["number"]): (row["answered"], row["metrics"]) for row in record["rounds"]}
     assert found == {("train", 1): (["ada"], {}), ("train", 2): (["ada", "bob"], {"loss": 0.25}), ("evaluate", 2): ([], {"loss": 0.125})}
+    kept = [line.payload["event"]["rows"] for line in server.engine.store.journal(leader.run) if line.kind == "note.metrics"]
+    assert kept == [[["train", 2, {"loss": 0.25}], ["evaluate", 2, {"loss": 0.125}]]]
+
+
+async def test_what_a_site_answers_besides_counts_neither_for_nor_against_a_metric(server: Running) -> None:
+    """A legacy server asks one of them for the first parameters, which belongs to the page of the first evaluation."""
+    ada, bob = await server.nodes("ada", "bob")
+    leader = await Leader.begin(server)
+    for node, number, phase, of_round in ((ada, 1, "get_parameters", 1), (bob, 1, "evaluate", 1), (ada, 2, "query", 2)):
+        await leader.ask(node.name, number, phase=phase, round=of_round)
+        assert (await replied(node)).verdict == Receipt.ACCEPTED
+    await leader.conclude(metrics=[("evaluate", 1, {"loss": 0.5}), ("evaluate", 2, {"server_loss": 0.25})])
+    _, record = await server.over(leader.run)
+    found = {(row["phase"], row["number"]): (row["answered"], row["metrics"]) for row in record["rounds"]}
+    assert found == {("evaluate", 1): (["ada", "bob"], {}), ("evaluate", 2): (["ada"], {"server_loss": 0.25})}

@@ -163,7 +163,7 @@ async def test_a_thread_that_waits_is_woken_by_the_end() -> None:
     stream, got = Stream([b"a", b"b"], stop=1), list[bytes]()
     inflow = Inflow(aiter(stream))
     inflow.turn(ours=True)
-    taking = asyncio.create_task(asyncio.to_thread(drained, inflow, got, 3600.0))
+    taking = asyncio.create_task(asyncio.to_thread(drained, inflow, got, 3 * LONG))
     await settled(lambda: stream.taken == 1)
     stream.go.set()
     await asyncio.wait_for(taking, LONG)

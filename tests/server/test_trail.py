@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -244,6 +245,12 @@ def test_a_line_that_a_crash_cut_off_is_none(trail: Trail) -> None:
         file.write(b'{"seq": 7, "who"')
     assert len(list(trail.read())) == LINES
     assert trail.verify() == head
+
+
+def test_a_line_that_is_being_written_while_the_trail_is_read_is_none_and_nor_is_its_rest(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:
+    *whole, last = lines(trail)
+    monkeypatch.setattr(Path, "open", lambda *_: nullcontext(iter([*whole, last[:40], last[40:]])))
+    assert [deed.seq for deed in trail.read()] == list(range(1, LINES))
 
 
 def test_a_full_disk_leaves_no_half_of_a_line(trail: Trail, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,6 +210,17 @@ def test_packages_without_an_init_are_those_of_each_folder(tmp_path: Path) -> No
         assert "src" not in sys.modules
 
 
+def test_a_module_from_elsewhere_to_which_a_directory_gave_way_stays_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some cannot be loaded twice in a process; tools leave directories of their own name beside an app."""
+    for path in ("app/late_tool", "elsewhere/late_tool"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / "elsewhere" / "late_tool" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    with importable(tmp_path / "app"):
+        tool = importlib.import_module("late_tool")
+    assert sys.modules.pop("late_tool") is tool
+
+
 def test_modules_that_are_loaded_from_the_folder_already_stay(root: Path) -> None:
     kept = sys.modules["fedscale"]
     with importable(root):

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import structlog.testing
 
 from fedscale.identity import Role, Ticket, new_key, new_request
 from fedscale.proto.v1 import control_pb2 as pb
@@ -93,6 +94,13 @@ async def test_a_long_trail_is_shown_page_by_page(front: Front) -> None:
     assert (await guest.http.get("/api/audit", params={"before": -1})).status_code == 400
 
 
+async def test_a_page_that_is_full_and_the_last_leads_to_no_empty_one(front: Front) -> None:
+    guest = await front.person(Role.AUDITOR)
+    long_trail(front.running.path, 3 * DEEDS_SHOWN)
+    page = (await guest.http.get("/audit", params={"who": "ada"})).text
+    assert (page.count('<td class="number">'), ">Older</a>" in page) == (DEEDS_SHOWN, False)
+
+
 async def test_what_cannot_be_noted_is_not_answered_as_done(front: Front) -> None:
     person = await front.person(Role.COORDINATOR)
     (front.running.path / "audit.jsonl").write_text("no trail\n")
@@ -113,6 +121,17 @@ async def test_whoever_takes_a_model_stands_in_the_trail_and_nodes_and_apps_do_n
     taken = [deed for deed in await told(front) if deed["action"] == "model taken"]
     assert [(deed["who"], deed["door"], deed["target"]) for deed in taken] == [("grace", "certificate", run)] * 2
     assert [deed["facts"] for deed in taken] == [{"model": model, "offset": 0}, {"model": model, "offset": 8}]
+
+
+async def test_every_line_of_the_trail_stands_in_the_log_too(front: Front) -> None:
+    with structlog.testing.capture_logs() as logged:
+        (ada,) = await front.running.nodes("ada")
+        run, _ = await front.running.begun(ada, rounds=2)
+        await front.running.admin.fetch((await front.running.detail(run))[0].model)
+        found = await told(front)
+    noted = [each for each in logged if each["event"] == "audit"]
+    assert {"joined", "run submitted", "model taken", "logged in"} <= {each["action"] for each in noted}
+    assert [each["head"] for each in noted] == [f"{deed['seq']}:{deed['digest']}" for deed in found[-len(noted) :]]
 
 
 async def test_a_model_of_a_run_that_is_over_is_noted_with_the_run(front: Front) -> None:

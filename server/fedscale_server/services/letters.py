@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,6 +18,7 @@ from fedscale.wire.limits import LETTER, LETTER_SECONDS, METRIC_NAME, METRICS, R
 
 log = structlog.get_logger()
 MOST_ENVELOPE = 64 << 10
+MOST_VALUE = sys.float_info.max
 
 
 def letter_from_proto(message: pb.Letter) -> Letter:
@@ -76,5 +77,5 @@ def _is_row(row: Any) -> bool:
     """Whether this is a phase, a round, and its metrics."""
     match row:
         case ["train" | "evaluate", int(number), dict(values)] if 0 <= number <= ROUNDS:
-            return all(0 < len(name) <= METRIC_NAME and isinstance(value, int | float) and math.isfinite(value) for name, value in values.items())
+            return all(0 < len(name) <= METRIC_NAME and isinstance(value, int | float) and abs(value) <= MOST_VALUE for name, value in values.items())
     return False

@@ -136,9 +136,10 @@ async def compare(request: Request, desk: Desk, run: Annotated[Sequence[str], Qu
 @router.get("/audit")
 async def audit(request: Request, desk: Desk, who: Person = "", before: Before = 0) -> HTMLResponse:
     """Who did what, a page at a time; the first one says whether all of it verifies."""
-    shown = await asyncio.to_thread(desk.trail.newest, DEEDS_SHOWN, before, who)
+    found = await asyncio.to_thread(desk.trail.newest, DEEDS_SHOWN + 1, before, who)
     state = None if before else await asyncio.to_thread(verified, desk)
-    older = shown[-1].seq if len(shown) == DEEDS_SHOWN and shown[-1].seq > 1 else 0
+    shown = found[:DEEDS_SHOWN]
+    older = shown[-1].seq if len(found) > DEEDS_SHOWN else 0
     return page("audit.html", request, deeds=shown, state=state, who=who, before=before, older=older)
 
 

@@ -158,6 +158,14 @@ def test_whatever_of_a_card_was_changed_keeps_it_and_what_was_not_gives_way(tmp_
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["card.html", "card.md", "card.json"])
+def test_whatever_cannot_be_read_is_not_taken_for_a_card_that_nobody_touched(tmp_path: Path, name: str) -> None:
+    card_files(told(), tmp_path)[name].unlink()
+    (tmp_path / name).mkdir()
+    assert card_beside(run_of(), tmp_path) == {}
+    assert (tmp_path / name).is_dir()
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):

@@ -183,3 +183,12 @@ def test_long_sequences_go_one_by_one() -> None:
 
 def test_a_model_that_gives_the_first_state_goes_one_by_one() -> None:
     assert planned(Sentences(6, begin=True)) == (False, "the model cannot be trained for many at once: TypeError")
+
+
+def test_the_module_itself_computes_as_it_did_before() -> None:
+    module, rows = Sentences(6), torch.ones(2, recurrent.MOST_TIME + 1, IN)
+    before = module(rows)
+    for time in (TIME, recurrent.MOST_TIME + 1):
+        planned(module, time)
+        assert torch.equal(module(rows), before)
+    assert planned(module) == (True, "")
