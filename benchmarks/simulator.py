@@ -1,10 +1,10 @@
 """The simulator beside its rivals, Flower on Ray, pfl-research and the loop one writes by hand, and beside its own bare kernels.
 
     python -m benchmarks.simulator setup ENVS                 an environment for each rival, with pip
-    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--rounds R] [--limit S] [--data DIR] [--json]
+    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--rounds R] [--cohort C] [--limit S]
 
 All take their turns on three workloads; the ratio to ``bare`` is what the framework leaves of its kernels' pace, and ``mixed`` are
-ours in mixed precision, where a loss may differ.
+ours in mixed precision, ``private`` ours with each client's change clipped and noise for whole clients, where a loss may differ.
 Every run is a process of its own. All train the same clients in the same rounds from the same first model; the final
 loss shows it. Memory is the peak of the proportional set size over the process and its children, in which mapped data and
 libraries count, and what of it is nobody's file. Medians of ``-n`` interleaved repeats. Flower needs seconds of
@@ -23,9 +23,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from benchmarks import Figure
@@ -34,14 +35,16 @@ Row: TypeAlias = dict[str, Any]
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "benchmarks/rivals"
-RIVALS = {"fedscale": "ours.py", "mixed": "ours.py", "bare": "bare.py", "plain": "plain.py", "pfl": "with_pfl.py", "flower": "with_flower.py"}
+OURS = dict.fromkeys(("fedscale", "mixed", "private"), "ours.py")
+RIVALS = OURS | {"bare": "bare.py", "plain": "plain.py", "pfl": "with_pfl.py", "flower": "with_flower.py"}
 PACKAGES = {"pfl": ("torch==2.13.0", "pfl[pytorch]==0.6.0"), "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0")}
 WORKLOADS = ("w1", "w2", "w3")
 COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "peak_anon_mb", "final_loss", "ratio")
 LONGEST = 1800.0
 FEWEST_ROUNDS = 2  # the first is not counted
+NONE: Mapping[str, int | None] = MappingProxyType({})
 LOSS_TOLERANCE = 1e-3
-MIXED = "fedscale, mixed"  # another experiment, which need not end with the same loss
+OTHERS = ("fedscale, mixed", "fedscale, private")  # other experiments, which need not end with the same loss
 
 
 def measure() -> Iterator[Figure]:
@@ -69,7 +72,7 @@ def bench(
     workloads: Sequence[str],
     only: Sequence[str],
     data: Path,
-    rounds: int | None = None,
+    changes: Mapping[str, int | None] = NONE,
     limit: float = LONGEST,
 ) -> list[Row]:
     """Rows of all that can be run, ours first for each workload; ``ratio`` is ours over theirs."""
@@ -80,7 +83,7 @@ def bench(
         for workload in workloads:
             for name in only:
                 python = _python(name, environments)
-                if python is not None and (row := run(python, name, workload, data, rounds, limit)) is not None:
+                if python is not None and (row := run(python, name, workload, data, changes, limit)) is not None:
                     found.setdefault((workload, name), []).append(row)
     rows = [_median(some) for some in found.values()]
     ours = {row["workload"]: row for row in rows if row["who"] == "fedscale"}
@@ -88,16 +91,16 @@ def bench(
         if row["workload"] in ours:
             best = ours[row["workload"]]
             row["ratio"] = best["clients_per_s"] / row["clients_per_s"]
-            row["same_work"] = abs(best["final_loss"] - row["final_loss"]) <= LOSS_TOLERANCE or row["who"] == MIXED
+            row["same_work"] = abs(best["final_loss"] - row["final_loss"]) <= LOSS_TOLERANCE or row["who"] in OTHERS
     return sorted(rows, key=lambda row: (row["workload"], row["who"] != "fedscale", row["who"]))
 
 
-def run(python: Path, name: str, workload: str, data: Path, rounds: int | None = None, limit: float = LONGEST) -> Row | None:
+def run(python: Path, name: str, workload: str, data: Path, changes: Mapping[str, int | None] = NONE, limit: float = LONGEST) -> Row | None:
     """One run; ``None`` where it failed or took longer than ``limit`` seconds, which is said on standard error."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "result.json"
         settings = {"BENCH_OUT": str(out), "BENCH_WORKLOAD": workload, "BENCH_DATA": str(data), "PYTHONPATH": str(ROOT), "BENCH_WHO": name}
-        settings |= {} if rounds is None else {"BENCH_ROUNDS": str(rounds)}
+        settings |= {f"BENCH_{key.upper()}": str(value) for key, value in changes.items() if value is not None}
         process = subprocess.Popen(
             [str(python), RIVALS[name]], cwd=SCRIPTS, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
@@ -190,6 +193,7 @@ def main() -> None:
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--only", default=",".join(RIVALS), help=f"out of {', '.join(RIVALS)}")
     parser.add_argument("--rounds", type=int, help="how many instead of each workload's own; at least 2")
+    parser.add_argument("--cohort", type=int, help="clients in each round instead of each workload's own")
     parser.add_argument("--limit", type=float, default=LONGEST, help="seconds after which a run is given up")
     parser.add_argument("--data", type=Path, help="where the workloads' data are kept, 1.3 GB")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
@@ -204,7 +208,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = (options.data or Path(scratch)).absolute()
         workloads, only = options.workloads.split(","), options.only.split(",")
-        rows = bench(options.environments, options.repeats, workloads, only, data, options.rounds, options.limit)
+        rows = bench(
+            options.environments, options.repeats, workloads, only, data, {"rounds": options.rounds, "cohort": options.cohort}, options.limit
+        )
     print("\n".join(json.dumps(row) for row in rows) if options.json else _table(rows))
     if any(not row.get("same_work", True) for row in rows):
         raise SystemExit("the final losses differ: not the same work")

@@ -14,12 +14,13 @@ from torch.utils.data import TensorDataset
 from benchmarks.rivals import workloads
 from fedscale.data import Dataset
 from fedscale.learner import App
+from fedscale.privacy.dp import DP
 from fedscale_simulations.result import Progress
 from fedscale_simulations.simulator import simulate
 
 workload, folder = workloads.asked()
-mixed = os.environ["BENCH_WHO"] == "mixed"
-report, data = workloads.Report("fedscale, mixed" if mixed else "fedscale", workload, folder), workloads.Data(workload, folder)
+who = os.environ["BENCH_WHO"]
+report, data = workloads.Report("fedscale" if who == "fedscale" else f"fedscale, {who}", workload, folder), workloads.Data(workload, folder)
 names = {workloads.name_of(at): at for at in range(workload.clients)}
 
 
@@ -51,9 +52,10 @@ ended = simulate(
     rounds=workload.rounds,
     seed=workloads.SEED,
     clients={"select": workload.cohort},
-    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": "cpu", "amp": mixed},
+    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": "cpu", "amp": who == "mixed"},
     aggregate={"weight_cap": float(workload.rows), "bound": 1.0},
     evaluate={"every": 0, "holdout": 0.0},
+    privacy=DP(epsilon=8.0, delta=1e-5, unit="node", mechanism="ftrl", tree_rounds=1) if who == "private" else None,
     on_progress=watch,
     engine=os.environ.get("BENCH_ENGINE", "vectorized"),
     workers=int(os.environ["BENCH_WORKERS"]) if "BENCH_WORKERS" in os.environ else None,

@@ -239,4 +239,5 @@ class Report:
 def asked() -> tuple[Workload, Path]:
     """The workload and the folder of the data, from the environment: some launchers keep the command line for themselves."""
     workload = WORKLOADS[os.environ["BENCH_WORKLOAD"]]
-    return replace(workload, rounds=int(os.environ.get("BENCH_ROUNDS", workload.rounds))), Path(os.environ["BENCH_DATA"])
+    rounds, cohort = (int(os.environ.get(f"BENCH_{name}", own)) for name, own in (("ROUNDS", workload.rounds), ("COHORT", workload.cohort)))
+    return replace(workload, rounds=rounds, cohort=cohort), Path(os.environ["BENCH_DATA"])
