@@ -31,7 +31,8 @@ def norm_of(change: Vector) -> float:
     Raises:
         UpdateRejected: a value is not finite; a comparison with NaN would let it pass a clip.
     """
-    norm = math.sqrt(float(np.dot(change.astype(np.float64), change.astype(np.float64))))
+    wide = change.astype(np.float64)
+    norm = math.sqrt(float(np.dot(wide, wide)))
     if not math.isfinite(norm):
         raise UpdateRejected("a model change has a value that is not finite", hint="lower the learning rate")
     return norm
