@@ -69,8 +69,13 @@ class Gate:
         self._counted: tuple[tuple[str, str], Census] | None = None
         self._lost = ""
 
-    async def admit(self, assignment: Assignment, declaration: Declaration) -> Permit:
+    async def admit(self, assignment: Assignment, declaration: Declaration, kept: str = "") -> Permit:
         """Let a task in, or not.
+
+        Args:
+            assignment: the task.
+            declaration: of its dataset.
+            kept: digest of the answer that is there already, if any.
 
         Raises:
             PolicyRefusal: the policy does not allow the task, or it would pass a cap.
@@ -83,7 +88,7 @@ class Gate:
         rules = _rules(self._home)
         rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
         claim = await self._claim(assignment, declaration, rules)
-        reserving = asyncio.create_task(asyncio.to_thread(self._reserve, claim, rules))
+        reserving = asyncio.create_task(asyncio.to_thread(self._reserve, claim, rules, kept))
         permit = self._permits[assignment.key] = Permit(assignment, reserving)
         await asyncio.shield(reserving)
         return permit
@@ -167,10 +172,10 @@ class Gate:
             self._counted = (key, await census(self._home, declaration, unit))
         return self._counted[1]
 
-    def _reserve(self, claim: Claim, rules: Policy) -> int:
+    def _reserve(self, claim: Claim, rules: Policy, kept: str) -> int:
         """Set the claim aside in the ledger; of metrics under a private plan the policy has decided already."""
         cap = None if claim.unit and claim.spends is None else rules.of(claim.dataset).cap
-        return _trusted(lambda: self._open().reserve(claim, cap))
+        return _trusted(lambda: self._open().reserve(claim, cap, kept))
 
     def _open(self) -> Ledger:
         """The ledger, opened when it is first needed."""

@@ -51,9 +51,14 @@ class Performer:
         try:
             with self._cache.hold(assignment.bundle, assignment.task.model):
                 declaration = self._offered(assignment.plan.job.data)
+                # A masked vector leaves once, for its masks live as long as the node; any other answer is the same bytes when it is asked for again.
+                found = None if assignment.plan.secagg.enabled else self._kept.found(assignment, answer)
                 async with asyncio.timeout_at(deadline):
-                    permit = await self._gate.admit(assignment, declaration)
-                outcome = await self._outcome(permit, declaration, answer, deadline, progress, begin)
+                    permit = await self._gate.admit(assignment, declaration, found.digest if found else "")
+                if found:
+                    outcome = Done(found.digest, found.size, found.schema)
+                else:
+                    outcome = await self._outcome(permit, declaration, answer, deadline, progress, begin)
         except TimeoutError:
             outcome = Failure(Cause.TIMEOUT, "the privacy of the task was not worked out by its deadline", hint="raise clients.deadline")
         except (FedscaleError, OSError) as error:
@@ -79,10 +84,6 @@ class Performer:
             OSError: the disk refuses.
         """
         assignment = permit.assignment
-        # What hides something may leave once: under masks that live as long as the node, or at a price that was paid for one answer.
-        again = not (assignment.plan.privacy or assignment.plan.secagg.enabled)
-        if again and (found := self._kept.found(assignment, answer)):
-            return Done(found.digest, found.size, found.schema)
         try:
             async with asyncio.timeout_at(deadline):
                 bundle, model = await self._fetched(assignment)
@@ -97,7 +98,7 @@ class Performer:
         begin()
         done = await self._workers.perform(key, seat, request, deadline, progress)
         permit.spent = isinstance(done, Failure)  # why a worker failed may depend on the data, and is told
-        if again and isinstance(done, Done):
+        if isinstance(done, Done) and not assignment.plan.secagg.enabled:
             await asyncio.to_thread(self._kept.finish, assignment, Answer(answer, done.digest, done.size, done.schema))
         return done
 

@@ -71,14 +71,19 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------ three steps
 
-    def reserve(self, claim: Claim, cap: Cap | None) -> int:
+    def reserve(self, claim: Claim, cap: Cap | None, kept: str = "") -> int:
         """Set aside what a task will cost; the number of the reservation.
+
+        Args:
+            claim: what it will cost.
+            cap: what must not be passed.
+            kept: digest of an answer that is there already; where it has left for this task before, it costs nothing now and passes no cap.
 
         Raises:
             PolicyRefusal: the cap would be passed.
             ConfigError: the ledger does not verify.
         """
-        return self._add(lambda state: _admitted(state, claim, cap)).seq
+        return self._add(lambda state: _admitted(state, claim, None if kept and state.sent(claim.key, kept) else cap)).seq
 
     def release(self, reservation: int, parcel: Parcel) -> int:
         """Note that an answer leaves now; the reservation it counts under.

@@ -16,6 +16,7 @@ import pytest
 from fedscale.errors import Cause
 from fedscale.learner import Phase
 from fedscale.privacy.accountant import epsilon
+from fedscale.proto.v1 import bulk_pb2
 from fedscale_client import declarations, policy
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
@@ -202,6 +203,25 @@ async def test_the_same_answer_sent_again_by_another_life_counts_once(coordinato
             await settled(home, *["committed", "refunded"][:life])
     first, again = items(home)
     assert (again.refund or {})["reason"] == f"the same bytes left as entry {first.seq}"
+
+
+async def test_a_private_answer_that_is_asked_for_again_is_the_same_bytes_and_counts_once(
+    coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path
+) -> None:
+    """By another coordinator after a takeover, also by a node that was started again, and under a cap that is all spent."""
+    policy.save(home, capped(2.0))
+    counting = PRIVATE.replace("def run(self, work):", f"def run(self, work):\n        open({str(tmp_path / 'trained')!r}, 'a').write('x')")
+    app = coordinator.put_app(tmp_path / "app", app=counting)
+    for life in (1, 2):
+        async with start():
+            await coordinator.connected(life)
+            for number in (1, 2)[life - 1 :]:
+                coordinator.verdicts.append(bulk_pb2.Receipt(verdict=bulk_pb2.Receipt.ACCEPTED, keep=True))
+                coordinator.answers.clear()
+                await coordinator.answer(coordinator.assign(app, number=number, plan=private_plan())[0])
+            await settled(home, *["committed", "committed", "refunded"][: life + 1])
+    assert (tmp_path / "trained").read_text() == "xx"
+    assert epsilon(spends_of(item for item in items(home) if not item.refund), DELTA) == pytest.approx(2.0, abs=0.02)
 
 
 def spoil_policy(home: NodeHome) -> None:
