@@ -6,6 +6,7 @@ seed and learner give the same bits in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -135,13 +136,27 @@ def perform(
     if isinstance(done, FirstModel):
         return done
     words = task.layout.encode(done)
-    if plan.privacy is not None and private is not None and private.way in rounds.SHARED:
-        size, exponent = task.layout.size, task.layout.format.exponent
-        reached = rounds.reach(rounds.in_round(plan.privacy, task.layout.clip), plan.train)
-        sigma = rounds.in_shares(private, reached, size, exponent, plan.shares)
-        key = None if private.key is None else derived(private.key, "share", task.number)
-        add(words[:size], noise.skellam(size, sigma, key).astype(WORD))
+    if (share := noise_of(task, plan, private)) is not None:
+        add(words[: task.layout.size], share)
     return words
+
+
+def noise_of(task: Task, plan: Plan, private: Private | None, sites: int = 1) -> Words | None:
+    """A site's share of the noise, for the model's coordinates of its answer; ``None`` where the plan has no noise in shares.
+
+    Args:
+        sites: whose shares these are, in one draw for the sum of their answers: sums of Skellam noise are Skellam noise.
+
+    Raises:
+        PlanError: the ring is too coarse for it.
+    """
+    if plan.privacy is None or private is None or private.way not in rounds.SHARED:
+        return None
+    size, exponent = task.layout.size, task.layout.format.exponent
+    reached = rounds.reach(rounds.in_round(plan.privacy, task.layout.clip), plan.train)
+    sigma = rounds.in_shares(private, reached, size, exponent, plan.shares) * math.sqrt(sites)
+    key = None if private.key is None else derived(private.key, "share", task.number)
+    return noise.skellam(size, sigma, key).astype(WORD)
 
 
 def compute(

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from fedscale.errors import PlanError, UpdateRejected
 from fedscale.vector import Vector
+
+Floats: TypeAlias = npt.NDArray[np.float64]
 
 # Dividing and rounding in float32 can leave a norm this much above the clip.
 ROUNDING = 1e-6
@@ -38,6 +42,11 @@ def norm_of(change: Vector) -> float:
     return norm
 
 
+def within(norms: float | Floats, clip: float) -> Floats:
+    """What changes of these norms are to be multiplied by, so that none is beyond the clip; of the norms' shape."""
+    return clip / np.maximum(norms, clip) * np.where(norms > clip * (1 - ROUNDING), 1 - ROUNDING, 1.0)
+
+
 def contribution(change: Vector, clip: float, weight: float = 1.0, weight_cap: float = 1.0) -> Vector:
     """What a node adds to the sum: float32 of the change's shape, of norm ``clip * min(weight, weight_cap) / weight_cap`` at most.
 
@@ -52,9 +61,7 @@ def contribution(change: Vector, clip: float, weight: float = 1.0, weight_cap: f
     """
     if not (math.isfinite(weight) and weight > 0):
         raise UpdateRejected("the weight of a node is not positive")
-    norm = norm_of(change)
-    within = clip / max(norm, clip) * (1 - ROUNDING if norm > clip * (1 - ROUNDING) else 1.0)
-    return change * np.float32(within * min(weight, weight_cap) / weight_cap)
+    return change * np.float32(within(norm_of(change), clip) * min(weight, weight_cap) / weight_cap)
 
 
 def mean(total: Vector, planned: int) -> Vector:
@@ -92,14 +99,17 @@ class AdaptiveClip:
         """Magnitude of the coordinate that says whether a change was within the clip."""
         return BIT * self.clip
 
+    def said(self, norms: float | Floats) -> Floats:
+        """The bit of changes of these norms: up where a change was within the clip, down where not."""
+        return np.copysign(self.bit, self.clip - norms)
+
     def coded(self, change: Vector) -> Vector:
-        """What a node adds to the sum: its change, clipped, and the bit behind it: up where the change was within the clip, down where not.
+        """What a node adds to the sum: its change, clipped, and the bit behind it.
 
         Raises:
             UpdateRejected: a value of the change is not finite.
         """
-        said = np.float32(math.copysign(self.bit, self.clip - norm_of(change)))
-        return np.append(contribution(change, self.clip), said)
+        return np.append(contribution(change, self.clip), np.float32(self.said(norm_of(change))))
 
     def moved(self, mean: Vector) -> float:
         """The clip of the next round, from a mean of changes with their bits.

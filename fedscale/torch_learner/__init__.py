@@ -7,6 +7,6 @@ statistics included; integer and non-persistent buffers stay local and start eve
 """
 
 from fedscale.torch_learner.learner import TorchLearner, as_learner
-from fedscale.torch_learner.threads import one_thread, settle_fork
+from fedscale.torch_learner.threads import give_back, one_thread, settle_fork
 
-__all__ = ["TorchLearner", "as_learner", "one_thread", "settle_fork"]
+__all__ = ["TorchLearner", "as_learner", "give_back", "one_thread", "settle_fork"]

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fedscale.errors import UpdateRejected
 from fedscale.learner import Training
+from fedscale.privacy.clip import within
 from fedscale.sampling import Shuffle
 from fedscale.torch_learner import kernels
 from fedscale.torch_learner.chain import Dense, Stage, chain_of
@@ -23,6 +24,7 @@ from fedscale.torch_learner.lineup import Again, Once, Orders, Room, Seen, order
 from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
 from fedscale.vector import Packed, Schema, Vector
 
+Floats: TypeAlias = npt.NDArray[np.float64]
 Loss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 MOST_CLIENTS = 64
@@ -71,12 +73,33 @@ class Learnt:
     """What a block of clients has learnt.
 
     Args:
-        delta: the weighted mean of the model changes.
+        delta: the weighted mean of the model changes, each clipped where a clip is given.
         losses: the mean loss of each client.
+        norms: that of each client's change where a clip is given; else none.
+
+    Raises:
+        UpdateRejected: training diverged for one of them.
     """
 
     delta: Vector
-    losses: npt.NDArray[np.float64]
+    losses: Floats
+    norms: Floats
+
+    def __post_init__(self) -> None:
+        """Refuse what is not finite."""
+        if not (np.isfinite(self.losses).all() and np.isfinite(self.norms).all() and np.isfinite(self.delta @ self.delta)):
+            raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
+
+
+def norms_of(squares: Sequence[Tensor]) -> Floats:
+    """The norms of clients' changes, from the squared norms of the parts; none of no parts."""
+    return np.sqrt(sum(part.cpu().numpy() for part in squares)) if squares else np.empty(0)
+
+
+def counted(weights: Sequence[float], norms: Floats, clip: float | None) -> Tensor:
+    """What each client's change counts in the mean, float32 of shape ``(clients,)``: less where its norm is beyond the clip."""
+    share = np.asarray(weights) / sum(weights)
+    return torch.from_numpy((share if clip is None else within(norms, clip) * share).astype(np.float32))
 
 
 class Trainer(Protocol):
@@ -88,8 +111,15 @@ class Trainer(Protocol):
     def most(self, rows: int) -> int:
         """How many clients with so many rows go together."""
 
-    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Learnt:
+    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float], clip: float | None = None) -> Learnt:
         """Train clients from a model on.
+
+        Args:
+            model: where they begin.
+            examples: the rows of each.
+            seeds: of the chance of each.
+            weights: what each counts in the mean.
+            clip: largest norm of a change that counts in full, where there is one.
 
         Raises:
             AppError, UpdateRejected: as a client alone, or because the clients do not go together; one by one it shows which.
@@ -140,26 +170,26 @@ class Blocks:
         """How many clients with so many rows go together: as many as stay in the cache, whatever the machine."""
         return max(1, min(MOST_CLIENTS, MOST_FEATURES // (self.alike(rows) * self._training.batch_size * self._width)))
 
-    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Learnt:
+    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float], clip: float | None = None) -> Learnt:
         """Train clients of one pace from a model on.
 
         Raises:
             UpdateRejected: training diverged for one of them, or labels do not fit; one by one it shows for which.
         """
         pace = self.pace(max(map(len, examples)))
-        seen, targets, share = self._rows(pace, examples, seeds)
+        seen, targets, share = self._rows(pace, examples, seeds, whole=clip is not None)
         with torch.no_grad():
             layers = self._layers(model, len(examples), pace, seen)
             losses = torch.zeros(len(examples), dtype=torch.float64)
             for step in range(pace.steps):
                 some = slice(step * pace.batch, (step + 1) * pace.batch)
                 losses += self._step(layers, step, targets[:, some], share[:, some])
-            delta = self._change(layers, torch.tensor(weights, dtype=torch.float32) / sum(weights))
-        if not (torch.isfinite(losses).all() and np.isfinite(delta @ delta)):
-            raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
-        return Learnt(delta, (losses / (share > 0).sum(1)).numpy())
+            linear = [layer for layer in layers if not isinstance(layer, Function)]
+            norms = norms_of([layer.squares() for layer in linear] if clip is not None else [])
+            delta = self._change(linear, counted(weights, norms, clip))
+        return Learnt(delta, (losses / (share > 0).sum(1)).numpy(), norms)
 
-    def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int]) -> tuple[Seen, Tensor, Tensor]:
+    def _rows(self, pace: Pace, examples: Sequence[Examples], seeds: Sequence[int], *, whole: bool) -> tuple[Seen, Tensor, Tensor]:
         """Features, and in the order in which each client sees its rows targets and what a row counts in its batch; padding counts nothing."""
         sizes = [own.targets.shape[0] for own in examples]
         flat = [own.features if own.features.ndim == 2 else own.features.flatten(1) for own in examples]
@@ -171,14 +201,14 @@ class Blocks:
         if self._outputs > 1 and (targets.is_floating_point() or int(targets.min()) < 0 or int(targets.max()) >= self._outputs):
             raise UpdateRejected("the labels of a client do not fit the model")
         kinds = {rows: shares(rows, pace.steps, pace.batch) for rows in set(sizes)}
-        return self._seen(pace, flat, orders), targets, torch.stack([kinds[rows] for rows in sizes])
+        return self._seen(pace, flat, orders, whole=whole), targets, torch.stack([kinds[rows] for rows in sizes])
 
-    def _seen(self, pace: Pace, flat: Sequence[Tensor], orders: Orders) -> Seen:
+    def _seen(self, pace: Pace, flat: Sequence[Tensor], orders: Orders, *, whole: bool) -> Seen:
         """The features as the steps take them."""
         sizes, count = [len(rows) for rows in flat], pace.steps * pace.batch
         # Of more rows than the steps take only those that they take are ever in memory.
         if max(sizes) > count or count < min(sizes) + pace.batch:
-            return Once(self._first(taken(flat, orders, self._room.shaped(*orders.shape, self._width))))
+            return Once(self._first(taken(flat, orders, self._room.shaped(*orders.shape, self._width))), whole)
         rows = side_by_side(flat, self._room.shaped(len(flat), max(sizes), self._width))
         return Again(self._first(rows), torch.from_numpy(orders))
 
@@ -217,12 +247,12 @@ class Blocks:
             back = layers[at].backward(step, back, inwards=at > 0) if back is not None else None
         return (losses * (share > 0)).sum(1, dtype=torch.float64)
 
-    def _change(self, layers: list[Layer | Function], weights: Tensor) -> Vector:
+    def _change(self, layers: Sequence[Layer], weights: Tensor) -> Vector:
         """The weighted mean of the model changes."""
         flat = self._schema.zeros()
         parts = self._schema.unpack(flat)
         dense = [stage for stage in self._stages if isinstance(stage, Dense)]
-        for stage, layer in zip(dense, [layer for layer in layers if not isinstance(layer, Function)], strict=True):
+        for stage, layer in zip(dense, layers, strict=True):
             weight, bias = layer.change(weights)
             parts[stage.weight][:] = weight.numpy()
             if stage.bias:

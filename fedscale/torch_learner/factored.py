@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeAlias
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from fedscale.learner import LocalOptimizer
 from fedscale.torch_learner.chain import Dense, Elementwise
-from fedscale.torch_learner.lineup import Seen
+from fedscale.torch_learner.lineup import Seen, pairs
 
 Product: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+# Products that cancel to this part of what they are lose digits of float32; the norm of a change is to keep five.
+MOST_LOST = 100
 # What a processor does in a second, roughly; only the ratios matter, and only for which form a layer takes.
 LARGE_PRODUCTS, SMALL_PRODUCTS, MEMORY = 100e9, 30e9, 20e9
 
@@ -65,8 +68,11 @@ class Layer(Protocol):
     def backward(self, step: int, gradient: Tensor, *, inwards: bool) -> Tensor | None:
         """Take a step down the gradient at the outputs; the gradient at the inputs, where it is wanted."""
 
+    def squares(self) -> Tensor:
+        """The squared norm of each client's change, once all steps are taken, float64 of shape ``(clients,)``."""
+
     def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """How weight and bias have changed, summed over the clients with these weights, shape ``(clients,)``."""
+        """How weight and bias have changed, summed over the clients with these weights, shape ``(clients,)``, once all steps are taken."""
 
 
 class Rectifier:
@@ -116,7 +122,7 @@ class Bias:
 
     def __init__(self, bias: Tensor | None, clients: int, pace: Pace) -> None:
         self._first, self._pace = bias, pace
-        self._own = torch.empty(0) if bias is None else bias.expand(clients, -1).clone()
+        self._own = torch.empty(clients, 0) if bias is None else bias.expand(clients, -1).clone()
         self._speed = torch.zeros_like(self._own)
 
     def added(self, outputs: Tensor) -> Tensor:
@@ -128,9 +134,18 @@ class Bias:
         if self._first is not None:
             descend(self._own, self._speed, gradient.sum(1), self._first, self._pace)
 
+    def squares(self) -> Tensor:
+        """The squared norm of each client's change."""
+        return squares(self._moved)
+
     def change(self, weights: Tensor) -> Tensor:
         """How the bias has changed, summed with these weights."""
-        return self._own if self._first is None else weights @ (self._own - self._first)
+        return weights @ self._moved
+
+    @cached_property
+    def _moved(self) -> Tensor:
+        """The changes, in the place of what each client has."""
+        return self._own if self._first is None else self._own.sub_(self._first)
 
 
 def descend(own: Tensor, speed: Tensor, gradient: Tensor, first: Tensor, pace: Pace) -> None:
@@ -169,10 +184,18 @@ class Own:
         self._bias.descend(gradient)
         return back
 
+    def squares(self) -> Tensor:
+        """Of each client's difference."""
+        return squares(self._moved) + self._bias.squares()
+
     def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The weighted sum of the differences."""
-        flat = (self._own - self._first).view(len(weights), -1)
-        return (weights @ flat).view_as(self._first), self._bias.change(weights)
+        return (weights @ self._moved.flatten(1)).view_as(self._first), self._bias.change(weights)
+
+    @cached_property
+    def _moved(self) -> Tensor:
+        """The differences, in the place of what each client has."""
+        return self._own.sub_(self._first)
 
 
 class Shared:
@@ -194,7 +217,9 @@ class Shared:
         count, (outputs, inputs) = pace.steps * pace.batch, weight.shape
         self._seen, self._gradients = seen, weight.new_empty(clients, count, outputs)
         self._rows = weight.new_empty(clients, count, inputs) if seen is None else seen.rows
-        if seen is not None:
+        if seen is None:
+            self._outputs = torch.empty_like(self._gradients)
+        else:
             self._outputs = seen.taken(product(seen.rows.view(-1, inputs), weight).view(clients, -1, outputs))
 
     def forward(self, step: int, rows: Tensor) -> Tensor:
@@ -204,7 +229,7 @@ class Shared:
             outputs = self._outputs[:, begin:end]
         else:
             self._rows[:, begin:end] = rows
-            outputs = self._product(rows.reshape(-1, rows.shape[2]), self._weight).view(*rows.shape[:2], -1)
+            outputs = self._outputs[:, begin:end] = self._product(rows.reshape(-1, rows.shape[2]), self._weight).view(*rows.shape[:2], -1)
         if not step:
             return self._bias.added(outputs.clone())
         alike = torch.bmm(rows, self._rows[:, :begin].transpose(1, 2)) if self._seen is None else self._seen.alike(begin, end)
@@ -223,12 +248,34 @@ class Shared:
         alike = torch.bmm(gradient, self._gradients[:, :begin].transpose(1, 2)).mul_(self._c[step, :begin])
         return torch.baddbmm(back, alike, self._rows[:, :begin], beta=self._a[step])
 
+    def squares(self) -> Tensor:
+        """From the products of a client's rows with each other and of their gradients: the norm of ``E^T X`` is that of ``X X^T * E E^T``."""
+        products = (pairs(self._rows) if self._seen is None else self._seen.pairs) * pairs(self._pulls)
+        if (products.abs().sum((1, 2)) > MOST_LOST * products.sum((1, 2))).any():
+            products = pairs(self._rows.double()) * pairs(self._pulls.double())
+        found = products.sum((1, 2), dtype=torch.float64)
+        if (shrunk := self._a[-1] - 1) != 0:
+            found += 2 * shrunk * ((self._gradients * self._outputs).sum(2, dtype=torch.float64) @ self._c[-1].double())
+            found += shrunk**2 * squares(self._weight.unsqueeze(0))
+        return found.clamp_min_(0) + self._bias.squares()
+
     def change(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """One product over all rows of all clients."""
-        scaled = self._gradients * (self._c[-1].unsqueeze(1) * weights.view(-1, 1, 1))
-        scaled = scaled.view(-1, self._weight.shape[0]) if self._seen is None else self._seen.returned(scaled)
-        moved = self._product(scaled.t(), self._rows.view(-1, self._weight.shape[1]).t())
+        pulls = (self._pulls * weights.view(-1, 1, 1)).flatten(0, 1)
+        moved = self._product(pulls.t(), self._rows.view(-1, self._weight.shape[1]).t())
         return moved.add_(self._weight, alpha=(self._a[-1] - 1) * float(weights.sum())), self._bias.change(weights)
+
+    @cached_property
+    def _pulls(self) -> Tensor:
+        """By how much of each of its rows a client's weights have moved in the end, ``(clients, rows, out)``."""
+        pulls = self._gradients * self._c[-1].unsqueeze(1)
+        return pulls if self._seen is None else self._seen.returned(pulls).view(*self._rows.shape[:2], -1)
+
+
+def squares(parts: Tensor) -> Tensor:
+    """The squared norm of each client's part, ``(clients, ...)``, summed in float64."""
+    norms: Tensor = torch.linalg.vector_norm(parts.flatten(1), dim=1, dtype=torch.float64)
+    return norms.square_()
 
 
 def factors(layer: Dense, pace: Pace, *, first: bool) -> bool:

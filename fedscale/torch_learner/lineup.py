@@ -18,15 +18,27 @@ from fedscale.sampling import Shuffle
 Orders: TypeAlias = npt.NDArray[np.int64]
 
 
+def pairs(rows: Tensor) -> Tensor:
+    """The products of each client's rows with each other: ``(clients, rows, rows)`` from ``(clients, rows, n)``."""
+    return torch.bmm(rows, rows.transpose(1, 2))
+
+
 @dataclass(frozen=True)
 class Once:
     """Rows as they lie in the order of the steps; one that several steps take lies there several times.
 
     Args:
         rows: shape ``(clients, steps * batch, in)``.
+        whole: whether all products of the rows will be asked for; those with earlier rows are then taken from them.
     """
 
     rows: Tensor
+    whole: bool = False
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """The products of the rows with each other, as they lie."""
+        return pairs(self.rows)
 
     def taken(self, values: Tensor) -> Tensor:
         """Values of each row, ``(clients, rows, n)``, in the order of the steps."""
@@ -38,7 +50,7 @@ class Once:
 
     def alike(self, begin: int, end: int) -> Tensor:
         """The products of a step's rows with all before them, ``(clients, batch, begin)``."""
-        return torch.bmm(self.rows[:, begin:end], self.rows[:, :begin].transpose(1, 2))
+        return self.pairs[:, begin:end, :begin] if self.whole else torch.bmm(self.rows[:, begin:end], self.rows[:, :begin].transpose(1, 2))
 
     def returned(self, values: Tensor) -> Tensor:
         """The reverse of ``taken``, for all clients in one, ``(clients * rows, n)``."""
@@ -63,10 +75,15 @@ class Again:
         return (self.order + torch.arange(len(self.rows)).mul_(self.rows.shape[1]).unsqueeze(1)).view(-1)
 
     @cached_property
+    def pairs(self) -> Tensor:
+        """As ``Once``."""
+        return pairs(self.rows)
+
+    @cached_property
     def products(self) -> Tensor:
         """The products of the rows with each other, both in the order of the steps."""
-        pairs = self.taken(torch.bmm(self.rows, self.rows.transpose(1, 2)))
-        return pairs.gather(2, self.order.unsqueeze(1).expand(-1, self.order.shape[1], -1))
+        lying = self.taken(self.pairs)
+        return lying.gather(2, self.order.unsqueeze(1).expand(-1, self.order.shape[1], -1))
 
     def taken(self, values: Tensor) -> Tensor:
         """As ``Once``."""

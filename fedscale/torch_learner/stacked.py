@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
@@ -23,11 +22,12 @@ from fedscale.errors import AppError, UpdateRejected
 from fedscale.learner import Training
 from fedscale.sampling import Shuffle
 from fedscale.torch_learner import recurrent
-from fedscale.torch_learner.blocks import MOST_CLIENTS, MOST_FEATURES, Learnt
+from fedscale.torch_learner.blocks import MOST_CLIENTS, MOST_FEATURES, Learnt, counted, norms_of
 from fedscale.torch_learner.examples import Examples, aligned
+from fedscale.torch_learner.factored import squares
 from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
 from fedscale.torch_learner.steps import Steps
-from fedscale.vector import Packed, Schema, Vector
+from fedscale.vector import Packed, Schema
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -64,7 +64,7 @@ class Stacked:
         """How many clients go together: as many as stay in the cache, whatever the machine."""
         return max(1, min(MOST_CLIENTS, MOST_FEATURES // max(self._schema.size, rows * self._width)))
 
-    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float]) -> Learnt:
+    def train(self, model: Packed, examples: Sequence[Examples], seeds: Sequence[int], weights: Sequence[float], clip: float | None = None) -> Learnt:
         """Train clients from a model on.
 
         Raises:
@@ -81,10 +81,11 @@ class Stacked:
             steps.follow(list(gradients.values()))
             losses += means.detach().double() * rows.shape[1]
             seen += rows.shape[1]
-        delta = self._change(shared, stacked, torch.tensor(weights, dtype=torch.float32, device=self._device) / sum(weights))
-        if not (torch.isfinite(losses).all() and np.isfinite(delta @ delta)):
-            raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
-        return Learnt(delta, (losses / seen).cpu().numpy())
+        changes = [entry.sub_(shared[name]) for name, entry in stacked.items()]
+        norms = norms_of([squares(change) for change in changes] if clip is not None else [])
+        shares = counted(weights, norms, clip).to(self._device)
+        delta = torch.cat([shares @ change.flatten(1) for change in changes]).cpu().numpy()
+        return Learnt(delta, (losses / seen).cpu().numpy(), norms)
 
     def _objective(self, own: dict[str, Tensor], rows: Tensor, wanted: Tensor, classes: int) -> Tensor:
         """The loss of one client's batch."""
@@ -108,11 +109,6 @@ class Stacked:
             for epoch in range(epochs):
                 orders[epoch, at] = torch.from_numpy(self._shuffle.draw(rows))
         yield from islice((batch for epoch in orders.to(self._device) for batch in epoch.split(size, 1)), self._training.max_steps)
-
-    def _change(self, shared: dict[str, Tensor], stacked: dict[str, Tensor], weights: Tensor) -> Vector:
-        """The weighted mean of the model changes."""
-        changes = [weights @ (stacked[name] - entry).flatten(1) for name, entry in shared.items()]
-        return torch.cat(changes).cpu().numpy()
 
 
 def stacked_for(

@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""How many threads torch computes with, and whose memory is whose."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ def settle_fork() -> None:
     if mallopt is not None:
         for setting, value in ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, AHEAD)):
             mallopt(setting, value)
+
+
+def give_back() -> None:
+    """Give the kernel back what was freed and glibc has kept: for a process that waits while others compute beside it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

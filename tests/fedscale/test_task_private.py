@@ -17,6 +17,7 @@ from fedscale.privacy import rounds
 from fedscale.ring import WORD, add
 from fedscale.strategy import fed_avg
 from fedscale.task import FirstModel, Task, layout_for, perform, portion, private_for
+from fedscale.task import noise_of as drawn
 from fedscale.vector import Schema
 from tests.fedscale.world import plan_of
 
@@ -147,6 +148,30 @@ def test_four_shares_together_are_the_noise_of_the_promise() -> None:
         add(total, answered(how, Obedient(constant(0.0)), private)[:SIZE])
     assert each[0] is not None
     assert layout.format.decode(total).std() == pytest.approx(each[0].noise_multiplier * 1.0, rel=0.01)
+
+
+@pytest.mark.parametrize("sites", [1, 9, 64])
+def test_the_shares_of_several_sites_may_be_drawn_as_one(sites: int) -> None:
+    how = plan("node", **SECAGG)
+    private = private_for(how, Phase.TRAIN, data(), KEY)
+    task = Task("ada", Phase.TRAIN, 3, layout_for(how, Phase.TRAIN, SIZE, 4), Schema.of({"w": np.zeros(SIZE, np.float32)}), "d")
+    one, many = (shares_of(task, how, private, count) for count in (1, sites))
+    assert one.std() * sites**0.5 == pytest.approx(many.std(), rel=0.01)
+    assert np.mean(many**4) / many.var() ** 2 == pytest.approx(3.0, rel=0.05)
+    assert np.array_equal(one, noise_of(how)[0])
+
+
+def shares_of(task: Task, how: Plan, private: Private | None, sites: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    words = drawn(task, how, private, sites)
+    assert words is not None
+    return words.view(np.int32).astype(np.float64)
+
+
+def test_only_noise_in_shares_is_a_sites_own() -> None:
+    tree = {"mechanism": "ftrl", "tree_rounds": 1}
+    for how in (plan_of(), plan(), plan("node", privacy=tree)):
+        task = Task("ada", Phase.TRAIN, 3, layout_for(how, Phase.TRAIN, SIZE, 4), None, "d")
+        assert drawn(task, how, private_for(how, Phase.TRAIN, data(), KEY)) is None
 
 
 def test_a_site_that_colludes_is_not_counted_on_for_noise() -> None:

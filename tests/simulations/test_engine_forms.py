@@ -10,19 +10,17 @@ import torch
 
 from fedscale.aggregate import Mean
 from fedscale.data import from_arrays
-from fedscale.events import Failed
 from fedscale.learner import Phase
 from fedscale.ring import WORD, Words
 from fedscale.sampling import derived_seed
 from fedscale.strategy import fed_avg
-from fedscale.task import compute, layout_for
+from fedscale.task import layout_for
 from fedscale.torch_learner import TorchLearner, blocks, one_thread
 from fedscale.torch_learner.blocks import Blocks, Trainer
 from fedscale.torch_learner.stacked import Stacked
-from fedscale.update import Update
 from fedscale_simulations.engines.desk import Desk, keep
-from fedscale_simulations.engines.forms import Alone, Form, Together, Waves, together
-from tests.simulations.zoo import KINDS, ZOO, Kind, Stand, stand
+from fedscale_simulations.engines.forms import Alone, Waves, together
+from tests.simulations.zoo import KINDS, ZOO, Kind, Stand, stand, summed, trained_together, updates
 
 CONVOLVING = ("depthwise", "residual")
 SETTINGS = [
@@ -39,33 +37,11 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def updates(here: Stand) -> list[Update]:
-    """What each client would send by itself."""
-    desk = here.desk
-    found = [compute(task, here.plan, desk.strategy, desk.learner, desk.portion(task.node, task.phase), here.model) for task in here.tasks]
-    assert all(isinstance(update, Update) for update in found)
-    return found  # type: ignore[return-value]
-
-
-def summed(here: Stand, form: Form) -> tuple[Words, list[Failed]]:
-    """The sum of all clients, block by block."""
-    total, failed = np.zeros(here.tasks[0].layout.length, WORD), []
-    for block in form.blocks(here.tasks):
-        failed += form.add(block, here.model, total)
-    return total, failed
-
-
 def mean(here: Stand, total: Words) -> tuple[np.ndarray[Any, Any], float, float]:
     """The weighted mean of the changes, the weight and the loss behind a sum."""
     layout = here.tasks[0].layout
     weight, sums = layout.tail(total)
     return layout.mean(total, weight), weight, float(sums["loss"][0])
-
-
-def trained_together(here: Stand) -> Together:
-    form, why = together(here.desk)
-    assert form is not None, why
-    return form
 
 
 def difference(here: Stand) -> float:

@@ -134,11 +134,11 @@ def test_masks_change_no_bit_of_a_noisy_sum() -> None:
     assert privacy_of(ways[0].record)["mechanism"] == "union"
 
 
-def test_clients_are_never_trained_in_blocks_under_privacy() -> None:
+def test_clients_that_hide_their_rows_are_never_trained_in_blocks() -> None:
     run = simulate(app(), population(), rounds=1, privacy=ONCE, engine="vectorized", **QUIET)
     engine = run.record.extra["engine"]
     assert isinstance(engine, dict)
-    assert (engine["form"], engine["why"]) == ("sequential", "the plan asks for privacy")
+    assert (engine["form"], engine["why"]) == ("sequential", "the plan hides the rows of each client")
 
 
 def test_a_run_that_goes_on_counts_what_was_spent_before(tmp_path: Path) -> None:

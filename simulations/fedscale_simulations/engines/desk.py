@@ -16,7 +16,7 @@ from fedscale.privacy.lots import derived
 from fedscale.ring import Words, add
 from fedscale.run import model_digest
 from fedscale.strategy import Strategy
-from fedscale.task import FirstModel, Task, compute, perform, portion, private_for
+from fedscale.task import FirstModel, Task, compute, noise_of, perform, portion, private_for
 from fedscale.vector import Vector
 from fedscale_simulations.failures import failure_of
 
@@ -72,7 +72,7 @@ class Desk:
 
     def answer(self, task: Task, model: Vector | None) -> Answered | Initialized | Failed:
         """A client's answer or, whatever its code does, the failure a coordinator would hear of."""
-        done = self.guarded(task, lambda: perform(task, *self._how(task), model, private=self._private(task)))
+        done = self.guarded(task, lambda: perform(task, *self._how(task), model, private=self.private(task)))
         if isinstance(done, Failed):
             return done
         if isinstance(done, FirstModel):
@@ -90,31 +90,28 @@ class Desk:
         return failed
 
     def _add(self, task: Task, model: Vector, total: Words) -> None:
-        private = self._private(task)
-        if private is not None:
-            answer = perform(task, *self._how(task), model, private=private)
-            if not isinstance(answer, FirstModel):
-                add(total, answer)
-            return
-        update = compute(task, *self._how(task), model)
+        private = self.private(task)
+        update, share = compute(task, *self._how(task), model, private=private), noise_of(task, self.plan, private)
         if not isinstance(update, FirstModel):
             task.layout.add(update, total)
+        if share is not None:
+            add(total[: task.layout.size], share)
 
     def guarded(self, task: Task, work: Callable[[], Any]) -> Any:
         """The result of work, or the failure of whoever's code raised."""
         done = attempted(work)
         return Failed(task.node, failure_of(done)) if isinstance(done, Exception) else done
 
-    def _how(self, task: Task) -> tuple[Plan, Strategy, Learner, Any]:
-        """The middle arguments of ``perform`` and ``compute``."""
-        return self.plan, self.strategy, self.learner, self.portion(task.node, task.phase)
-
-    def _private(self, task: Task) -> Private | None:
+    def private(self, task: Task) -> Private | None:
         """How a client hides its rows, with all chance from the plan's seed: a simulation can be repeated, and hides nobody."""
         if self.plan.privacy is None or task.phase is not Phase.TRAIN:
             return None
         key = derived(self.plan.job.seed.to_bytes(8, "little"), f"simulation/{task.node}", task.number)
         return private_for(self.plan, task.phase, self.data[task.node], key)
+
+    def _how(self, task: Task) -> tuple[Plan, Strategy, Learner, Any]:
+        """The middle arguments of ``perform`` and ``compute``."""
+        return self.plan, self.strategy, self.learner, self.portion(task.node, task.phase)
 
     def _cut(self, name: str, phase: Phase) -> object:
         """The part of a client's dataset that a phase may see."""

@@ -17,9 +17,11 @@ import numpy as np
 from fedscale.errors import UpdateRejected
 from fedscale.events import Failed
 from fedscale.learner import Phase
-from fedscale.ring import Words
+from fedscale.privacy import rounds
+from fedscale.privacy.dp import DP
+from fedscale.ring import Words, add
 from fedscale.sampling import derived_seed
-from fedscale.task import Task
+from fedscale.task import Task, noise_of
 from fedscale.torch_learner import TorchLearner
 from fedscale.torch_learner.blocks import MOST_CLIENTS, Learnt, Trainer
 from fedscale.torch_learner.examples import Examples
@@ -70,8 +72,9 @@ class Alone:
 class Together:
     """Many clients at once, where the app's model allows it: the same steps up to rounding, laid out as one update.
 
-    A block is a part of the cohort; in it, clients that take the same steps go together. Where anything goes wrong, they are
-    done again one by one, to find out with whom.
+    A block is a part of the cohort; in it, clients that take the same steps go together. Where whole clients are hidden, each
+    change is clipped before they are added, and their shares of the noise are one draw. Where anything goes wrong, they are done
+    again one by one, to find out with whom.
 
     Args:
         desk: where a client's work is done.
@@ -125,15 +128,25 @@ class Together:
         first, seed = group[0][0], self._desk.plan.job.seed
         if first.schema is None:
             raise UpdateRejected("there is no model to train")
-        equal = self._desk.strategy.weighting == "equal"
+        dp, equal = self._promise(first), self._desk.strategy.weighting == "equal"
         weights = [1.0 if equal else min(float(len(rows)), first.layout.weight_cap) for _, rows in group]
         seeds = [derived_seed(seed, task.number, task.node) for task, _ in group]
-        return self._trainer.train(first.schema.unpack(model), [rows for _, rows in group], seeds, weights), weights
+        clip = dp.clip if dp else None
+        return self._trainer.train(first.schema.unpack(model), [rows for _, rows in group], seeds, weights, clip), weights
 
     def _add(self, group: Group, model: Vector, total: Words) -> None:
-        learnt, weights = self.trained(group, model)
-        update = Update(learnt.delta, sum(weights), {"loss": np.array([learnt.losses @ weights])})
-        group[0][0].layout.add(update, total, len(group))
+        (learnt, weights), first = self.trained(group, model), group[0][0]
+        moving = rounds.adaptive(self._promise(first))
+        delta = np.append(learnt.delta, np.float32(np.mean(moving.said(learnt.norms)))) if moving else learnt.delta
+        shares = noise_of(first, self._desk.plan, self._desk.private(first), len(group))
+        first.layout.add(Update(delta, sum(weights), {"loss": np.array([learnt.losses @ weights])}), total, len(group))
+        if shares is not None:
+            add(total[: first.layout.size], shares)
+
+    def _promise(self, task: Task) -> DP | None:
+        """The plan's privacy, with the clip of the task's round."""
+        dp = self._desk.plan.privacy
+        return None if dp is None else rounds.in_round(dp, task.layout.clip)
 
     def _rows(self, task: Task) -> Examples:
         """The rows of a client."""
@@ -144,8 +157,8 @@ def together(desk: Desk) -> tuple[Together | None, str]:
     """The form in which many clients are trained at once; or nothing and why not."""
     if not isinstance(desk.learner, TorchLearner):
         return None, "the learner is not an App"
-    if desk.plan.privacy is not None:
-        return None, "the plan asks for privacy"
+    if desk.plan.privacy is not None and desk.plan.privacy.unit != "node":
+        return None, "the plan hides the rows of each client"
     if desk.strategy.transforms:
         return None, "the strategy changes each client's update by itself"
     if not desk.strategy.aggregator.linear:

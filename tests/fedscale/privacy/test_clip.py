@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from fedscale.errors import PlanError, UpdateRejected
 from fedscale.privacy.accountant import epsilon
-from fedscale.privacy.clip import BIT, AdaptiveClip, contribution, mean, norm_of
+from fedscale.privacy.clip import BIT, AdaptiveClip, contribution, mean, norm_of, within
 from fedscale.privacy.events import Spend
 from fedscale.privacy.noise import gaussian
 from fedscale.vector import Vector
@@ -36,6 +36,18 @@ def test_what_is_within_the_clip_stays_and_what_is_not_keeps_its_direction(chang
         assert np.array_equal(added, change)
     elif norm > clip:
         assert np.allclose(added * (norm / clip), change, rtol=1e-5, atol=norm * 1e-5)
+
+
+@given(st.lists(changes, min_size=1, max_size=4), st.floats(1e-3, 1e3))
+def test_factors_and_bits_of_many_norms_are_those_of_each_change(many: list[np.ndarray], clip: float) -> None:
+    norms, moving = np.array([norm_of(change) for change in many]), AdaptiveClip(clip)
+    for change, factor, bit in zip(many, within(norms, clip), moving.said(norms), strict=True):
+        assert np.array_equal(contribution(change, clip), change * np.float32(factor))
+        assert moving.coded(change)[-1] == np.float32(bit)
+
+
+def test_who_is_at_the_clip_is_within_it() -> None:
+    assert AdaptiveClip(2.0).said(np.array([1.0, 2.0, 2.0000001])).tolist() == [0.4, 0.4, -0.4]
 
 
 def test_a_change_of_zeros_is_fine() -> None:

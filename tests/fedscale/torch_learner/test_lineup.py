@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,14 @@ def test_both_forms_know_the_rows_of_a_step_and_their_products(sizes: tuple[int,
         for seen in (once, again):
             assert torch.equal(seen.step(begin, end), rows)
             assert torch.allclose(seen.alike(begin, end), products, atol=1e-6)
+
+
+def test_products_are_the_same_where_all_of_them_are_asked_for() -> None:
+    once, again, expected = both((5, 6, 4), 2)
+    whole = replace(once, whole=True)
+    assert torch.allclose(whole.alike(3, 6), once.alike(3, 6), atol=1e-6)
+    assert torch.allclose(whole.pairs, expected @ expected.mT, atol=1e-6)
+    assert torch.allclose(again.pairs, again.rows @ again.rows.mT, atol=1e-6)
 
 
 @pytest.mark.parametrize(("sizes", "steps"), [((6, 6), 2), ((5, 6, 4), 2), ((9, 7), 1)])

@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "two layers": {"num_layers": 2},
     "two layers, rows first": {"num_layers": 2, "batch_first": True, "bias": False},
 }
+LAYERS: tuple[type[nn.RNNBase], ...] = (nn.LSTM, nn.GRU)
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +35,21 @@ def _alone() -> Iterator[None]:
 class Last(nn.Module):
     """Classifies by every state, the last ones of all layers and their cells, so that each has a gradient."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, layer: type[nn.RNNBase]) -> None:
         super().__init__()
-        self.cell, self.head = nn.LSTM(IN, SIZE, **KINDS[kind]), nn.Linear(3 * SIZE, 3)
+        self.cell, self.head = layer(IN, SIZE, **KINDS[kind]), nn.Linear(3 * SIZE, 3)  # type: ignore[arg-type]  # of every kind of layer
 
     def forward(self, rows: Tensor) -> Tensor:
-        states, (last, cells) = self.cell(rows)
+        states, ended = self.cell(rows)
+        last, cells = ended if isinstance(ended, tuple) else (ended, ended.square())
         outputs: Tensor = self.head(torch.cat([states.mean(1 if self.cell.batch_first else 0), last.sum(0), cells.sum(0)], 1))
         return outputs
 
 
-def pair(kind: str) -> tuple[nn.Module, nn.Module]:
+def pair(kind: str, layer: type[nn.RNNBase] = nn.LSTM) -> tuple[nn.Module, nn.Module]:
     """The same model with torch's layer and with ours."""
     torch.manual_seed(3)
-    theirs, ours = Last(kind), Last(kind)
+    theirs, ours = Last(kind, layer), Last(kind, layer)
     ours.load_state_dict(theirs.state_dict())
     recurrent.install(ours)
     return theirs, ours
@@ -73,9 +75,10 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     return float((ours - theirs).abs().max()) <= 1e-6 * max(1.0, float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_client_has_the_values_and_gradients_of_torchs_layer(kind: str) -> None:
-    theirs, ours = pair(kind)
+def test_one_client_has_the_values_and_gradients_of_torchs_layer(kind: str, layer: type[nn.RNNBase]) -> None:
+    theirs, ours = pair(kind, layer)
     rows, labels = (values[0] for values in drawn(kind))
     assert close(ours(rows), theirs(rows))
     (wanted, at_rows), (found, also_at_rows) = gradients(theirs, rows, labels), gradients(ours, rows, labels)
@@ -83,9 +86,10 @@ def test_one_client_has_the_values_and_gradients_of_torchs_layer(kind: str) -> N
     assert {name: close(found[name], wanted[name]) for name in wanted} == dict.fromkeys(wanted, True)
 
 
+@pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_clients_at_once_have_the_gradients_of_each(kind: str) -> None:
-    theirs, ours = pair(kind)
+def test_many_clients_at_once_have_the_gradients_of_each(kind: str, layer: type[nn.RNNBase]) -> None:
+    theirs, ours = pair(kind, layer)
     rows, labels = drawn(kind)
     own = {name: torch.stack([entry.detach() * (1 + 0.1 * at) for at in range(CLIENTS)]) for name, entry in theirs.named_parameters()}
     descent = vmap(grad_and_value(lambda weights, some, wanted: functional.cross_entropy(functional_call(ours, weights, (some,)), wanted)))
@@ -97,15 +101,17 @@ def test_many_clients_at_once_have_the_gradients_of_each(kind: str) -> None:
         assert close(losses[at], functional.cross_entropy(theirs(rows[at]), labels[at]))
 
 
-def test_weights_that_all_share_and_rows_that_differ_go_together() -> None:
-    theirs, ours = pair("plain")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_weights_that_all_share_and_rows_that_differ_go_together(layer: type[nn.RNNBase]) -> None:
+    theirs, ours = pair("plain", layer)
     rows, _ = drawn("plain")
     together = vmap(lambda some: functional_call(ours, dict(ours.named_parameters()), (some,)))(rows)
     assert all(close(together[at], theirs(rows[at])) for at in range(CLIENTS))
 
 
-def test_a_sequence_of_one_step_has_no_gradient_of_its_inner_weights() -> None:
-    theirs, ours = pair("plain")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_sequence_of_one_step_has_no_gradient_of_its_inner_weights(layer: type[nn.RNNBase]) -> None:
+    theirs, ours = pair("plain", layer)
     rows, labels = (values[0] for values in drawn("plain"))
     wanted, found = gradients(theirs, rows[:1], labels)[0], gradients(ours, rows[:1], labels)[0]
     assert not found["cell.weight_hh_l0"].any()
@@ -120,7 +126,9 @@ def test_a_sequence_of_one_step_has_no_gradient_of_its_inner_weights() -> None:
         (nn.LSTM(3, 4, dropout=0.5, num_layers=2), False),
         (nn.LSTM(3, 4, bidirectional=True), False),
         (nn.LSTM(3, 4, proj_size=2), False),
-        (nn.GRU(3, 4), False),
+        (nn.GRU(3, 4), True),
+        (nn.GRU(3, 4, bidirectional=True), False),
+        (nn.GRU(3, 4, dropout=0.5, num_layers=2), False),
         (nn.RNN(3, 4), False),
     ],
 )
@@ -135,22 +143,22 @@ def test_a_layer_whose_forward_pass_somebody_has_changed_is_not_handled() -> Non
 
 
 def test_what_does_not_begin_with_zeros_or_is_no_batch_is_refused() -> None:
-    layer = nn.LSTM(IN, SIZE)
-    recurrent.install(layer)
     rows = torch.ones(TIME, BATCH, IN)
     packed = nn.utils.rnn.pack_sequence([torch.ones(3, IN), torch.ones(2, IN)])
-    state = (torch.ones(1, BATCH, SIZE), torch.ones(1, BATCH, SIZE))
-    for wrong in ((rows, state), (rows[0],), (packed,)):
-        with pytest.raises(TypeError, match="begins with zeros"):
-            layer(*wrong)
+    one = torch.ones(1, BATCH, SIZE)
+    for layer, state in ((nn.LSTM(IN, SIZE), (one, one)), (nn.GRU(IN, SIZE), one)):
+        recurrent.install(layer)
+        for wrong in ((rows, state), (rows[0],), (packed,)):
+            with pytest.raises(TypeError, match="begin with zeros"):
+                layer(*wrong)
 
 
 class Sentences(nn.Module):
-    """An LSTM over rows of numbers, as wide as asked for."""
+    """An LSTM or a GRU over rows of numbers, as wide as asked for."""
 
-    def __init__(self, size: int, *, begin: bool = False) -> None:
+    def __init__(self, size: int, layer: type[nn.RNNBase] = nn.LSTM, *, begin: bool = False) -> None:
         super().__init__()
-        self.cell, self.head, self.begin = nn.LSTM(IN, size, batch_first=True), nn.Linear(size, 3), begin
+        self.cell, self.head, self.begin = layer(IN, size, batch_first=True), nn.Linear(size, 3), begin  # type: ignore[arg-type, call-arg]
 
     def forward(self, rows: Tensor) -> Tensor:
         zeros = rows.new_zeros(1, len(rows), self.cell.hidden_size)
@@ -179,6 +187,11 @@ def test_the_steps_through_time_count_as_work() -> None:
 def test_long_sequences_go_one_by_one() -> None:
     assert planned(Sentences(4), recurrent.MOST_TIME) == (True, "")
     assert planned(Sentences(4), recurrent.MOST_TIME + 1) == (False, "the model cannot be trained for many at once: TypeError")
+
+
+def test_a_gru_gains_over_any_time() -> None:
+    assert planned(Sentences(4, nn.GRU), 20 * recurrent.MOST_TIME) == (True, "")
+    assert planned(Sentences(48, nn.GRU), MOST_WORK // (2 * 10 * 3 * 48 * 48) + 2) == (False, "a step of the model is bound by its arithmetic")
 
 
 def test_a_model_that_gives_the_first_state_goes_one_by_one() -> None:
