@@ -6,15 +6,18 @@
 All take their turns on three workloads; the ratio to ``bare`` is what the framework leaves of its kernels' pace, and ``mixed`` are
 ours in mixed precision, ``private`` ours with each client's change clipped and noise for whole clients, where a loss may differ.
 Every run is a process of its own. All train the same clients in the same rounds from the same first model; the final
-loss shows it. Memory is the peak of the proportional set size over the process and its children, in which mapped data and
-libraries count, and what of it is nobody's file. Medians of ``-n`` interleaved repeats. Flower needs seconds of
-coordination for a round of W2 and minutes for all of W1 on a busy machine: ``--rounds 3`` measures the same pace of all.
+loss shows it. ``ratio`` is ours over theirs, ``over_pfl`` anybody's over pfl-research. Memory is the peak of the
+proportional set size over the process and its children, in which mapped data and libraries count, and what of it is
+nobody's file. Medians of ``-n`` interleaved repeats. Flower needs seconds of coordination for a round of W2 and minutes for
+all of W1 on a busy machine: ``--rounds 3`` measures the same pace of all. Who is given up after ``--limit`` seconds, in the
+middle of a round that had lasted t seconds, trained fewer than cohort / t clients a second in it: so the table bounds it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -38,12 +41,15 @@ SCRIPTS = ROOT / "benchmarks/rivals"
 OURS = dict.fromkeys(("fedscale", "mixed", "private"), "ours.py")
 RIVALS = OURS | {"bare": "bare.py", "plain": "plain.py", "pfl": "with_pfl.py", "flower": "with_flower.py"}
 PACKAGES = {"pfl": ("torch==2.13.0", "pfl[pytorch]==0.6.0"), "flower": ("torch==2.13.0", "flwr[simulation]==1.41.0")}
-WORKLOADS = ("w1", "w2", "w3")
-COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "peak_anon_mb", "final_loss", "ratio")
+COHORTS = {"w1": 50, "w2": 1000, "w3": 20}
+WORKLOADS = tuple(COHORTS)
+COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "peak_anon_mb", "final_loss", "ratio", "over_pfl")
+BOUNDS = {"clients_per_s": "< ", "ratio": "> ", "over_pfl": "< "}  # of who was given up in the middle of a round
 LONGEST = 1800.0
 FEWEST_ROUNDS = 2  # the first is not counted
 NONE: Mapping[str, int | None] = MappingProxyType({})
 LOSS_TOLERANCE = 1e-3
+PFL = "pfl-research, 2 processes"
 OTHERS = ("fedscale, mixed", "fedscale, private")  # other experiments, which need not end with the same loss
 
 
@@ -86,42 +92,66 @@ def bench(
                 if python is not None and (row := run(python, name, workload, data, changes, limit)) is not None:
                     found.setdefault((workload, name), []).append(row)
     rows = [_median(some) for some in found.values()]
-    ours = {row["workload"]: row for row in rows if row["who"] == "fedscale"}
+    return sorted(compared(rows), key=lambda row: (row["workload"], row["who"] != "fedscale", row["who"]))
+
+
+def compared(rows: Sequence[Row]) -> list[Row]:
+    """Rows with what ours is to each, what each is to pfl-research, and whether it did the same work as ours."""
+    ours, pfl = ({row["workload"]: row for row in rows if row["who"] == who} for who in ("fedscale", PFL))
+    found = []
     for row in rows:
-        if row["workload"] in ours:
-            best = ours[row["workload"]]
-            row["ratio"] = best["clients_per_s"] / row["clients_per_s"]
-            row["same_work"] = abs(best["final_loss"] - row["final_loss"]) <= LOSS_TOLERANCE or row["who"] in OTHERS
-    return sorted(rows, key=lambda row: (row["workload"], row["who"] != "fedscale", row["who"]))
+        own: Row = {}
+        if best := ours.get(row["workload"]):
+            own["ratio"] = best["clients_per_s"] / row["clients_per_s"]
+            other = row["who"] in OTHERS or row.get("unfinished", False)
+            own["same_work"] = other or abs(best["final_loss"] - row["final_loss"]) <= LOSS_TOLERANCE
+        if rival := pfl.get(row["workload"]):
+            own["over_pfl"] = row["clients_per_s"] / rival["clients_per_s"]
+        found.append(row | own)
+    return found
 
 
 def run(python: Path, name: str, workload: str, data: Path, changes: Mapping[str, int | None] = NONE, limit: float = LONGEST) -> Row | None:
-    """One run; ``None`` where it failed or took longer than ``limit`` seconds, which is said on standard error."""
+    """One run; ``None`` where it failed, or took longer than ``limit`` seconds to begin, which is said on standard error."""
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "result.json"
-        settings = {"BENCH_OUT": str(out), "BENCH_WORKLOAD": workload, "BENCH_DATA": str(data), "PYTHONPATH": str(ROOT), "BENCH_WHO": name}
-        settings |= {f"BENCH_{key.upper()}": str(value) for key, value in changes.items() if value is not None}
-        process = subprocess.Popen(
-            [str(python), RIVALS[name]], cwd=SCRIPTS, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        said: list[str] = []
-        listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
-        listener.start()
-        peak, anonymous, began = 0.0, 0.0, time.monotonic()
-        while process.poll() is None:
-            sizes = [_sizes(each) for each in _family(process.pid)]
-            peak, anonymous = max(peak, sum(whole for whole, _ in sizes)), max(anonymous, sum(part for _, part in sizes))
-            if time.monotonic() - began > limit:
-                late = f"it took more than {limit:.0f} s\n"
-                said += [] if late in said else [late]
-                _kill(_family(process.pid))
-            time.sleep(0.2)
-        listener.join(5)
-        if not out.exists():
-            print(f"{name} on {workload} gave no result:\n{''.join(said[-5:])}", file=sys.stderr)
-            return None
-        row: Row = json.loads(out.read_text(encoding="utf-8"))
-        return row | {"peak_rss_mb": peak, "peak_anon_mb": anonymous}
+        out, marks = Path(scratch) / "result.json", Path(scratch) / "marks"
+        settings = {"out": out, "marks": marks, "workload": workload, "data": data, "who": name, **changes}
+        variables = {f"BENCH_{key.upper()}": str(value) for key, value in settings.items() if value is not None} | {"PYTHONPATH": str(ROOT)}
+        command = [str(python), RIVALS[name]]
+        with subprocess.Popen(
+            command, cwd=SCRIPTS, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            said: list[str] = []
+            listener = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+            listener.start()
+            sizes, ended = _watched(process, limit)
+            listener.join(5)
+        if out.exists():
+            return {**json.loads(out.read_text(encoding="utf-8")), **sizes}
+        if ended is not None and marks.exists():
+            return unfinished(name, workload, changes, ended - float(marks.read_text(encoding="utf-8").split()[-1])) | sizes
+        why = "".join(said[-5:]) if ended is None else f"it took more than {limit:.0f} s"
+        print(f"{name} on {workload} gave no result:\n{why}", file=sys.stderr)
+        return None
+
+
+def _watched(process: subprocess.Popen[str], limit: float) -> tuple[Row, float | None]:
+    """The most memory that a process and its children took, and when they were ended for taking too long, if they were."""
+    peak, anonymous, began, ended = 0.0, 0.0, time.monotonic(), None
+    while process.poll() is None:
+        sizes = [_sizes(each) for each in _family(process.pid)]
+        peak, anonymous = max(peak, sum(whole for whole, _ in sizes)), max(anonymous, sum(part for _, part in sizes))
+        if time.monotonic() - began > limit:
+            ended = ended or time.monotonic()
+            _kill(_family(process.pid))
+        time.sleep(0.2)
+    return {"peak_rss_mb": peak, "peak_anon_mb": anonymous}, ended
+
+
+def unfinished(name: str, workload: str, changes: Mapping[str, int | None], seconds: float) -> Row:
+    """The row of who was given up when a round had lasted so many seconds: its pace is below this one."""
+    pace = (changes.get("cohort") or COHORTS[workload]) / seconds
+    return {"workload": workload, "who": name, "clients_per_s": pace, "first_round_s": math.nan, "final_loss": math.nan, "unfinished": True}
 
 
 def _prepare(workload: str, data: Path) -> None:
@@ -177,9 +207,16 @@ def _sizes(process: int) -> tuple[float, float]:
     return found.get("Pss:", 0.0), found.get("Pss_Anon:", 0.0)
 
 
+def _cell(row: Row, column: str) -> str:
+    """A figure for people; of a run that was given up, the bounds it says."""
+    value = row.get(column, "")
+    bound = BOUNDS.get(column, "") if row.get("unfinished") else ""
+    return f"{bound}{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _table(rows: list[Row]) -> str:
     """The rows for people."""
-    cells = [[f"{row.get(name, ''):.4g}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in COLUMNS] for row in rows]
+    cells = [[_cell(row, name) for name in COLUMNS] for row in rows]
     widths = [max(len(line[at]) for line in [list(COLUMNS), *cells]) for at in range(len(COLUMNS))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in [list(COLUMNS), *cells])
 

@@ -224,14 +224,14 @@ class Round:
 
     def _merge(self, event: Summed) -> list[Effect]:
         """Take several answers at once: all of them or, where one of the nodes cannot answer any more, none."""
-        ready = [place for place in Place if (place, "answered") in MOVES]
-        expected = self.masked is None and all(self.places.get(node) in ready for node in event.nodes)
-        if event.words is None or not expected or len(set(event.nodes)) < len(event.nodes):
+        found, nodes = list(map(self.places.get, event.nodes)), set(event.nodes)
+        ready = Counter({place: found.count(place) for place in PENDING})
+        if event.words is None or self.masked is not None or ready.total() < len(found) or len(nodes) < len(found):
             return []
-        self.counts.subtract(map(self.places.__getitem__, event.nodes))
+        self.counts -= ready
         self.counts[Place.ANSWERED] += len(event.nodes)
         self.places.update(dict.fromkeys(event.nodes, Place.ANSWERED))
-        for node in self.failures.keys() & set(event.nodes):
+        for node in self.failures.keys() & nodes:
             del self.failures[node]
         self.aggregator.merge(self.partial, Partial(event.words, len(event.nodes)))
         return self._settle(final=False)

@@ -208,7 +208,7 @@ def train(model: nn.Module, rows: tuple[npt.NDArray[Any], npt.NDArray[Any]], wor
 
 
 class Report:
-    """Notes when rounds end and writes the result where ``BENCH_OUT`` says."""
+    """Notes when rounds end, in ``BENCH_MARKS`` as well for whoever ends the process, and writes the result where ``BENCH_OUT`` says."""
 
     def __init__(self, who: str, workload: Workload, folder: Path) -> None:
         self._who, self._workload, self._folder = who, workload, folder
@@ -216,7 +216,9 @@ class Report:
 
     def mark(self) -> None:
         """Training begins, or a round has ended."""
-        self._marks.append(time.perf_counter())
+        self._marks.append(time.monotonic())
+        with Path(os.environ["BENCH_MARKS"]).open("a", encoding="utf-8") as file:
+            file.write(f"{self._marks[-1]!r}\n")
 
     def write(self, model: nn.Module) -> None:
         """The figures, and the loss of the final model on rows nobody has trained on."""

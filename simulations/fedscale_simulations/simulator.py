@@ -201,7 +201,7 @@ def _simulate(
     pace = paced(devices, census, job.plan) if devices else Still(census.names)
     masked = job.plan.secagg.enabled and ground.protocol
     desk, now = Desk(job.plan, job.strategy, job.learner, job.data, masked=masked), before.seconds if before else 0.0
-    with one_thread(), opened(choice.after(before), desk, census.names, facts) as engine:
+    with one_thread(), opened(choice.after(before), desk, facts) as engine:
         world = Stream(run, desk, engine, pace, on_progress, now) if job.strategy.buffer else World(run, engine, pace, on_progress, now)
         if state is not None and isinstance(world, Stream):
             world.restore(*state)

@@ -52,7 +52,7 @@ def paced(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
 def chosen(here: Stand, wanted: Choice | None = None) -> dict[str, JSON]:
     """What the first round of training makes of a choice."""
     facts: dict[str, JSON] = {}
-    with one_thread(), opened(wanted or Choice(), here.desk, list(here.desk.data), facts) as picked:
+    with one_thread(), opened(wanted or Choice(), here.desk, facts) as picked:
         nodes = [node for answer in picked.work(here.tasks, here.model) for node in getattr(answer, "nodes", ())]
     assert sorted(nodes) == list(here.desk.data)
     note = facts["engine"]

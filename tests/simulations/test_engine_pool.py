@@ -20,7 +20,7 @@ from fedscale.ring import WORD
 from fedscale.torch_learner import one_thread
 from fedscale_simulations.engines.desk import Answer, Engine
 from fedscale_simulations.engines.forms import Alone, together
-from fedscale_simulations.engines.pool import Pool
+from fedscale_simulations.engines.pool import MOST_LETTERS, Pool
 from fedscale_simulations.engines.sequential import Sequential
 from fedscale_simulations.result import Simulation
 from fedscale_simulations.simulator import simulate
@@ -78,7 +78,7 @@ def test_any_number_of_workers_gives_the_bits_of_one_process(name: str) -> None:
     total, nodes, failed = played(Sequential(here.desk, Alone(here.desk)), here)
     assert (nodes, failed) == (list(here.desk.data), [])
     for workers in (1, 2, 3):
-        again, same, none = played(Pool(here.desk, Alone(here.desk), list(here.desk.data), workers), here)
+        again, same, none = played(Pool(here.desk, Alone(here.desk), workers), here)
         assert (again == total).all()
         assert (same, none) == (nodes, [])
 
@@ -89,7 +89,7 @@ def test_blocks_in_any_number_of_workers_give_the_same_bits() -> None:
     assert form is not None
     total, nodes, _ = played(Sequential(here.desk, form), here)
     for workers in (1, 2, 3):
-        again, same, _ = played(Pool(here.desk, form, list(here.desk.data), workers), here)
+        again, same, _ = played(Pool(here.desk, form, workers), here)
         assert (again == total).all()
         assert same == nodes
 
@@ -121,7 +121,7 @@ def test_a_round_that_fails_is_the_same_in_a_pool() -> None:
 def test_clients_that_come_first_are_in_the_sum_and_no_others() -> None:
     here = stand(ZOO["softmax"], rows=(5,) * 20)
     total, nodes, _ = played(Sequential(here.desk, Alone(here.desk)), here, wanted=7)
-    again, same, _ = played(Pool(here.desk, Alone(here.desk), list(here.desk.data), 2), here, wanted=7)
+    again, same, _ = played(Pool(here.desk, Alone(here.desk), 2), here, wanted=7)
     assert nodes == same == sorted(task.node for task in here.tasks[:7])
     assert (total == again).all()
 
@@ -130,7 +130,7 @@ def test_workers_do_not_wait_for_threads_that_were_not_forked() -> None:
     here = stand(ZOO["written"])
     torch.set_num_threads(2)
     torch.rand(512, 4096).log_softmax(1)
-    again, same, _ = played(Pool(here.desk, Alone(here.desk), list(here.desk.data), 2), here)
+    again, same, _ = played(Pool(here.desk, Alone(here.desk), 2), here)
     torch.set_num_threads(1)
     total, names, _ = played(Sequential(here.desk, Alone(here.desk)), here)
     assert names == same
@@ -139,7 +139,7 @@ def test_workers_do_not_wait_for_threads_that_were_not_forked() -> None:
 
 def test_every_client_ticks_once() -> None:
     here = stand(ZOO["softmax"], rows=(5,) * 20)
-    for engine in (Sequential(here.desk, Alone(here.desk)), Pool(here.desk, Alone(here.desk), list(here.desk.data), 2)):
+    for engine in (Sequential(here.desk, Alone(here.desk)), Pool(here.desk, Alone(here.desk), 2)):
         ticks: list[int] = []
         list(engine.work(here.tasks, here.model, tick=ticks.append))
         engine.close()
@@ -150,6 +150,15 @@ def test_a_site_that_shows_its_metrics_sends_them_from_the_pool() -> None:
     data = {"big": Site("big", 0.0, 60), "next": Site("next", 0.0, 30), "tiny": Site("tiny", 0.0, 5)}
     shown = run_of(data=data, evaluate={"min_cell": 10}).record.rounds[1]
     assert list(shown.sites) == ["big"]
+
+
+def test_names_of_any_letters_and_length_come_back_whole() -> None:
+    data = {name: Site(name, 0.01 * at, 10) for at, name in enumerate(f'{at}{"ä" * 90}\\"\n' for at in range(300))}
+    assert sum(map(len, data)) > MOST_LETTERS  # more than a message takes
+    options: dict[str, Any] = {"data": data, "rounds": 1, "evaluate": {"min_cell": 1}}
+    whole = run_of(workers=2, **options)
+    assert sorted(whole.record.rounds[1].sites) == sorted(data)
+    assert outcome(whole) == outcome(run_of(engine="sequential", **options))
 
 
 # ------------------------------------------------------------------------------------------------------------------ deaths
@@ -232,7 +241,7 @@ def test_a_worker_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
 def test_a_worker_that_dies_between_rounds_is_replaced() -> None:
     here = stand(ZOO["softmax"])
     total, nodes, _ = played(Sequential(here.desk, Alone(here.desk)), here)
-    engine = Pool(here.desk, Alone(here.desk), list(here.desk.data), 2)
+    engine = Pool(here.desk, Alone(here.desk), 2)
     for _ in range(2):
         again, same, _ = added([kept(answer) for answer in engine.work(here.tasks, here.model)], here.tasks[0].layout.length)
         assert (again == total).all()
@@ -246,7 +255,7 @@ def test_a_worker_that_dies_between_rounds_is_replaced() -> None:
 def test_a_round_that_is_left_does_not_reach_into_the_next() -> None:
     here = stand(ZOO["softmax"], rows=(5,) * 40)
     total, _, _ = played(Sequential(here.desk, Alone(here.desk)), here)
-    engine = Pool(here.desk, Alone(here.desk), list(here.desk.data), 2)
+    engine = Pool(here.desk, Alone(here.desk), 2)
 
     def leave(_: int) -> None:
         raise KeyboardInterrupt
@@ -263,7 +272,7 @@ def test_a_round_that_is_left_does_not_reach_into_the_next() -> None:
 
 def test_answers_are_not_kept() -> None:
     here = stand(ZOO["softmax"], rows=(5,) * 30)
-    for engine in (Sequential(here.desk, Alone(here.desk)), Pool(here.desk, Alone(here.desk), list(here.desk.data), 2)):
+    for engine in (Sequential(here.desk, Alone(here.desk)), Pool(here.desk, Alone(here.desk), 2)):
         answers = list(engine.work(here.tasks, here.model))
         engine.close()
         assert not any(isinstance(answer, Answered) for answer in answers)

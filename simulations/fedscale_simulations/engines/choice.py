@@ -66,12 +66,11 @@ class Chooser:
     Args:
         choice: what the user wants.
         desk: where a client's work is done.
-        names: all clients.
         facts: where the engine and the reason for it are noted, under ``engine``.
     """
 
-    def __init__(self, choice: Choice, desk: Desk, names: Sequence[str], facts: dict[str, JSON]) -> None:
-        self._choice, self._desk, self._names, self._facts = choice, desk, names, facts
+    def __init__(self, choice: Choice, desk: Desk, facts: dict[str, JSON]) -> None:
+        self._choice, self._desk, self._facts = choice, desk, facts
         self._engine: Engine | None = None
 
     def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
@@ -96,7 +95,7 @@ class Chooser:
         form, each, why = self._form(tasks, model)
         workers = self._workers(len(tasks), each)
         self._facts["engine"] = {"form": form.name, "workers": workers, "why": why}
-        return Sequential(self._desk, form) if workers == 1 else Pool(self._desk, form, self._names, workers)
+        return Sequential(self._desk, form) if workers == 1 else Pool(self._desk, form, workers)
 
     def _form(self, tasks: Sequence[Task], model: Vector) -> tuple[Form, float, str]:
         """How clients are trained, how many seconds one takes, and why so."""
@@ -160,9 +159,9 @@ def processors() -> int:
 
 
 @contextmanager
-def opened(choice: Choice, desk: Desk, names: Sequence[str], facts: dict[str, JSON] | None = None) -> Iterator[Engine]:
+def opened(choice: Choice, desk: Desk, facts: dict[str, JSON] | None = None) -> Iterator[Engine]:
     """The engine that was chosen, closed in the end."""
-    engine = Chooser(choice, desk, names, {} if facts is None else facts)
+    engine = Chooser(choice, desk, {} if facts is None else facts)
     try:
         yield engine
     finally:

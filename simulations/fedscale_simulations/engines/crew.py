@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -50,13 +49,12 @@ class Crew:
     Args:
         desk: where a client's work is done.
         form: how clients are trained.
-        names: all clients.
         schema: the model's parts.
         workers: how many processes.
     """
 
-    def __init__(self, desk: Desk, form: Form, names: Sequence[str], schema: Schema, workers: int) -> None:
-        self._desk, self._form, self._names, self._schema = desk, form, names, schema
+    def __init__(self, desk: Desk, form: Form, schema: Schema, workers: int) -> None:
+        self._desk, self._form, self._schema = desk, form, schema
         if isinstance(desk.learner, TorchLearner):
             desk.learner.warm(desk.plan.train.device)  # so that all workers have the same kernels, and none builds the module again
         longest = max(layout_for(desk.plan, phase, schema.size, 1).length for phase in (Phase.TRAIN, Phase.EVALUATE))
@@ -88,7 +86,7 @@ class Crew:
         context = get_context("fork")
         ours, theirs = context.Pipe()
         others = [ours, *(seat.pipe for seat in self.seats if not seat.pipe.closed)]
-        worker = Worker(self._desk, self._form, self._names, self._schema, self.model, total)
+        worker = Worker(self._desk, self._form, self._schema, self.model, total)
         process = context.Process(target=worker.serve, args=(theirs, others), daemon=True)
         process.start()
         theirs.close()

@@ -19,14 +19,15 @@ from fedscale.errors import RunFailed
 from fedscale.events import Answered, Failed, Summed, failure_of
 from fedscale.ring import WORD
 from fedscale.task import Task
+from fedscale.torch_learner import give_back
 from fedscale.vector import Vector
 from fedscale_simulations.engines.crew import Crew, Seat
 from fedscale_simulations.engines.desk import Answer, Desk, nothing
 from fedscale_simulations.engines.forms import Block, Form, Tick, Waves
-from fedscale_simulations.engines.worker import END, HEAD, POSITION, message
+from fedscale_simulations.engines.worker import HEAD, LENGTH, message
 
 AHEAD = 2
-MOST_AT_ONCE = 4096  # clients in a message, which so never fills the pipe to a worker that is sending itself
+MOST_LETTERS = 1 << 14  # of names in a message, which so never fills the pipe to a worker that is sending itself
 MOST_DEATHS = 3
 
 
@@ -36,13 +37,11 @@ class Pool:
     Args:
         desk: where a client's work is done.
         form: how clients are trained.
-        names: all clients.
         workers: how many processes.
     """
 
-    def __init__(self, desk: Desk, form: Form, names: Sequence[str], workers: int) -> None:
+    def __init__(self, desk: Desk, form: Form, workers: int) -> None:
         self._desk, self._form, self._workers = desk, form, workers
-        self._names = names
         self._crew: Crew | None = None
         self._serial = 0
 
@@ -52,12 +51,13 @@ class Pool:
         if model is None or first.schema is None:
             yield from (self._desk.answer(task, model) for task in tasks)
             return
-        self._crew = self._crew or Crew(self._desk, self._form, self._names, first.schema, self._workers)
+        self._crew = self._crew or Crew(self._desk, self._form, first.schema, self._workers)
         self._crew.model[:] = model
         self._serial += 1
         apart = self._desk.apart(first.phase)
         patience = self._desk.plan.clients.deadline
-        course = Course(self._crew, self._names, first, self._serial, patience, apart=apart, tick=tick)
+        course = Course(self._crew, first, self._serial, patience, apart=apart, tick=tick)
+        give_back()
         waves = Waves(tasks, None if apart else wanted)
         for wave in waves:
             for answer in course.play([(task,) for task in wave] if apart else self._form.blocks(wave)):
@@ -78,7 +78,6 @@ class Course:
 
     Args:
         crew: the workers.
-        names: all clients.
         first: any task of the round.
         serial: the number of the round in messages.
         patience: how many seconds a client may take, as a node may in a deployment.
@@ -86,8 +85,8 @@ class Course:
         tick: told how many clients are done.
     """
 
-    def __init__(self, crew: Crew, names: Sequence[str], first: Task, serial: int, patience: float, *, apart: bool, tick: Tick) -> None:
-        self._crew, self._names, self._serial, self._apart, self._tick = crew, names, serial, apart, tick
+    def __init__(self, crew: Crew, first: Task, serial: int, patience: float, *, apart: bool, tick: Tick) -> None:
+        self._crew, self._serial, self._apart, self._tick = crew, serial, apart, tick
         self._patience = patience
         self._length = first.layout.length
         facts = {"phase": str(first.phase), "number": first.number, "terms": first.layout.terms, "model": first.model, "apart": apart}
@@ -135,12 +134,11 @@ class Course:
     def _feed(self, seat: Seat) -> None:
         """Give a worker its next chunks: large ones at first, single blocks in the end, so that all end together."""
         while self._queue and len(seat.given) - seat.done < AHEAD:
-            most = max(1, MOST_AT_ONCE // len(self._queue[0]))
+            most = max(1, MOST_LETTERS // sum(len(task.node) + 1 for task in self._queue[0]))
             size = min(most, max(1, len(self._queue) // (2 * AHEAD * len(self._crew.seats))))
             chunk = [self._queue.popleft() for _ in range(size)]
             seat.given.append(chunk)
-            positions = [at for block in chunk for at in (*(self._names.index(task.node) for task in block), END)]
-            self._send(seat, message(b"C", self._serial, np.array(positions, np.uint32).tobytes()))
+            self._send(seat, message(b"C", self._serial, json.dumps([[task.node for task in block] for block in chunk]).encode()))
 
     def _send(self, seat: Seat, content: bytes) -> None:
         """Send to a worker; one that has died is noticed when it is heard."""
@@ -166,8 +164,10 @@ class Course:
             node, failure = json.loads(received[HEAD.size :])
             yield from self._once(node, Failed(node, failure_of(failure)))
         else:
-            node = self._names[POSITION.unpack_from(received, HEAD.size)[0]]
-            yield from self._once(node, Answered(node, "", np.frombuffer(received, WORD, offset=HEAD.size + POSITION.size)))
+            begins = HEAD.size + LENGTH.size
+            ends = begins + LENGTH.unpack_from(received, HEAD.size)[0]
+            node = json.loads(received[begins:ends])
+            yield from self._once(node, Answered(node, "", np.frombuffer(received, WORD, offset=ends)))
 
     def _count(self, chunks: Sequence[Sequence[Block]], sign: int) -> None:
         """Tell of clients whose answers went into a sum, or were lost with it; others are told of one by one."""

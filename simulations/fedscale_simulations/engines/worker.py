@@ -1,9 +1,9 @@
 """A worker process of the pool: takes blocks of clients from a pipe, adds their answers to a sum in shared memory.
 
 Messages are raw bytes: one letter, the number of the round they belong to, then what the letter says. To a worker:
-``R`` a round begins, JSON; ``C`` clients to work on, their positions as 32-bit integers, ``END`` after each block.
-From a worker: ``F`` a client failed, JSON; ``A`` a client's answer, its position and the words; ``D`` the clients of
-one ``C`` are done.
+``R`` a round begins, JSON; ``C`` clients to work on, the names of each block, JSON. From a worker: ``F`` a client failed,
+JSON; ``A`` a client's answer, the length of its name, the name in JSON and the words; ``D`` the clients of one ``C`` are
+done.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedscale.events import Answered, Failed, Initialized
 from fedscale.learner import Phase
 from fedscale.ring import Words
@@ -31,8 +28,7 @@ from fedscale_simulations.engines.desk import Desk
 from fedscale_simulations.engines.forms import Form
 
 HEAD = struct.Struct("<cI")
-POSITION = struct.Struct("<I")
-END = 0xFFFFFFFF
+LENGTH = struct.Struct("<I")
 
 
 def message(kind: bytes, serial: int, content: bytes = b"") -> bytes:
@@ -46,14 +42,13 @@ class Worker:
     Args:
         desk: where a client's work is done.
         form: how clients are trained.
-        names: all clients, by position.
         schema: the model's parts.
         model: the global model, in shared memory.
         total: this worker's sum, in shared memory.
     """
 
-    def __init__(self, desk: Desk, form: Form, names: Sequence[str], schema: Schema, model: Vector, total: Words) -> None:
-        self._desk, self._form, self._names, self._schema, self._model, self._total = desk, form, names, schema, model, total
+    def __init__(self, desk: Desk, form: Form, schema: Schema, model: Vector, total: Words) -> None:
+        self._desk, self._form, self._schema, self._model, self._total = desk, form, schema, model, total
         self._round: dict[str, Any] = {}
         self._serial = 0
 
@@ -68,10 +63,11 @@ class Worker:
             while True:
                 received = pipe.recv_bytes()
                 kind, serial = HEAD.unpack_from(received)
+                said = json.loads(received[HEAD.size :])
                 if kind == b"R":
-                    self._begin(serial, json.loads(received[HEAD.size :]))
+                    self._begin(serial, said)
                 else:
-                    self._work(pipe, np.frombuffer(received, np.uint32, offset=HEAD.size) if len(received) > HEAD.size else np.empty(0, np.uint32))
+                    self._work(pipe, said)
 
     def _begin(self, serial: int, facts: dict[str, Any]) -> None:
         """A new round: whatever was in the sum is void."""
@@ -81,21 +77,15 @@ class Worker:
         self._sum = self._total[: self._layout.length]
         self._sum[:] = 0
 
-    def _work(self, pipe: Connection, positions: npt.NDArray[np.uint32]) -> None:
+    def _work(self, pipe: Connection, blocks: Sequence[Sequence[str]]) -> None:
         """The blocks of one message."""
-        block: list[Task] = []
-        places: dict[str, int] = {}
-        for position in positions.tolist():
-            if position != END:
-                block.append(self._task(position))
-                places[block[-1].node] = position
-                continue
-            for answer in self._done(block):
+        for names in blocks:
+            for answer in self._done([self._task(name) for name in names]):
                 if isinstance(answer, Answered) and answer.words is not None:
-                    pipe.send_bytes(message(b"A", self._serial, POSITION.pack(places[answer.node]) + answer.words[:].tobytes()))
+                    name = json.dumps(answer.node).encode()
+                    pipe.send_bytes(message(b"A", self._serial, LENGTH.pack(len(name)) + name + answer.words[:].tobytes()))
                 elif isinstance(answer, Failed):
                     pipe.send_bytes(message(b"F", self._serial, json.dumps([answer.node, asdict(answer.failure)]).encode()))
-            block = []
         pipe.send_bytes(message(b"D", self._serial))
 
     def _done(self, block: list[Task]) -> Sequence[Answered | Initialized | Failed]:
@@ -104,7 +94,7 @@ class Worker:
             return [self._desk.answer(task, self._model) for task in block]
         return self._form.add(block, self._model, self._sum)
 
-    def _task(self, position: int) -> Task:
+    def _task(self, name: str) -> Task:
         """The task of a client in this round."""
         facts = self._round
-        return Task(self._names[position], self._phase, facts["number"], self._layout, self._schema, facts["model"])
+        return Task(name, self._phase, facts["number"], self._layout, self._schema, facts["model"])
