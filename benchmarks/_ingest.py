@@ -18,7 +18,7 @@ import grpc.aio
 import numpy as np
 
 import fedscale
-from benchmarks._raw import fetch
+from benchmarks._raw import begin, fetch
 from fedscale.heap import share_one_heap
 from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
 from fedscale.task import Task
@@ -97,6 +97,7 @@ async def _heard(bulk: grpc.aio.Channel, parts: Iterable[bytes], facts: list[tup
     attempt = 0
     while True:
         try:
+            await begin(bulk, facts)
             receipt: bulk_pb2.Receipt = await submit(iter(parts), metadata=facts)
         except grpc.aio.AioRpcError as error:
             if not is_passing(error):

@@ -25,7 +25,7 @@ from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
 from fedscale.task import Task
 from fedscale.update import Layout, Update
 from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, FETCH, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed, unsealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed, unsealed
 from fedscale.wire.convert import Key, assignment_from_proto, key_from_proto, key_text, key_to_proto
 from fedscale.wire.limits import FRAME, HEARTBEAT_SECONDS
 from fedscale_client.answers import Answer
@@ -175,6 +175,7 @@ async def _answer(bulk: grpc.aio.Channel, home: NodeHome, masking: Masking, assi
         answer = await masking.mask(seat, answer, asyncio.get_running_loop().time() + 600.0)
     assert isinstance(answer, Answer), answer
     metadata = [(TASK_KEY, key_text((run, task.phase, task.number))), (DIGEST_KEY, answer.digest), (SIZE_KEY, str(answer.size))]
+    await begin(bulk, metadata)
     submit: Any = bulk.stream_unary(SUBMIT, sealed, bulk_pb2.Receipt.FromString)
     receipt = await submit(_frames(answer.path), metadata=[*metadata, *([(SCHEMA_KEY, schema.encode())] if schema else [])])
     assert receipt.verdict == bulk_pb2.Receipt.ACCEPTED, receipt
@@ -186,6 +187,14 @@ async def fetch(bulk: grpc.aio.Channel, task: Task) -> None:
         fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString, unsealed)
         received = [len(frame) async for frame in fetch(bulk_pb2.FetchRequest(digest=task.model))]
         assert sum(received) == 4 * task.schema.size
+
+
+async def begin(bulk: grpc.aio.Channel, facts: Sequence[tuple[str, str | bytes]]) -> None:
+    """Ask whether to send an answer now, as any node does with more than a frame; it is told when there is room."""
+    given = {key: str(value) for key, value in facts}
+    if int(given[SIZE_KEY]) > FRAME:
+        ask: Any = bulk.unary_unary(OFFSET, bulk_pb2.OffsetRequest.SerializeToString, bulk_pb2.OffsetReply.FromString)
+        await ask(bulk_pb2.OffsetRequest(task=given[TASK_KEY], digest=given[DIGEST_KEY]))
 
 
 def _frames(path: Path) -> Iterator[bytes]:

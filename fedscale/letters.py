@@ -7,7 +7,7 @@ is started again, it is told the same replies in the same order and, unless it a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from fedscale.errors import Conflict, Failure
@@ -16,6 +16,7 @@ from fedscale.errors import Conflict, Failure
 Place: TypeAlias = tuple[str, int]
 
 RUNNING = "running"
+MODEL = "model.safetensors"  # what a leader keeps of its run
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,10 @@ class Correspondence:
         if reply.place not in self.replies:
             self.replies[reply.place] = reply
             self.open[reply.node] = [letter for letter in self.open[reply.node] if letter.number != reply.number]
+
+    def lose(self, place: Place, failure: Failure) -> None:
+        """The content of a reply is gone: in its place in the order of replies there is a failure."""
+        self.replies[place] = replace(self.replies[place], digest="", failure=failure)
 
     def due(self, node: str) -> Letter | None:
         """What a node is to answer now; it works on one letter at a time."""

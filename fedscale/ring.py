@@ -61,6 +61,30 @@ SHIFTS = np.arange(LIMBS) * LIMB_BITS
 BEYOND = "lower the learning rate or raise aggregate.bound"
 
 
+class Extremes:
+    """The least and the largest of the first words of a stream, as signed integers, taken of each part while it is in the processor's cache.
+
+    Args:
+        size: how many words; what comes behind them is not looked at.
+    """
+
+    __slots__ = ("_begun", "_left", "least", "most")
+
+    def __init__(self, size: int) -> None:
+        self._left, self._begun = size, b""
+        self.least = self.most = 0
+
+    def see(self, part: bytes | memoryview) -> None:
+        """Look at the next bytes, which may end in the middle of a word."""
+        data = self._begun + bytes(part) if self._begun else part
+        words = np.frombuffer(data, "<i4", len(data) // WORD.itemsize)
+        self._begun = bytes(data[words.nbytes :])
+        words = words[: self._left]
+        self._left -= len(words)
+        self.least = min(self.least, int(words.min(initial=0)))
+        self.most = max(self.most, int(words.max(initial=0)))
+
+
 @dataclass(frozen=True, slots=True)
 class FixedPoint:
     """A fixed point format: ``integer = round(value * 2**exponent)``, for sums of values within ``bound``."""
@@ -138,9 +162,14 @@ class FixedPoint:
         """The largest integer that a value within ``bound`` may become; float32 rounding is forgiven."""
         return math.ceil(bound * 2.0**self.exponent * (1 + 2.0**-22))
 
-    def beyond(self, words: Pieces, bound: float, size: int) -> int | None:
-        """The first of ``size`` coordinates whose value is larger than ``bound`` in magnitude, or ``None``; float32 rounding is forgiven."""
+    def beyond(self, words: Pieces, bound: float, size: int, seen: Extremes | None = None) -> int | None:
+        """The first of ``size`` coordinates whose value is larger than ``bound`` in magnitude, or ``None``; float32 rounding is forgiven.
+
+        Where it was ``seen`` that there is none, nothing is read.
+        """
         limit = self.limit(bound)
+        if seen is not None and -limit <= seen.least and seen.most <= limit:
+            return None
         for start in range(0, size, BLOCK):
             block = words[start : min(start + BLOCK, size)].view(np.int32)
             if block.max() > limit or block.min() < -limit:

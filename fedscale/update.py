@@ -16,7 +16,7 @@ import numpy as np
 
 from fedscale.errors import UpdateRejected
 from fedscale.metrics import Metric, Sums
-from fedscale.ring import BEYOND, LIMBS, LIMIT, SPARE_BITS, WORD, FixedPoint, Pieces, Words, add, from_limbs, to_limbs
+from fedscale.ring import BEYOND, LIMBS, LIMIT, SPARE_BITS, WORD, Extremes, FixedPoint, Pieces, Words, add, from_limbs, to_limbs
 from fedscale.vector import Vector
 
 
@@ -133,9 +133,9 @@ class Layout:
             numbers.append(sums)
         return np.concatenate(numbers)
 
-    def _bounded(self, words: Pieces, weight: float) -> None:
+    def _bounded(self, words: Pieces, weight: float, seen: Extremes | None = None) -> None:
         """Refuse an answer of that weight with a coordinate beyond the bound: the cap leaves room that a small weight must not use."""
-        at = self.format.beyond(words, self.bound * weight / self.weight_cap, self.size)
+        at = self.format.beyond(words, self.bound * weight / self.weight_cap, self.size, seen)
         if at is not None:
             raise UpdateRejected("a value is beyond the agreed range", where=f"coordinate {at}", hint=BEYOND)
 
@@ -153,8 +153,12 @@ class Layout:
         """Weighted mean of the model changes behind a sum whose weights add up to ``weight``; with ``consume`` it takes the sum's place."""
         return self.format.decode(words[: self.size], weight / self.weight_cap, consume=consume)
 
-    def check(self, words: Pieces) -> None:
+    def check(self, words: Pieces, seen: Extremes | None = None) -> None:
         """Refuse an answer, seen in the clear, that no honest node could have sent; it is read once, in pieces.
+
+        Args:
+            words: the answer.
+            seen: the extremes of its coordinates, if they were taken as it arrived; it need not be read then.
 
         Raises:
             UpdateRejected: wrong length or dtype, weight or counts out of bounds, a coordinate beyond its bound.
@@ -170,7 +174,7 @@ class Layout:
             if np.abs(sums[metric.name]).max() > LIMIT / self.terms:
                 raise UpdateRejected(f"metric '{metric.name}' is too large", why=f"the limit is {LIMIT / self.terms:.0f}")
         self._require_counts(weight, sums)
-        self._bounded(words, weight)
+        self._bounded(words, weight, seen)
 
     def check_sum(self, words: Words, count: int) -> None:
         """Refuse the sum of ``count`` answers nobody saw, if honest nodes could not have sent them.

@@ -15,18 +15,16 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedscale.causes import attempted
-from fedscale.errors import Cause, FedscaleError, ProtocolError, RunFailed
+from fedscale.errors import Cause, ConfigError, FedscaleError, ProtocolError, RunFailed
 from fedscale.flower import apps, mail, touches
 from fedscale.flower.account import Account
 from fedscale.flower.directory import Directory
@@ -39,7 +37,7 @@ from fedscale.letters import Arrival, Letter, Office, Place
 from fedscale.wire.codec import digest_of
 from fedscale.wire.limits import LETTER_SECONDS
 
-SERVER, LOOK_SECONDS, LONGEST = "flower-server", 0.5, 2_000
+LOOK_SECONDS, LONGEST = 0.5, 2_000
 LEAST_SECONDS = 1e-3
 UNAVAILABLE = 4  # flwr.common.constant.ErrorCode.REPLY_MESSAGE_UNAVAILABLE
 
@@ -57,6 +55,16 @@ class Led:
     outcome: Outcome
     metrics: list[tuple[str, int, dict[str, float]]] = field(default_factory=list)
     reason: str = ""
+
+
+def require_server(directory: Directory) -> None:
+    """Import the ServerApp of a directory, to hear now what would keep it from leading.
+
+    Raises:
+        AppError: it cannot be imported.
+    """
+    with _importable(directory.path), touches.muted(), redirect_stdout(sys.stderr):
+        apps.server_app(directory)
 
 
 def lead(directory: Directory, office: Office, seconds: float) -> Led:
@@ -80,15 +88,14 @@ def lead(directory: Directory, office: Office, seconds: float) -> Led:
         server = apps.server_app(directory)
         grid = SiteGrid(office, members, number, seconds, Path(folder))
         context = Context(run_id=number, node_id=0, node_config={}, state=RecordDict(), run_config=dict(directory.config))
-        with ThreadPoolExecutor(1, thread_name_prefix=SERVER) as lane:
-            try:
-                with witnessed(outcome), repeatable(number):
-                    led = lane.submit(attempted, lambda: apps.led(server, grid, context))
-                    _wait(led)
-                # The legacy server takes any error for a client's and goes on.
-                ended = grid.problem or led.result()
-            finally:
-                grid.close()
+        try:
+            # In this very thread, as in Flower: only the main one may say what a signal does.
+            with witnessed(outcome), repeatable(number):
+                led = attempted(lambda: apps.led(server, grid, context))
+            # The legacy server takes any error for a client's and goes on.
+            ended = grid.problem or led
+        finally:
+            grid.close()
     return Led(outcome, grid.account.metrics(outcome), _reason(ended))
 
 
@@ -116,7 +123,7 @@ class SiteGrid(Grid):
         self._here: dict[Place, Arrival] = {}
         self._moved, self._posting = threading.Condition(), threading.Lock()
         self.problem: FedscaleError | None = None
-        self._looks, self._since = 0, time.monotonic()
+        self._leader, self._looks, self._since = threading.current_thread(), 0, time.monotonic()
         threading.Thread(target=self._listen, name="flower-replies", daemon=True).start()
 
     def close(self) -> None:
@@ -141,7 +148,7 @@ class SiteGrid(Grid):
         Raises:
             RunFailed: the ServerApp waits for more of them than there are, or the run was stopped.
         """
-        self._looks += threading.current_thread().name.startswith(SERVER)
+        self._looks += threading.current_thread() is self._leader
         if self._looks > LOOKS and time.monotonic() > self._since + WAIT_SECONDS:
             hint = "set clients.wait_for to the number of sites, or lower min_available_nodes"
             raise RunFailed(f"the ServerApp waits for more than the {len(self._nodes)} sites that take part", hint=hint)
@@ -178,7 +185,8 @@ class SiteGrid(Grid):
             while not all(place in self._here for place in sent):
                 self._require_going()
                 self._moved.wait(LOOK_SECONDS)
-            late = {place for place in sent if timeout is not None and _is_late(self._here[place])}
+            failures = {place: self._here[place].failure for place in sent} if timeout is not None else {}
+            late = {place for place, failure in failures.items() if failure and failure.cause is Cause.TIMEOUT}
             replies = [(place, self._reply(place)) for place in sent]
         return [reply for place, reply in replies if place not in late]
 
@@ -234,7 +242,7 @@ class SiteGrid(Grid):
         except FedscaleError as error:
             self._fail(error)
         except OSError as error:
-            self._fail(RunFailed("replies cannot be kept", where=str(self._folder), why=error.strerror or type(error).__name__))
+            self._fail(ConfigError("replies cannot be kept", where=str(self._folder), why=error.strerror or type(error).__name__))
 
     def _fail(self, problem: FedscaleError) -> None:
         """Wake whoever waits: there will be no more; the first reason counts."""
@@ -266,16 +274,6 @@ class SiteGrid(Grid):
         return self._folder / digest_of(repr(place).encode())
 
 
-def _is_late(arrival: Arrival) -> bool:
-    return arrival.failure is not None and arrival.failure.cause is Cause.TIMEOUT
-
-
-def _wait(led: Future[Any]) -> None:
-    """Wait for a ServerApp, awake for Ctrl-C."""
-    while wait([led], LOOK_SECONDS).not_done:
-        pass
-
-
 def _reason(ended: object) -> str:
     """Why a ServerApp failed; empty where it did not.
 
@@ -284,7 +282,9 @@ def _reason(ended: object) -> str:
     """
     if not isinstance(ended, Exception):
         return ""
-    if isinstance(ended, FedscaleError) and not isinstance(ended, RunFailed):
+    if isinstance(ended, RunFailed):
+        return str(ended)[:LONGEST]
+    if isinstance(ended, FedscaleError):
         raise ended
     return f"the ServerApp failed: {type(ended).__name__}: {ended}"[:LONGEST]
 

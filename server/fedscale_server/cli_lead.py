@@ -18,8 +18,10 @@ from fedscale.errors import ConfigError, Conflict, FedscaleError
 from fedscale.flower import require
 from fedscale.flower.deployment import job_of, module_of
 from fedscale.flower.directory import Directory
+from fedscale.letters import MODEL
 from fedscale.plan import Plan
 from fedscale.record import RunRecord
+from fedscale.wire.codec import digest_of
 from fedscale_server.cli_export import replace_file
 from fedscale_server.cli_submit import forecast, only_project
 from fedscale_server.control import Control
@@ -28,8 +30,6 @@ from fedscale_server.follow import conclude, problem_of
 from fedscale_server.options import ProfileFolder, connect
 from fedscale_server.packing import pack_folder
 from fedscale_server.parcels import put
-
-MODEL = "model.safetensors"
 
 
 def lead(
@@ -56,10 +56,12 @@ def lead(
         with _going_on(desk.run, app, settings or ()):
             ended = later("fedscale.flower.lead:lead")(directory, desk, plan.clients.deadline)
             # At the end of a run the coordinator drops the replies: from then on nobody can make this model again.
-            _keep(ended.outcome.arrays, folder / MODEL)
-            desk.conclude(ended.reason, ended.metrics)
+            model = _keep(ended.outcome.arrays, folder / MODEL)
+            desk.conclude(ended.reason, ended.metrics, model)
         detail = control.run(desk.run)
-        later("fedscale.report:write")(RunRecord.from_json(detail.record), folder)
+        record = RunRecord.from_json(detail.record)
+        later("fedscale.report:write")(record, folder)
+        later("fedscale.report:card_beside")(record, folder)
         raise typer.Exit(conclude(detail, problem_of(detail), as_json=json))
 
 
@@ -84,7 +86,8 @@ def _packed(directory: Directory) -> bytes:
 
 
 def _submitted(control: Control, project: str, directory: Directory, plan: Plan) -> str:
-    """A new run's id."""
+    """A new run's id; what cannot be loaded here is known before there is a run that would wait for it."""
+    later("fedscale.flower.lead:require_server")(directory)
     info = control.submit(project or only_project(control), plan.to_toml(), put(control, _packed(directory)), secrets.token_hex(16))
     return info.run
 
@@ -105,10 +108,13 @@ def _resumed(control: Control, run: str, plan: Plan) -> str:
     return detail.info.run
 
 
-def _keep(arrays: Any, path: Path) -> None:
-    """Leave the strategy's model, where there is one."""
-    if arrays:
-        replace_file(path, later("safetensors.numpy:save")(dict(_whole(arrays))))
+def _keep(arrays: Any, path: Path) -> str:
+    """Leave the strategy's model, where there is one; its SHA-256."""
+    if not arrays:
+        return ""
+    content = later("safetensors.numpy:save")(dict(_whole(arrays)))
+    replace_file(path, content)
+    return digest_of(content)
 
 
 def _whole(arrays: Any) -> Iterable[tuple[str, Any]]:

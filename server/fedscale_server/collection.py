@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from fedscale.errors import Conflict, Unreachable
-from fedscale.letters import Reply
+import structlog
+
+from fedscale.errors import Conflict, NotFound, ProtocolError, RunFailed, Unreachable
+from fedscale.letters import RUNNING, Reply
 from fedscale_server.feed import End, Watcher
 
 if TYPE_CHECKING:
     from fedscale_server.courier import Courier
+
+log = structlog.get_logger()
 
 
 async def members(courier: Courier) -> tuple[str, ...]:
@@ -46,6 +51,25 @@ async def replies(courier: Courier, after: int) -> AsyncGenerator[Reply, None]:
                 return
     finally:
         courier.feed.leave(live)
+
+
+async def content(courier: Courier, reply: Reply) -> tuple[Reply, Iterator[bytes]]:
+    """A reply as it stands now, and what it holds, in pieces; nothing where it is a failure, or has become one.
+
+    Raises:
+        RunFailed: the disk has lost it, and that was the end of the run.
+        Unreachable: the disk or the database refuses at the moment.
+    """
+    courier.book.told = max(courier.book.told, reply.sequence)
+    if reply.failure is None:
+        try:
+            return reply, await courier.stored(partial(courier.book.content, reply))
+        except (NotFound, ProtocolError) as error:
+            log.exception("a reply of a led run is lost", run=courier.id, file=error.where)
+            await courier.errands.begin(courier.lose(reply, error.what))
+    if courier.book.run.status != RUNNING:
+        raise RunFailed(courier.book.run.reason or f"the run is {courier.book.run.status}", where=f"run {courier.id}")
+    return courier.book.run.replies[reply.place], iter([b""])
 
 
 async def _goes_on(courier: Courier, live: Watcher) -> bool:

@@ -183,9 +183,9 @@ class Control:
         request = pb.PostRequest(run=run, letters=[pb.Letter(**asdict(letter)) for letter in letters])
         return tuple(self.ask(lambda: self._stub.Post(request, timeout=self._timeout)).missing)
 
-    def conclude(self, run: str, reason: str, metrics: Sequence[tuple[str, int, Mapping[str, float]]]) -> RunInfo:
-        """Say that the leader of a run has come to its end: well, or why not."""
-        request = pb.ConcludeRequest(run=run, reason=reason, metrics=json.dumps(list(metrics)))
+    def conclude(self, run: str, reason: str, metrics: Sequence[tuple[str, int, Mapping[str, float]]], model: str = "") -> RunInfo:
+        """Say that the leader of a run has come to its end, well or why not, and which model it keeps, by its SHA-256."""
+        request = pb.ConcludeRequest(run=run, reason=reason, metrics=json.dumps(list(metrics)), model=model)
         return _info(self.ask(lambda: self._stub.Conclude(request, timeout=self._timeout)))
 
     def collect(self, run: str, after: int = 0) -> Iterator[pb.Reply]:

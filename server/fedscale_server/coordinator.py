@@ -6,7 +6,6 @@ Who may ask what is for the doors to decide; here everything is allowed, and eve
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from functools import lru_cache, partial
@@ -131,11 +130,13 @@ class Coordinator:
     async def submit(self, project: str, plan: str, digest: str, key: str, by: Author) -> RunInfo:
         """Start a run of the bundle with this digest; the errors are those of ``Engine.submit``."""
         note = partial(self.note, by, "run submitted", project=project, app=digest)
-        return self._info(await self.engine.submit(project, plan, digest, key, note))
+        return await self.run((await self.engine.submit(project, plan, digest, key, note)).id)
 
     async def runs(self, project: str = "") -> list[RunInfo]:
         """Runs, newest first."""
-        return [self._info(row) for row in await asyncio.to_thread(self._store.runs, project or None)]
+        rows = await asyncio.to_thread(self._store.runs, project or None)
+        ends = await asyncio.to_thread(self._store.ends, project or None)
+        return [self._info(row, ends.get(row.id)) for row in rows]
 
     async def run(self, run: str) -> RunInfo:
         """One run by its id, or the beginning of it.
@@ -143,7 +144,7 @@ class Coordinator:
         Raises:
             NotFound: no such run.
         """
-        return self._info(await asyncio.to_thread(self._store.run, run))
+        return await self._told(await self._row(run))
 
     async def detail(self, run: str) -> Detail:
         """One run with its record so far and its newest model.
@@ -151,11 +152,10 @@ class Coordinator:
         Raises:
             NotFound: no such run.
         """
-        row = await asyncio.to_thread(self._store.run, run)
+        row = await self._row(run)
         checkpoint = await asyncio.to_thread(self._store.last_checkpoint, row.id)
         model, schema = (checkpoint.model, checkpoint.facts["schema"]) if checkpoint else ("", "")
-        record = await self._record(row)
-        return Detail(self._info(row), await asyncio.to_thread(record.to_json), model, schema)
+        return Detail(await self._told(row), await self.record_text(row.id), model, schema)
 
     async def record(self, run: str) -> tuple[RunInfo, RunRecord]:
         """One run with its record so far, as a value.
@@ -163,18 +163,38 @@ class Coordinator:
         Raises:
             NotFound: no such run.
         """
-        row = await asyncio.to_thread(self._store.run, run)
-        return self._info(row), await self._record(row)
+        row = await self._row(run)
+        record = self._open_record(row)
+        if record is None:
+            # A page may ask for hundreds, and meanwhile nodes want to hear of the server.
+            record = await asyncio.to_thread(lambda: RunRecord.from_json(self._store.record(row.id)))
+        return await self._told(row), record
 
-    async def _record(self, row: RunRow) -> RunRecord:
-        """The record of a run, as far as it has come."""
+    async def record_text(self, run: str) -> str:
+        """The record of one run so far, as JSON; that of one that is over as it is stored.
+
+        Raises:
+            NotFound: no such run.
+        """
+        row = await self._row(run)
+        record = self._open_record(row)
+        return await asyncio.to_thread(record.to_json if record else partial(self._store.record, row.id))
+
+    def _open_record(self, row: RunRow) -> RunRecord | None:
+        """The record of a run that goes on, as far as it has come; ``None`` for one that is over."""
         driver = self.engine.driver(row.id)
         if driver is not None:
             return driver.book.record(self.engine.now())
-        if not row.record:
-            return bare_record(row, row.status, row.reason, self.engine.now())
-        # A page may ask for hundreds, and meanwhile nodes want to hear of the server.
-        return await asyncio.to_thread(lambda: RunRecord.from_json(json.dumps(row.record)))
+        return bare_record(row, row.status, row.reason, self.engine.now()) if row.finished is None else None
+
+    async def _row(self, run: str) -> RunRow:
+        """A run without its record; raises what ``Store.run`` does."""
+        return await asyncio.to_thread(partial(self._store.run, run, record=False))
+
+    async def _told(self, row: RunRow) -> RunInfo:
+        """A run as people see it."""
+        ends = await asyncio.to_thread(partial(self._store.ends, run=row.id)) if row.finished else {}
+        return self._info(row, ends.get(row.id))
 
     async def recent(self, run: str, phases: int) -> int:
         """The number of the line before which a run's last ``phases`` phases began; watching from there on shows them whole."""
@@ -211,7 +231,7 @@ class Coordinator:
             Unreachable: the server goes down, the run waits for disk or database, or the watcher does not keep up; it may come back with the
                 last number it saw.
         """
-        row = await asyncio.to_thread(self._store.run, run)
+        row = await self._row(run)
         driver = self.engine.driver(row.id)
         if driver is None:
             self.engine.check(row.id)
@@ -250,19 +270,19 @@ class Coordinator:
         seen, revoked = _seconds(member.last_seen), member.revoked_at is not None
         return Site(member.name, member.project, connected, tuple(member.datasets), seen, member.version, revoked)
 
-    def _info(self, row: RunRow) -> RunInfo:
-        """A run as people see it."""
+    def _info(self, row: RunRow, end: tuple[str, int] | None = None) -> RunInfo:
+        """A run as people see it; ``end`` is the phase and round at which it ended."""
         driver = self.engine.driver(row.id)
         run = driver.book.run if driver else None
-        last: dict[str, Any] = next(reversed((row.record or {}).get("rounds", [])), {})
+        phase, number = (str(run.phase), run.number) if run else end or ("", 0)
         return RunInfo(
             run=row.id,
             project=row.project,
             name=row.name,
             status=("paused" if run.paused and run.status == RUNNING else run.status) if run else row.status,
             reason=run.reason if run else row.reason,
-            phase=str(run.phase) if run else last.get("phase", ""),
-            number=run.number if run else last.get("number", 0),
+            phase=phase,
+            number=number,
             rounds=_rounds(row.plan),
             created=_seconds(row.created),
             finished=_seconds(row.finished),

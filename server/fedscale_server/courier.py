@@ -19,13 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from fedscale.errors import AccessDenied, Failure, ProtocolError, Unreachable
 from fedscale.events import Event, Pause, Resume, Stop
 from fedscale.learner import Phase
-from fedscale.letters import RUNNING, Letter, Place
+from fedscale.letters import RUNNING, Letter, Place, Reply
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.ring import WORD
 from fedscale.wire.convert import Key
 from fedscale.wire.limits import LETTER
 from fedscale_server.delivery import Delivery
 from fedscale_server.feed import End, Feed, run_event
+from fedscale_server.uploads import Arrived
 from fedscale_server.work import Errands, World
 
 if TYPE_CHECKING:
@@ -100,13 +101,13 @@ class Courier:
         """
         return await self.errands.begin(self._post(letters))
 
-    async def conclude(self, reason: str, metrics: Metrics) -> None:
-        """The leader has come to its end, well or not.
+    async def conclude(self, reason: str, metrics: Metrics, model: str = "") -> None:
+        """The leader has come to its end, well or not, and keeps a model of this SHA-256 if any.
 
         Raises:
             Unreachable: it cannot be stored at the moment.
         """
-        await self.errands.begin(self._finish("failed" if reason else "completed", reason, metrics))
+        await self.errands.begin(self._finish("failed" if reason else "completed", reason, metrics, model))
 
     def connected(self, node: str) -> None:
         """A node is there: it may be the last one that was waited for, or gets its letter again."""
@@ -152,14 +153,13 @@ class Courier:
         if self.owes(key, node):
             await self.errands.begin(self._settle((node, key[2]), failure))
 
-    async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str = "") -> Receipt:  # noqa: ARG002 - as Driver's
-        """Keep and count an answer that has arrived completely; the staged file is used up."""
-        return await self.errands.begin(self._answered(key, node, staged, digest))
+    async def answered(self, key: Key, node: str, answer: Arrived) -> Receipt:
+        """Keep and count an answer."""
+        return await self.errands.begin(self._answered(key, node, answer.path, answer.digest))
 
     def receipt(self, key: Key, node: str, digest: str) -> Receipt:
         """What to say to an answer that is not wanted: sent before, or too late."""
-        known = self.book.run.replies.get((node, key[2]))
-        if known is not None and known.digest == digest:
+        if (known := self.book.run.replies.get((node, key[2]))) and known.digest == digest:
             return Receipt(verdict=Receipt.DUPLICATE)
         return Receipt(verdict=Receipt.CLOSED, reason="nobody waits for this reply")
 
@@ -194,7 +194,7 @@ class Courier:
                 await asyncio.to_thread(staged.unlink, missing_ok=True)
                 return self.receipt(key, node, digest)
             place = node, key[2]
-            size = await self._stored(partial(self.book.keep, place, staged, digest))
+            size = await self.stored(partial(self.book.keep, place, staged, digest))
             await self._write(self.book.answered(place, digest, size))
             await self._spare(place)
         self._delivery.send(node)
@@ -215,6 +215,14 @@ class Courier:
         self._delivery.release(place)
         self._delivery.send(place[0])
 
+    async def lose(self, reply: Reply, what: str) -> None:
+        """The disk has lost a reply: from now on it is a failure for every leader, or the end of the run."""
+        async with self._lock:
+            if self.book.run.status == RUNNING and self.book.run.replies[reply.place].failure is None:
+                await self._write(self.book.lost(reply, what))
+        if self.book.run.status != RUNNING:
+            await self._finish(self.book.run.status, self.book.run.reason)
+
     async def _gather(self) -> None:
         """Settle who takes part when enough nodes are there."""
         async with self._lock:
@@ -227,26 +235,24 @@ class Courier:
                 await self._write(self.book.gathered(nodes))
                 self._delivery.timers.clear()
             else:
-                waiting = {"needed": needed, "there": list(nodes)}
-                self.feed.publish(run_event(0, self._world.clock.now().timestamp(), "gathering", ("init", 0), waiting))
+                self.feed.publish(run_event(0, self._world.clock.now().timestamp(), "gathering", ("init", 0), {"needed": needed, "there": nodes}))
 
     async def _alone(self) -> None:
         if not self.book.run.members and not self.book.run.paused:
             await self._finish("failed", f"too few nodes were there within {self.book.plan.clients.deadline:g} s")
 
-    async def _finish(self, status: str, reason: str, metrics: Metrics = ()) -> bool:
+    async def _finish(self, status: str, reason: str, metrics: Metrics = (), model: str = "") -> bool:
         async with self._lock:
             if self.book.row.finished is not None:
                 return False
             busy = [letters[0] for letters in self.book.run.open.values() if letters]
             if self.book.run.status == RUNNING:
-                await self._write(self.book.finished(status, reason, metrics))
-            await self._stored(partial(self.book.close, self._world.clock.now()))
+                await self._write(self.book.finished(status, reason, metrics, model))
+            await self.stored(partial(self.book.close, self._world.clock.now()))
         for letter in busy:
             self._delivery.release(letter.place)
-        self._delivery.dismiss()
         self.halt(End.OVER)
-        self._world.finished(self)
+        self._world.finished(self.id)
         return True
 
     async def _write(self, lines: Sequence[Line]) -> None:
@@ -256,9 +262,9 @@ class Courier:
             Unreachable: they cannot be stored.
         """
         now = self._world.clock.now()
-        numbers = await self._stored(partial(self.book.append, lines, now))
+        numbers = await self.stored(partial(self.book.append, lines, now))
         stored = [(line, seq, now) for line, seq in zip(lines, numbers, strict=True) if seq is not None]
-        for line, seq, at in stored if len(stored) == len(lines) else await self._stored(self.book.missed):
+        for line, seq, at in stored if len(stored) == len(lines) else await self.stored(self.book.missed):
             entry = self.book.take(line, seq, at)
             self._world.tally.take(entry)
             self.feed.publish(run_event(seq, at.timestamp(), entry.kind, (entry.phase, entry.number), entry.detail, entry.node))
@@ -268,9 +274,9 @@ class Courier:
         content = self.book.run.letters[place].content
         if not self.book.run.needs(content):
             with suppress(Unreachable):
-                await self._stored(partial(self.book.spool.blobs.delete, content))
+                await self.stored(partial(self.book.spool.blobs.delete, content))
 
-    async def _stored(self, store: Callable[[], T]) -> T:
+    async def stored(self, store: Callable[[], T]) -> T:
         """What is done on disk or in the database, in a thread.
 
         Raises:

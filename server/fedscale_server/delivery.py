@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fedscale_server.letterbook import Letterbook
     from fedscale_server.sessions import Sessions
 
-OVER = 0  # the number of no letter
 GONE = Failure(Cause.LOST, "the connection to the node broke", hint="it may come back; see the node's own log")
 
 
@@ -68,11 +67,6 @@ class Delivery:
         """Nobody waits for a letter's answer any more; the node may drop it."""
         key = key_to_proto((self._book.row.id, Phase.MESSAGE, place[1]))
         self._sessions.send(place[0], node_pb2.ServerMessage(release=node_pb2.Release(key=key)))
-
-    def dismiss(self) -> None:
-        """The run is over: what the nodes' apps remember of it is needed no more."""
-        for node in self._book.run.members:
-            self.release((node, OVER))
 
     def _lose(self, node: str) -> None:
         if self._sessions.get(node) is None:

@@ -65,9 +65,9 @@ class Desk:
             else:
                 return
 
-    def conclude(self, reason: str, metrics: Sequence[tuple[str, int, Mapping[str, float]]]) -> RunInfo:
-        """Say that the leader has come to its end: well, or why not."""
-        return self._patiently(lambda: self._control.conclude(self.run, reason, metrics))
+    def conclude(self, reason: str, metrics: Sequence[tuple[str, int, Mapping[str, float]]], model: str = "") -> RunInfo:
+        """Say that the leader has come to its end, well or why not, and which model it keeps, by its SHA-256."""
+        return self._patiently(lambda: self._control.conclude(self.run, reason, metrics, model))
 
     def _patiently(self, ask: Callable[[], T]) -> T:
         """What the coordinator answers, as soon as it is there.

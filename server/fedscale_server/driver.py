@@ -42,7 +42,7 @@ from fedscale.lanes import MASK, UNMASK
 from fedscale.learner import Phase
 from fedscale.masked import LATE
 from fedscale.proto.v1 import bulk_pb2, node_pb2
-from fedscale.ring import WORD
+from fedscale.ring import WORD, Extremes
 from fedscale.round import Place, Round
 from fedscale.run import RUNNING
 from fedscale.task import Task
@@ -53,6 +53,7 @@ from fedscale_server.feed import End, Feed, run_event
 from fedscale_server.logbook import Line
 from fedscale_server.spool import mapped
 from fedscale_server.timers import Timers
+from fedscale_server.uploads import Arrived
 from fedscale_server.work import Errands, World
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Driver:
         self._aside = True
         self._pending.clear()
         self.halt()
-        self._world.finished(self)
+        self._world.finished(self.id)
 
     def _carry_out(self, effects: list[Effect], entries: list[Entry], *, fresh: bool) -> None:
         """Tell the watchers what was journaled, then do what the run asks for; timers belong to one step of the run and end with it."""
@@ -238,7 +239,7 @@ class Driver:
                 self._timers.arm(effect.timer, effect.seconds, partial(self._fire, effect.timer))
             elif isinstance(effect, Finish):
                 self.halt(End.OVER)
-                self._world.finished(self)
+                self._world.finished(self.id)
 
     def _gather(self) -> None:
         """Send the run its roster when enough nodes are there."""
@@ -382,37 +383,43 @@ class Driver:
                 await self._step(*lines)
                 await self._drain()
 
-    async def answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str = "") -> Receipt:
-        """Check, keep and count an answer that has arrived completely; the staged file is used up, the end of the node's ledger noted."""
-        return await self.errands.begin(self._answered(key, node, staged, digest, schema, head))
+    def extremes(self, key: Key) -> Extremes | None:
+        """What is to be seen of an answer while it arrives, so that it need not be read again to be checked."""
+        current = self.book.run.round
+        plain = current is not None and current.masked is None and key[1:] == (current.terms.phase, current.terms.number)
+        return Extremes(current.terms.layout.size) if current is not None and plain else None
 
-    async def _answered(self, key: Key, node: str, staged: Path, digest: str, schema: str, head: str) -> Receipt:
+    async def answered(self, key: Key, node: str, answer: Arrived) -> Receipt:
+        """Check, keep and count an answer; the end of the node's ledger is noted."""
+        return await self.errands.begin(self._answered(key, node, answer))
+
+    async def _answered(self, key: Key, node: str, answer: Arrived) -> Receipt:
         try:
             # Nobody waits while an answer is read; whether it still counts is seen when the run stands still.
-            event = await self._heard_out(key, node, staged, digest, schema)
+            event = await self._heard_out(key, node, answer)
             async with self._lock:
                 self._still()
                 if event is None or not self.owes(key, node):
-                    return self.receipt(key, node, digest)
-                noted = {"ledger": head} if head else {}
-                detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, schema)} | noted
+                    return self.receipt(key, node, answer.digest)
+                noted = {"ledger": answer.head} if answer.head else {}
+                detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, answer.schema)} | noted
                 if not isinstance(event, Failed):
-                    await asyncio.to_thread(self._keep, event, key, staged)
+                    await asyncio.to_thread(self._keep, event, key, answer.path)
                 taken = await self._step(Line(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail))
                 await self._drain()
                 self._still()
         finally:
-            await asyncio.to_thread(staged.unlink, missing_ok=True)
+            await asyncio.to_thread(answer.path.unlink, missing_ok=True)
         if isinstance(event, Failed):
             return Receipt(verdict=Receipt.REJECTED, reason=str(event.failure))
         if not taken:
             return Receipt(verdict=Receipt.CLOSED, reason="the run is over")
         return Receipt(verdict=Receipt.ACCEPTED, keep=not self.book.spool.lasting)
 
-    async def _heard_out(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Answered | Initialized | Failed | None:
+    async def _heard_out(self, key: Key, node: str, answer: Arrived) -> Answered | Initialized | Failed | None:
         """What an answer means to the run: that it is sound, or why it is not; ``None`` when it is not wanted any more."""
         try:
-            return await asyncio.to_thread(self._checked, key, node, staged, digest, schema)
+            return await asyncio.to_thread(self._checked, key, node, answer)
         except (UpdateRejected, ProtocolError) as error:
             return Failed(node, Failure(Cause.REJECTED, error.what, error.where, error.hint))
         except NotFound:
@@ -421,7 +428,7 @@ class Driver:
                 raise
             return None
 
-    def _checked(self, key: Key, node: str, staged: Path, digest: str, schema: str) -> Answered | Initialized | None:
+    def _checked(self, key: Key, node: str, answer: Arrived) -> Answered | Initialized | None:
         """The event of a sound answer; ``None`` when it is not wanted any more. Blocks, and the run may go on meanwhile.
 
         Raises:
@@ -431,16 +438,16 @@ class Driver:
         if not self.owes(key, node):
             return None
         if key[1] is Phase.INIT:
-            model = mapped(staged)
+            model = mapped(answer.path)
             if not finite(model):
                 raise UpdateRejected("the first model has values that are not finite")
-            return Initialized(node, schema, digest, model)
-        words = spool.words(staged, name=spool.answer(str(key[1]), key[2], node, digest).name)
+            return Initialized(node, answer.schema, answer.digest, model)
+        words = spool.words(answer.path, name=spool.answer(str(key[1]), key[2], node, answer.digest).name)
         if current is None or key[1:] != (current.terms.phase, current.terms.number):
             return None
         if current.masked is None:
-            current.terms.layout.check(words)
-        return Answered(node, digest, words)
+            current.terms.layout.check(words, answer.seen)
+        return Answered(node, answer.digest, words)
 
     def _keep(self, event: Answered | Initialized, key: Key, staged: Path) -> None:
         """Make a sound answer durable under its own name."""

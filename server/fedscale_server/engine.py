@@ -21,6 +21,7 @@ from fedscale.plan import Plan
 from fedscale.secagg.authority import RosterAuthority
 from fedscale_server.courier import Courier
 from fedscale_server.driver import Driver
+from fedscale_server.farewells import Farewells
 from fedscale_server.letterbook import Letterbook
 from fedscale_server.logbook import Logbook, bare_record
 from fedscale_server.spool import Keeping, Spool
@@ -76,6 +77,7 @@ class Engine:
         self._folder, self._keeping, self._rosters, self._depot = folder, keeping, rosters, depot
         self.tally = Tally()
         self.curves: Curves | None = None  # where closed rounds go besides, if anywhere: to be set before the start
+        self._farewells = Farewells(sessions)
         self._drivers: dict[str, Driver | Courier] = {}
         self._launching = asyncio.Lock()
         self._waiting: dict[str, asyncio.TimerHandle] = {}
@@ -90,6 +92,7 @@ class Engine:
         await asyncio.to_thread(self._sweep, {row.id for row in unfinished})
         for row in unfinished:
             await self._launch(row.id)
+        await asyncio.to_thread(self._farewells.load, self.store, self.clock.now())
 
     def _sweep(self, unfinished: set[str]) -> None:
         """Clean up behind runs that are over: the server may have died before it could."""
@@ -172,11 +175,13 @@ class Engine:
         with suppress(OSError):  # the next start sweeps
             await asyncio.to_thread(lambda: self.spool(row.id).clear())
 
-    def _forget(self, driver: Driver | Courier) -> None:
-        """A driver has come to its end: that of its run, or of what could be stored."""
-        self._drivers.pop(driver.id, None)
+    def _forget(self, run: str) -> None:
+        """A run's driver has come to its end: that of the run, or of what could be stored."""
+        driver = self._drivers.pop(run)
         if driver.book.row.finished is None:
-            self._wait(driver.id)
+            self._wait(run)
+        elif isinstance(driver, Courier):
+            self._farewells.over(run, driver.book.run.members)
 
     def stop(self) -> None:
         """The server goes down; nothing is lost, so the runs hear nothing, and nodes and watchers may come back."""
@@ -306,6 +311,7 @@ class Engine:
     def connected(self, session: Session) -> None:
         """A node's control stream is open."""
         self.sessions.add(session)
+        self._farewells.greet(session.node)
         for driver in self.drivers():
             driver.connected(session.node)
 

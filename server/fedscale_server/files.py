@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+# What the process or the machine lacks at the moment, which says nothing about the file that was asked for.
+LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 def private_folder(path: Path) -> Path:

@@ -13,10 +13,10 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import fedscale
-from fedscale.errors import Failure
+from fedscale.errors import Cause, Failure
 from fedscale.events import failure_of
 from fedscale.learner import Phase
-from fedscale.letters import RUNNING, Correspondence, Letter, Place, Reply
+from fedscale.letters import MODEL, RUNNING, Correspondence, Letter, Place, Reply
 from fedscale.plan import Plan
 from fedscale.record import RoundRecord
 from fedscale_server.logbook import NOTE, Entry, Traffic, bare_record
@@ -35,6 +35,7 @@ Metrics: TypeAlias = "Iterable[tuple[str, int, dict[str, float]]]"
 # Kind, payload, and a name that only one line of the run may have.
 Line: TypeAlias = tuple[str, dict[str, Any], str | None]
 ROSTER, POSTED, ANSWERED, FAILED = "roster", "posted", "answered", "failed"
+SETTLED, LOST = "settled", "lost"
 LEADER, METRICS = "leader", "metrics"
 TRAIN, EVALUATE = Phase.TRAIN.value, Phase.EVALUATE.value
 FINISHED = f"{NOTE}finished"
@@ -69,6 +70,9 @@ class Letterbook:
         store: the database.
         spool: the run's files.
         row: the run.
+
+    Attributes:
+        told: the line of the newest reply that the leader may have heard of.
     """
 
     def __init__(self, store: Store, spool: Spool, row: RunRow) -> None:
@@ -76,10 +80,11 @@ class Letterbook:
         self.plan = Plan.from_toml(row.plan, file=f"plan of run {row.id}")
         self.run, self.traffic = Correspondence(), Traffic()
         self.posted_at: dict[Place, datetime] = {}
-        self.leader = ""
-        self._paused_at, self._last = row.created, 0
+        self.leader, self.told = "", 0
+        self._paused_at, self._last, self._known = row.created, 0, 0
         self._pages: dict[tuple[str, int], _Page] = {}
         self._metrics: dict[tuple[str, int], dict[str, float]] = {}
+        self._model = ""
 
     @classmethod
     def open(cls, store: Store, spool: Spool, row: RunRow) -> Letterbook:
@@ -89,7 +94,7 @@ class Letterbook:
         last = row.created
         for line in store.journal(row.id):
             book.take((line.kind, line.payload, line.unique_key), line.seq, line.at)
-            last = line.at
+            last, book.told = line.at, line.seq
         if book.run.status != RUNNING:
             book.close(last)
         return book
@@ -114,15 +119,23 @@ class Letterbook:
         """The line of a letter that will not be answered."""
         return self._settled(FAILED, place, "", asdict(failure))
 
+    def lost(self, reply: Reply, what: str) -> list[Line]:
+        """The lines of a reply that the disk has lost; they end the run where later letters may rest on it, for no leader would ask those again."""
+        lines = self._settled(FAILED, reply.place, "", asdict(Failure(Cause.LOST, what, where="the coordinator's disk")), LOST)
+        if reply.sequence > self._known:
+            return lines
+        why = f"the coordinator's disk has lost the reply of '{reply.node}' to message {reply.number}, on which later messages rest"
+        return lines + self.finished("failed", f"{why}: no leader can go on, begin the run anew")
+
     def paused(self, *, paused: bool) -> list[Line]:
         """The line that lets no more letters be handed out, or lets them again."""
         return [("pause" if paused else "resume", _payload(self.run.phase, self.run.number), None)]
 
-    def finished(self, status: str, reason: str, metrics: Metrics) -> list[Line]:
-        """The lines that end the run."""
+    def finished(self, status: str, reason: str, metrics: Metrics = (), model: str = "") -> list[Line]:
+        """The lines that end the run; ``model`` is the SHA-256 of the one that its leader keeps."""
         # Of how many people a single site tells, its leader does not say.
         rows = [list(row) for row in metrics if (page := self._pages.get(row[:2])) is None or len(page.measured) != 1]
-        told = _payload(self.run.phase, self.run.number, event={"rows": rows})
+        told = _payload(self.run.phase, self.run.number, event={"rows": rows, "model": model})
         ended = _payload(self.run.phase, self.run.number, detail={"status": status, "reason": reason})
         return [(NOTE + METRICS, told, METRICS), (FINISHED, ended, FINISHED)]
 
@@ -146,17 +159,23 @@ class Letterbook:
         elif kind == POSTED:
             letter = Letter(**event)
             self.run.post(letter)
+            self._known = self.told
             self.posted_at[letter.place] = at
             self._pages.setdefault((_counted(letter.phase), letter.round), _Page(at, at)).down += letter.size
         elif kind in (ANSWERED, FAILED):
             failure = failure_of(detail) if kind == FAILED else None
-            self.run.settle(Reply(seq, node, event["number"], event["digest"], failure))
+            reply = Reply(seq, node, event["number"], event["digest"], failure)
+            if failure is not None and reply.place in self.run.replies:
+                self.run.lose(reply.place, failure)
+            else:
+                self.run.settle(reply)
             phase = _counted(payload["phase"])
             self._pages[phase, payload["number"]].take(node, failure, at, detail.get("bytes", 0), own=phase == payload["phase"])
         elif kind in ("pause", "resume"):
             self._pause(at, paused=kind == "pause")
         elif kind == NOTE + METRICS:
             self._metrics = {(phase, number): values for phase, number, values in event["rows"]}
+            self._model = event.get("model", "")
         elif kind == FINISHED:
             self.run.status, self.run.reason = detail["status"], detail["reason"]
         return Entry(seq, at, kind.removeprefix(NOTE), payload["phase"], payload["number"], node, detail)
@@ -185,15 +204,15 @@ class Letterbook:
         self.row = self.store.run(self.row.id)
 
     def content(self, reply: Reply) -> Iterator[bytes]:
-        """A reply in pieces.
+        """A reply in pieces, after all of it was checked. Blocks.
 
         Raises:
             NotFound: it is missing.
             ProtocolError: it is damaged.
+            OSError: the disk refuses at the moment.
         """
         words = self.spool.words(self._file(reply.place, reply.digest), reply.digest)
-        for start in range(0, words.size, PIECE):
-            yield words[start : start + PIECE].tobytes()
+        return (words[start : start + PIECE].tobytes() for start in range(0, words.size, PIECE))
 
     def record(self, now: datetime) -> RunRecord:
         """The run's record so far."""
@@ -204,7 +223,7 @@ class Letterbook:
             rounds=rounds,
             bytes_up=sum(row.bytes_up for row in rounds),
             bytes_down=sum(row.bytes_down for row in rounds),
-            extra={"versions": {"fedscale": fedscale.__version__}},
+            extra={"versions": {"fedscale": fedscale.__version__}, **({"hashes": {MODEL: self._model}} if self._model else {})},
         )
 
     def _round(self, phase: str, number: int) -> RoundRecord:
@@ -223,11 +242,11 @@ class Letterbook:
             bytes_down=page.down,
         )
 
-    def _settled(self, kind: str, place: Place, digest: str, detail: dict[str, Any]) -> list[Line]:
-        """The line that says what became of a letter; there is only one."""
+    def _settled(self, kind: str, place: Place, digest: str, detail: dict[str, Any], name: str = SETTLED) -> list[Line]:
+        """The line that says what became of a letter; there is only one, and one more where the disk has lost the reply."""
         letter = self.run.letters[place]
         payload = _payload(letter.phase, letter.round, letter.node, {"number": letter.number, "digest": digest}, detail)
-        return [(kind, payload, f"settled/{letter.node}/{letter.number}")]
+        return [(kind, payload, f"{name}/{letter.node}/{letter.number}")]
 
     def _file(self, place: Place, digest: str) -> Path:
         return self.spool.answer(Phase.MESSAGE, place[1], place[0], digest)

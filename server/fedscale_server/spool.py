@@ -155,11 +155,14 @@ class Spool:
         Raises:
             NotFound: there is none, or its key is gone.
             ProtocolError: it is not the one whose digest is given.
+            OSError: it cannot be opened at the moment, which is no loss.
         """
         try:
             sealed = Sealed(path, self.vault, name or path.name)
             whole = not digest or _digest(sealed) == digest
         except (OSError, NotFound) as error:
+            if isinstance(error, OSError) and error.errno in files.LACKING:
+                raise
             raise NotFound("an answer is missing from the spool", where=path.name, why=type(error).__name__) from None
         if not sealed.size:
             raise NotFound("an answer is missing from the spool", where=path.name)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedscale.errors import ProtocolError, Unreachable
+from fedscale.ring import Extremes
 from fedscale.wire.codec import Intake
 from fedscale_server import files, vault
 
@@ -18,6 +20,25 @@ if TYPE_CHECKING:
 BLOCK = 1 << 20
 # So much is handed to the disk at a time, while more arrives.
 STRIDE = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An answer that has arrived completely.
+
+    Args:
+        path: where it is staged; whoever takes it uses it up.
+        digest: SHA-256 in hex.
+        schema: of a first model, as JSON.
+        head: the end of the node's ledger; empty where it tells none.
+        seen: the extremes of its coordinates, where they are to be checked.
+    """
+
+    path: Path
+    digest: str
+    schema: str = ""
+    head: str = ""
+    seen: Extremes | None = None
 
 
 class Upload:
@@ -30,10 +51,22 @@ class Upload:
         offset: how many bytes the sender leaves out, for they are here.
         cipher: the key stream under which they lie on disk; ``None`` for what nobody has to hide.
         lasting: whether the whole is to survive a power cut.
+        seen: is shown all of it in the clear.
     """
 
-    def __init__(self, path: Path, size: int, digest: str, offset: int, cipher: CipherContext | None, *, lasting: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int,
+        digest: str,
+        offset: int,
+        cipher: CipherContext | None,
+        *,
+        lasting: bool = True,
+        seen: Extremes | None = None,
+    ) -> None:
         self._path, self._cipher, self._size, self._offset, self._lasting = path, cipher, size, offset, lasting
+        self._seen = seen
         self._begun = self._end = offset
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
         self._intake = Intake(self, size, digest)
@@ -48,10 +81,13 @@ class Upload:
             raise Unreachable("an upload does not begin where the last one ended", where=self._path.name, hint="ask for the offset again")
         self._file.truncate(self._offset)
         while block := self._file.read(BLOCK):
-            self._intake.known(self._passed(block))
+            plain = self._passed(block)
+            self._intake.known(plain)
+            self._see(plain)
 
     def write(self, frame: bytes | memoryview) -> None:
         """Append what ``take`` has checked."""
+        self._see(frame)
         view = self._passed(frame)
         while view:
             written = self._file.write(view)
@@ -105,6 +141,11 @@ class Upload:
     def close(self) -> None:
         """End the attempt; what has arrived stays."""
         self._file.close()
+
+    def _see(self, part: bytes | memoryview) -> None:
+        """Show what goes by to whoever wants to see it."""
+        if self._seen:
+            self._seen.see(part)
 
     def _passed(self, data: bytes | memoryview) -> memoryview:
         """Through the cipher, which knows no direction."""

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from fedscale.clock import Clock
     from fedscale.secagg.authority import RosterAuthority
-    from fedscale_server.courier import Courier
     from fedscale_server.curves import Curves
-    from fedscale_server.driver import Driver
     from fedscale_server.sessions import Sessions
     from fedscale_server.tally import Tally
 
@@ -26,7 +24,7 @@ class World:
     Args:
         sessions: who is connected.
         clock: where timestamps come from.
-        finished: called once a run is over.
+        finished: called with the run's id once whoever drove it has come to an end.
         tally: counts what happens.
         rosters: signs the rosters of secure aggregation.
         curves: take closed rounds elsewhere.
@@ -34,7 +32,7 @@ class World:
 
     sessions: Sessions
     clock: Clock
-    finished: Callable[[Driver | Courier], None]
+    finished: Callable[[str], None]
     tally: Tally
     rosters: RosterAuthority | None = None
     curves: Curves | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def given(replicas: Replicas, site: str, run: str) -> list[str]:
     """The tasks of a run that a site has given an answer to, by its own receipts."""
     receipts = replicas.ask("node", "receipts", "--run", run, "--home", replicas.node_home(site))
     return sorted(f"{receipt['phase']} {receipt['round']}" for receipt in receipts if receipt["phase"] != "init")
+
+
+def given_again(replicas: Replicas, site: str, run: str) -> bool:
+    """Whether a site has answered its first task of a run twice, by its own log."""
+    return replicas.nodes[site].told().count(f" key={run}/train/1 node={site} reason= verdict=accepted") == 2
 
 
 def test_another_coordinator_takes_over_from_a_killed_one(
@@ -132,32 +138,49 @@ def test_a_round_under_masks_goes_on_at_whichever_step_its_leader_dies(
     assert left == []
 
 
+# A site that waits in its first step for a file: the others have answered by then, and its round is open for as long as the test wants.
+WAITING = """
+import os, time
+from pathlib import Path
+import torch
+from fedscale import App
+
+def loss(output, target):
+    while "sites/{site}" in Path("/proc", str(os.getppid()), "cmdline").read_text() and not Path("{file}").exists():
+        time.sleep(0.05)
+    return torch.nn.functional.binary_cross_entropy_with_logits(output, target)
+
+app = App(model=lambda: torch.nn.Linear(4, 1), loss=loss)
+"""
+
+
 @pytest.mark.requires("torch")
 @pytest.mark.timeout(600)
 def test_a_takeover_costs_no_site_more_privacy(replicas: Replicas, tmp_path: Path) -> None:
-    """Whether a site is asked for its answer again or not: it spends once for each round."""
-    app = """
-import torch
-from fedscale import App
-app = App(model=lambda: torch.nn.Linear(4, 1), loss=torch.nn.functional.binary_cross_entropy_with_logits)
-"""
+    """Whether a site that has answered is asked for its answer again or not: it spends once for each round."""
     ways: dict[str, dict[str, Any]] = {
         "asked-again": {"privacy": {"epsilon": 3.0, "delta": 1e-5}},
         "under-masks": {"privacy": {"epsilon": 30.0, "delta": 1e-5, "unit": "node"}, "secagg": {}},
     }
+    *quick, slow = SITES
+    file = tmp_path / "go on"
     jobs = {name: write_job(tmp_path / name, plan_of(clients=ALL, evaluate={"every": 0}, **tables)) for name, tables in ways.items()}
-    for file in jobs.values():
-        (file.parent / "trial.py").write_text(app)
-    runs = {name: replicas.submit(file) for name, file in jobs.items()}
-    watched = [replicas.watch(run) for run in runs.values()]
-    for events in watched:
-        events.event("answered", phase="train", number=2)
+    for job in jobs.values():
+        (job.parent / "trial.py").write_text(WAITING.format(site=slow, file=file))
+    runs = {name: replicas.submit(job) for name, job in jobs.items()}
+    watched = {name: replicas.watch(run) for name, run in runs.items()}
+    for events in watched.values():
+        for site in quick:
+            events.event("answered", phase="train", number=1, node=site)
     killed, epoch, _ = replicas.lease()
     replicas.coordinators[killed].kill()
     replicas.taken(epoch)
     replicas.start(killed)
-    assert [events.wait().code for events in watched] == [0, 0]
+    for site in quick:
+        until(partial(given_again, replicas, site, runs["asked-again"]), f"{site} to answer again")
+    file.touch()
+    assert [events.wait().code for events in watched.values()] == [0, 0]
     for name, run in runs.items():
         assert [given(replicas, site, run) for site in SITES] == [["train 1", "train 2", "train 3"]] * len(SITES)
-        stated = replicas.ask("privacy", "statement", run, "--home", replicas.node_home("ann"))
-        assert stated["epsilon"] == pytest.approx(ways[name]["privacy"]["epsilon"], rel=1e-2)
+        stated = [replicas.ask("privacy", "statement", run, "--home", replicas.node_home(site))["epsilon"] for site in SITES]
+        assert stated == pytest.approx([ways[name]["privacy"]["epsilon"]] * len(SITES), rel=1e-2)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedscale.errors import PlanError, UpdateRejected
-from fedscale.ring import BLOCK, HEADROOM_BITS, LIMBS, LIMIT, MOST_TERMS, WORD, FixedPoint, Words, add, from_limbs, to_limbs
+from fedscale.ring import BLOCK, HEADROOM_BITS, LIMBS, LIMIT, MOST_TERMS, WORD, Extremes, FixedPoint, Words, add, from_limbs, to_limbs
 from fedscale.vector import Vector
 
 bounds = st.floats(2.0**-10, 2.0**16)
@@ -126,6 +128,24 @@ def test_what_lies_beyond_a_bound_is_found(at: int, value: float) -> None:
     values[at] = value
     words = encoded(fmt, values)
     assert (fmt.beyond(words, 0.74, words.size), fmt.beyond(words, 0.75, words.size), fmt.beyond(words, 0.74, at)) == (at, None, None)
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=40), st.integers(0, 45), st.lists(st.integers(0, 170), max_size=8))
+def test_the_extremes_of_a_stream_are_those_of_its_first_words_wherever_it_is_cut(numbers: list[int], size: int, cuts: list[int]) -> None:
+    data, seen = np.array(numbers, "<i4").tobytes(), Extremes(size)
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    for start, end in pairwise(edges):
+        seen.see(memoryview(data)[start:end])
+    assert (seen.least, seen.most) == (min(0, *numbers[:size], 0), max(0, *numbers[:size], 0))
+
+
+@pytest.mark.parametrize(("value", "at"), [(0.75, None), (0.76, 1), (-0.75, None), (-0.76, 1)])
+def test_what_was_seen_to_be_within_a_bound_is_not_read_again(value: float, at: int | None) -> None:
+    fmt = FixedPoint.for_sum(2, 1.0)
+    words, seen = encoded(fmt, np.array([0.0, value], np.float32)), Extremes(2)
+    seen.see(words.tobytes())
+    elsewhere = encoded(fmt, np.array([0.0, 1.0], np.float32))
+    assert fmt.beyond(elsewhere, 0.75, 2, seen) == at
 
 
 def test_the_decoder_divides() -> None:

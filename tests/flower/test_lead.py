@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,12 +16,12 @@ import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 
-from fedscale.errors import AppError, Cause, Conflict, Failure, FedscaleError, Unreachable
+from fedscale.errors import AppError, Cause, ConfigError, Conflict, Failure, FedscaleError, Unreachable
 from fedscale.flower import account, touches
 from fedscale.flower import lead as module
 from fedscale.flower.bridge import FlowerLearner
 from fedscale.flower.directory import read
-from fedscale.flower.lead import Led, SiteGrid, lead
+from fedscale.flower.lead import Led, SiteGrid, lead, require_server
 from fedscale.flower.witness import Outcome
 from fedscale.letters import Arrival, Letter, Post
 from fedscale.proto.v1 import control_pb2 as pb
@@ -201,11 +203,53 @@ def test_the_app_itself_failing_is_why_a_run_failed(tmp_path: Path) -> None:
     assert ended.reason == "the ServerApp failed: KeyError: 'what'"
 
 
-@pytest.mark.parametrize(("code", "reason"), [("0", ""), ("3", "the ServerApp failed: RunFailed: the ServerApp called sys.exit(3)")])
+@pytest.mark.parametrize(("code", "reason"), [("0", ""), ("3", "the ServerApp called sys.exit(3)")])
 def test_a_server_app_that_would_end_its_process_ends_its_run(tmp_path: Path, code: str, reason: str) -> None:
     server = samples.STRATEGY.replace("        print(", f"        raise SystemExit({code})\n        print(")
     ended = led(samples.write(tmp_path / "app", samples.MESSAGES, server), Sites(Learners(tmp_path / "app")))
     assert (ended.reason, bool(ended.outcome.arrays)) == (reason, True)
+
+
+def test_a_server_app_says_what_a_signal_does(tmp_path: Path) -> None:
+    """As in Flower, where it has the main thread: one that leaves well when the machine goes down must be allowed to."""
+    before = signal.getsignal(signal.SIGUSR1)
+    server = samples.STRATEGY.replace(
+        "        config = context.run_config",
+        """        import os
+        import signal
+
+        heard = []
+        signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard == [1]
+        config = context.run_config""",
+    )
+    try:
+        ended = led(samples.write(tmp_path / "app", samples.MESSAGES, server), Sites(Learners(tmp_path / "app")))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (ended.reason, bool(ended.outcome.arrays)) == ("", True)
+
+
+def test_a_server_app_that_cannot_be_loaded_says_so_before_there_is_a_run(tmp_path: Path) -> None:
+    folder = samples.write(tmp_path / "app", samples.MESSAGES, samples.STRATEGY.replace("    app = ", "    import no_such_package\n    app = ", 1))
+    with importable(folder), pytest.raises(AppError, match="no_such_package"):
+        require_server(read(folder))
+
+
+def test_replies_that_the_leader_cannot_keep_are_no_fault_of_the_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own disk is full: the run waits for it to come back with room, instead of having failed."""
+    written = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.parent.name.startswith("fedscale-lead-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, content)
+
+    folder = samples.write(tmp_path / "app", samples.MESSAGES, samples.STRATEGY)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ConfigError, match=r"replies cannot be kept \(No space left on device\)"):
+        led(folder, Sites(Learners(folder)))
 
 
 def test_queries_before_the_first_round_belong_to_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +281,7 @@ def test_an_app_that_waits_for_more_sites_than_there_are_fails(tmp_path: Path, m
     monkeypatch.setattr(module, "WAIT_SECONDS", 0.0)
     server = samples.STRATEGY.replace("min_available_nodes=2", "min_available_nodes=9")
     ended = led(samples.write(tmp_path / "app", samples.MESSAGES, server), Sites(lambda *_: b""))
-    assert ended.reason.startswith("the ServerApp failed: RunFailed: the ServerApp waits for more than the 3 sites that take part")
+    assert ended.reason.startswith("the ServerApp waits for more than the 3 sites that take part")
 
 
 # --------------------------------------------------------------------------------------------------------------- the grid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -10,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from unittest.mock import patch
 
 import grpc
@@ -64,6 +65,11 @@ async def refusal(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError("the call was allowed")
+
+
+def none_left(*_: Any) -> NoReturn:
+    """In the place of what opens a file: the process has no descriptors left."""
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 def plan_text(*, name: str = "trial", rounds: int = 1, every: int = 0, seed: int = 3, data: str = "default", **tables: Any) -> str:

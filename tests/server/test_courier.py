@@ -14,6 +14,8 @@ import pytest
 from fedscale.errors import Cause
 from fedscale.identity import Role
 from fedscale.proto.v1 import control_pb2 as pb
+from fedscale.record import RunRecord
+from fedscale.report import model_card
 from fedscale.wire.codec import DIGEST_KEY, PUT, RUN_KEY, SIZE_KEY, digest_of, frames
 from fedscale_server.courier import Courier
 from fedscale_server.delivery import GONE
@@ -60,8 +62,8 @@ class Leader:
                 part.data = whole
                 return part
 
-    async def conclude(self, reason: str = "", metrics: Any = ()) -> Any:
-        request = pb.ConcludeRequest(run=self.run, reason=reason, metrics=json.dumps(list(metrics)))
+    async def conclude(self, reason: str = "", metrics: Any = (), model: str = "") -> Any:
+        request = pb.ConcludeRequest(run=self.run, reason=reason, metrics=json.dumps(list(metrics)), model=model)
         return await soon(self.server.admin.control.Conclude(request))
 
 
@@ -280,6 +282,19 @@ async def test_malformed_metrics_end_nothing(server: Running, metrics: str) -> N
     error = await refusal(server.admin.control.Conclude(pb.ConcludeRequest(run=leader.run, metrics=metrics)))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await leader.conclude()).status == "completed"
+
+
+async def test_the_record_says_which_model_its_leader_keeps(server: Running) -> None:
+    """It is nobody else's to fetch, but whoever is given a file can tell whether it is the one."""
+    leader, _ = await answered(server)
+    for malformed in ("abc", "g" * 64, "A" * 64):
+        error = await refusal(leader.conclude(model=malformed))
+        assert (error.code(), "the digest of a led run's model" in str(error.details())) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    await leader.conclude(model=digest_of(MODEL))
+    _, record = await server.over(leader.run)
+    assert (record["extra"]["hashes"], record["model_digest"]) == ({"model.safetensors": digest_of(MODEL)}, "")
+    card = model_card(RunRecord.from_json(json.dumps(record)))
+    assert card["hashes"]["model.safetensors"] == digest_of(MODEL)
 
 
 async def test_a_run_waits_for_its_sites_and_ends_when_they_do_not_come(server: Running) -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from fedscale.errors import Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
-from fedscale_server import engine
+from fedscale_server import engine, spool
 from fedscale_server.driver import Driver
-from tests.server.running import Counting, Receipt, Running, plan_text, refusal, soon, until
+from tests.server.running import Counting, Receipt, Running, none_left, plan_text, refusal, soon, until
 
 
 def kinds(events: list[pb.RunEvent]) -> list[str]:
@@ -364,6 +364,19 @@ async def test_a_run_that_cannot_be_stored_waits_until_it_can(server: Running, m
     await until(lambda: server.engine.driver(run) not in (None, driver))
     detail, record = await server.over(run)
     assert (detail.info.status, [row["answered"] for row in record["rounds"]]) == ("completed", [["ada"]] * 3)
+
+
+async def test_an_answer_that_cannot_be_opened_at_the_moment_is_sent_again_and_nobody_is_blamed(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = await server.node("ada")
+    run, (ask,) = await server.begun(ada)
+    with monkeypatch.context() as starved:
+        starved.setattr(spool, "Sealed", none_left)
+        assert (await refusal(ada.answer(ask, 1.0))).code() is grpc.StatusCode.UNAVAILABLE
+    assert (await ada.answer(ask, 1.0)).verdict == Receipt.ACCEPTED
+    _, record = await server.over(run)
+    assert [(row["answered"], row["failures"]) for row in record["rounds"]] == [(["ada"], {})]
 
 
 async def test_a_run_that_cannot_be_stored_at_all_is_taken_up_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fedscale.proto.v1 import bulk_pb2
 from fedscale.vector import Schema
 from fedscale.wire.codec import DIGEST_KEY, OFFSET, OFFSET_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, sealed
 from fedscale.wire.convert import key_text
-from fedscale_server import admission
+from fedscale_server import admission, doorway
 from fedscale_server.admission import Admission, Pass
 from fedscale_server.services import bulk
 from tests.server.running import Ask, Node, Receipt, Running, plan_text, refusal, soon, until
@@ -250,6 +251,26 @@ async def test_slow_uploads_hold_no_healthy_one_up(server: Running, monkeypatch:
     assert not any(task.done() for task in sending)
     hold.set()
     assert {receipt.verdict for receipt in await soon(asyncio.gather(*sending))} == {Receipt.ACCEPTED}
+
+
+async def test_nodes_are_told_to_send_while_there_is_room(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has to wait has sent nothing yet; whoever owes nothing waits for nobody."""
+    monkeypatch.setattr(doorway, "PATIENCE_SECONDS", 3600.0)
+    nodes = await server.nodes(*(f"n{i}" for i in range(server.settings.uploads_at_once // 2 + 2)))
+    _, asks = await begun(server, *nodes)
+    bodies = [ask.words(DELTA).tobytes() for ask in asks]
+    for node, ask, body in zip(nodes[:-1], asks, bodies, strict=False):
+        assert await offset(node, ask, body) == 0
+    waiting = asyncio.create_task(offset(nodes[-1], asks[-1], bodies[-1]))
+    later = replace(asks[-1], task=replace(asks[-1].task, number=2))
+    for _ in range(3):
+        assert await offset(nodes[-1], later, bodies[-1]) == await offset(nodes[0], asks[0], bodies[0]) == 0
+    assert not waiting.done()
+    assert (await send(nodes[0], asks[0], bodies[0], 0)).verdict == Receipt.ACCEPTED
+    assert await soon(waiting) == 0
+    assert await offset(nodes[0], asks[0], bodies[0]) == 0
+    for node, ask, body in list(zip(nodes, asks, bodies, strict=True))[1:]:
+        assert (await send(node, ask, body, 0)).verdict == Receipt.ACCEPTED
 
 
 async def test_a_spent_budget_sends_away_with_a_time_to_come_back(tmp_path: Path, sqlite_at_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_a_missing_empty_or_damaged_answer_is_found_out(spool: Spool) -> None:
     path.write_bytes(b"")
     with pytest.raises(NotFound, match="an answer is missing from the spool"):
         spool.words(path)
+
+
+def test_an_answer_that_cannot_be_opened_at_the_moment_is_not_missing(spool: Spool) -> None:
+    path, (soft, hard) = keep(spool), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            spool.words(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert spool.words(path)[:].tolist() == WORDS.tolist()
 
 
 def test_a_vector_is_checked_when_it_is_read(spool: Spool) -> None:

@@ -276,6 +276,44 @@ def long_trail(folder: Path, count: int) -> Trail:
     return made
 
 
+def test_lines_that_verified_are_read_again_only_where_a_byte_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that verifies each time costs what was added since; what is found is the same as by reading all of it."""
+    trail, read = long_trail(tmp_path, 500), list[int]()
+    parsed = fedscale_server.trail._deed
+
+    def parsing(line: bytes, number: int, path: Path) -> Deed:
+        read.append(number)
+        return parsed(line, number, path)
+
+    monkeypatch.setattr("fedscale_server.trail._deed", parsing)
+    head = trail.verify()
+    assert (head[0], len(read)) == (500, 500)
+    assert (trail.verify(), len(read)) == (head, 500)
+    read.clear()
+    deed = trail.note("ada", "dashboard", "run stop")
+    read.clear()
+    assert (trail.verify(), read) == ((501, deed.digest), [501])
+    whole, other = trail.path.read_bytes(), Trail(tmp_path, lambda: NOW)
+    rng = random.Random(5)
+    for _ in range(40):
+        at = rng.randrange(len(whole))
+        trail.path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+        told = []
+        for each in (trail, other):
+            with pytest.raises((RunFailed, ConfigError)) as caught:
+                each.verify()
+            told.append(str(caught.value))
+        assert told[0] == told[1], "whatever was remembered"
+    trail.path.write_bytes(whole)
+    read.clear()
+    assert (trail.verify((200, parsed(whole.splitlines()[199], 0, trail.path).digest)), len(read)) == ((501, deed.digest), 501), (
+        "an older head is looked for"
+    )
+    trail.path.write_bytes(b"".join(whole.splitlines(keepends=True)[:400]))
+    with pytest.raises(RunFailed, match="it ends with line 400, and had 501"):
+        trail.verify()
+
+
 @pytest.mark.parametrize("cut", [b"", b'{"seq":2001,"at"'], ids=["whole", "cut off"])
 def test_pages_of_a_long_trail_are_what_reading_all_of_it_gives(tmp_path: Path, cut: bytes) -> None:
     trail = long_trail(tmp_path, 2000)

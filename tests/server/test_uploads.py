@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedscale.errors import ProtocolError, Unreachable
+from fedscale.ring import Extremes
 from fedscale.wire.codec import digest_of
 from fedscale_server import files, uploads
 from fedscale_server.uploads import Upload, arrived
@@ -28,6 +29,20 @@ def vault(tmp_path: Path) -> Vault:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "train-1-ada"
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2500, 4999])
+def test_an_upload_shows_all_of_it_in_the_clear_also_what_an_earlier_attempt_has_brought(path: Path, vault: Vault, offset: int) -> None:
+    whole, seen = Extremes(1200), Extremes(1200)
+    whole.see(BODY)
+    with closing(begin(path, vault)) as first:
+        first.take(BODY[:4999])
+    with closing(Upload(path, len(BODY), DIGEST, offset, vault.reading(path.name), seen=seen)) as upload:
+        upload.resume()
+        upload.take(BODY[offset:])
+        upload.done(path.with_name("whole"))
+    assert (seen.least, seen.most) == (whole.least, whole.most)
+    assert seen.least < 0 < seen.most
 
 
 def begin(path: Path, vault: Vault, offset: int = 0, size: int = len(BODY), digest: str = DIGEST) -> Upload:

@@ -40,6 +40,7 @@ LOGGED_IN: dict[str, tuple[int, int, int]] = {
     "GET /api/runs": (200, 200, 200),
     "POST /api/runs": (400, 400, 403),
     "GET /api/runs/{run}": (404, 404, 404),
+    "GET /api/runs/{run}/curves": (404, 404, 404),
     "GET /api/runs/{run}/record": (404, 404, 404),
     "GET /api/runs/{run}/events": (404, 404, 404),
     "GET /api/runs/{run}/report": (404, 404, 404),

@@ -757,21 +757,25 @@ class ConcludeRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     reason: _builtins.str
     """why it failed; empty where it did not"""
     metrics: _builtins.str
     """JSON: [phase, round, {name: value}] of what the leader made of the replies"""
+    model: _builtins.str
+    """SHA-256 of the model that the leader keeps, hex; empty where it has none"""
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         reason: _builtins.str = ...,
         metrics: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "reason", b"reason", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "model", b"model", "reason", b"reason", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -20,6 +20,7 @@ from fedscale.identity import Role
 from fedscale.lanes import DOWNLOAD, UPLOAD
 from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2 as pb
+from fedscale.ring import Extremes
 from fedscale.wire.codec import (
     DIGEST_KEY,
     FETCH,
@@ -41,6 +42,7 @@ from fedscale.wire.convert import Key, key_from_text
 from fedscale.wire.limits import BUNDLE, FRAME, LETTER
 from fedscale_server.admission import Admission, Pass
 from fedscale_server.courier import Courier
+from fedscale_server.doorway import Doorway, Who
 from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.inflow import AHEAD, Inflow
@@ -48,7 +50,7 @@ from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.trail import Trail
-from fedscale_server.uploads import Upload, arrived
+from fedscale_server.uploads import Arrived, Upload, arrived
 
 # A stream that flows and whose next frame is not there by then lets another one have its turn; without any for so long it has ended.
 FLOW_SECONDS, STALL_SECONDS = 0.05, 60.0
@@ -82,7 +84,7 @@ class BulkService:
     Args:
         engine: the runs.
         registry: who belongs to which project.
-        uploads: how many streams are written at the same time; the others wait in the senders' windows.
+        uploads: how many streams are written at the same time; the others wait at the senders.
         budget: bytes of memory that open uploads may take together.
         trail: remembers who took a model.
     """
@@ -90,6 +92,8 @@ class BulkService:
     def __init__(self, engine: Engine, registry: Registry, uploads: int, budget: int, trail: Trail) -> None:
         self._engine, self._registry, self._trail = engine, registry, trail
         self._turns, self._hands = asyncio.Semaphore(uploads), ThreadPoolExecutor(uploads, "upload")
+        # Half of the turns are left to those who come slowly; one more is inside, so that its first frames are here when another one is through.
+        self._doorway = Doorway(uploads // 2 + 1)
         self._admission = Admission(budget, engine.clock.monotonic)
         self._seats: dict[tuple[str, str], _Seat] = {}
 
@@ -133,7 +137,7 @@ class BulkService:
         self._trail.insist(who, "certificate", "model taken", ", ".join(runs), model=request.digest, offset=request.offset)
 
     async def offset(self, request: pb.OffsetRequest, context: Context) -> pb.OffsetReply:  # noqa: ARG002 - gRPC's shape
-        """How much of an answer is here already."""
+        """How much of an answer is here already; told to whoever may send the rest now."""
         node, key = caller().name, key_from_text(request.task)
         if not re.fullmatch("[0-9a-f]{64}", request.digest):
             raise ProtocolError("an answer is named by 64 hexadecimal digits")
@@ -142,6 +146,7 @@ class BulkService:
             return pb.OffsetReply()
         if seat and seat.whole and seat.whole.digest == request.digest:
             return pb.OffsetReply(offset=seat.whole.size)
+        await self._doorway.enter((key[0], node))
         return pb.OffsetReply(offset=await asyncio.to_thread(lambda: arrived(_place(driver, key, node, request.digest))))
 
     async def submit(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
@@ -162,29 +167,30 @@ class BulkService:
             if not driver.owes(key, node):
                 return driver.receipt(key, node, given.digest)
             staged = driver.book.spool.blobs.staging()
-            await self._received(driver, key, node, given, staged, frames, leave)
+            seen = await self._received(driver, key, node, given, staged, frames, leave)
             seat.whole = given
             try:
-                return await _carried(driver.answered(key, node, staged, given.digest, given.schema, _head(facts)))
+                return await _carried(driver.answered(key, node, Arrived(staged, given.digest, given.schema, _head(facts), seen)))
             finally:
                 seat.whole = None
 
     async def _received(
         self, driver: Driver | Courier, key: Key, node: str, given: Announced, staged: Path, frames: AsyncIterator[bytes], leave: Pass
-    ) -> None:
-        """Write what arrives behind what is there, and check the whole; what breaks off stays for the next attempt."""
+    ) -> Extremes | None:
+        """Write what arrives behind what is there, and check the whole; what breaks off stays. What was seen of it on the way."""
         path = await asyncio.to_thread(_place, driver, key, node, given.digest)
         # A first model is for everybody to see; an answer is not.
         cipher = None if key[1] is Phase.INIT else await asyncio.to_thread(driver.book.spool.vault.writing, path.name)
-        lasting = driver.book.spool.lasting
-        with closing(Upload(path, given.size, given.digest, given.offset, cipher, lasting=lasting)) as upload:
+        lasting, seen = driver.book.spool.lasting, driver.extremes(key) if isinstance(driver, Driver) else None
+        with closing(Upload(path, given.size, given.digest, given.offset, cipher, lasting=lasting, seen=seen)) as upload:
             try:
                 await _carried(asyncio.to_thread(upload.resume))
-                await self._pour(frames, upload.take, leave)
+                await self._pour(frames, upload.take, leave, (key[0], node))
                 await _carried(asyncio.to_thread(upload.done, staged))
             finally:
                 if not driver.owes(key, node):
                     upload.drop()
+        return seen
 
     async def put(self, frames: AsyncIterator[bytes], context: Context) -> pb.Receipt:
         """A bundle from a coordinator, or the content of a letter from the leader of a run."""
@@ -231,7 +237,7 @@ class BulkService:
             if not seat.waiting:
                 del self._seats[who]
 
-    async def _pour(self, frames: AsyncIterator[bytes], take: Callable[[memoryview], None], leave: Pass) -> None:
+    async def _pour(self, frames: AsyncIterator[bytes], take: Callable[[memoryview], None], leave: Pass, who: Who = ("", "")) -> None:
         """Take all frames of a stream; one that comes slowly holds nobody up, one that stands still ends.
 
         Raises:
@@ -239,22 +245,28 @@ class BulkService:
             Busy: others need the room of a stream that stands still.
         """
         inflow, loop = Inflow(frames), asyncio.get_running_loop()
+        brought: int | None = 0
         try:
-            while True:
-                async with self._turns:
-                    inflow.turn(ours=True)
-                    if await _carried(loop.run_in_executor(self._hands, self._flow, inflow, take, leave)):
-                        return
-                    inflow.turn(ours=False)
+            while brought is not None:
+                self._doorway.awaited(who, flowed=brought >= AHEAD)
                 here = await inflow.wait(STALL_SECONDS, {leave.ousted})
+                self._doorway.came(who)
                 _still(leave)
                 if not here:
                     raise Unreachable("a transfer stands still", why=f"nothing came for {STALL_SECONDS:g} s", hint="send it again")
+                async with self._turns:
+                    inflow.turn(ours=True)
+                    brought = await _carried(loop.run_in_executor(self._hands, self._flow, inflow, take, leave))
+                    inflow.turn(ours=False)
         finally:
+            self._doorway.leave(who)
             await inflow.close()
 
-    def _flow(self, inflow: Inflow, take: Callable[[memoryview], None], leave: Pass) -> bool:
-        """Take frames for as long as they come without a pause; whether those were all. Blocks: a thread stays with a stream for the whole turn."""
+    def _flow(self, inflow: Inflow, take: Callable[[memoryview], None], leave: Pass) -> int | None:
+        """Take frames for as long as they come without a pause; how many bytes, ``None`` at the end.
+
+        Blocks: a thread stays with a stream for the whole turn.
+        """
         brought = 0
         # Only a stream that flows is waited for: a few hundred that crawl would have all turns to themselves.
         while parts := inflow.take(FLOW_SECONDS if brought >= AHEAD else 0.0):
@@ -263,7 +275,7 @@ class BulkService:
                 brought += len(part)
             self._admission.moved(leave)
             _still(leave)
-        return parts is None
+        return None if parts is None else brought
 
 
 def _batch(file: BinaryIO, size: int) -> list[bytes]:

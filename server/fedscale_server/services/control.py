@@ -15,7 +15,7 @@ from fedscale_server import collection
 from fedscale_server.answers import Site, Status
 from fedscale_server.coordinator import Coordinator
 from fedscale_server.services.guard import Context, caller
-from fedscale_server.services.letters import letter_from_proto, metrics_from_text, reply_to_proto
+from fedscale_server.services.letters import letter_from_proto, metrics_from_text, model_from_text, reply_to_proto
 from fedscale_server.trail import Author
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
         collecting = collection.replies(courier, request.after)
         try:
             async for reply in collecting:
-                parts = reply_to_proto(reply, courier.book.content(reply) if reply.digest else iter([b""]))
+                parts = reply_to_proto(*await collection.content(courier, reply))
                 while part := await asyncio.to_thread(next, parts, None):
                     yield part
         finally:
@@ -110,9 +110,9 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Conclude(self, request: pb.ConcludeRequest, context: Context) -> pb.RunInfo:  # noqa: ARG002, N802 - gRPC's names
         """The leader of a run has come to its end; the first time counts."""
         if not (info := await self._coordinator.run(request.run)).finished:
-            courier, metrics = await self._led(request.run), metrics_from_text(request.metrics)
+            courier, metrics, model = await self._led(request.run), metrics_from_text(request.metrics), model_from_text(request.model)
             await self._coordinator.noted(_author(), "run led to its end", request.run, reason=request.reason)
-            await courier.conclude(request.reason, metrics)
+            await courier.conclude(request.reason, metrics, model)
             info = await self._coordinator.run(request.run)
         return pb.RunInfo(**_facts(info))
 

@@ -6,18 +6,15 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-import structlog
-
-from fedscale.errors import Cause, Failure, NotFound, ProtocolError
+from fedscale.errors import ProtocolError
 from fedscale.letters import Letter, Reply
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.limits import LETTER, LETTER_SECONDS, METRIC_NAME, METRICS, ROUNDS
 
-log = structlog.get_logger()
 MOST_ENVELOPE = 64 << 10
+DIGEST = "[0-9a-f]{64}"
 MOST_VALUE = sys.float_info.max
 
 
@@ -28,7 +25,7 @@ def letter_from_proto(message: pb.Letter) -> Letter:
         ProtocolError: it is malformed, or too large.
     """
     sound = (
-        re.fullmatch("[0-9a-f]{64}", message.content)
+        re.fullmatch(DIGEST, message.content)
         and re.fullmatch("[a-z][a-z0-9_]{0,31}", message.phase)
         and len(message.envelope) <= MOST_ENVELOPE
         and 0 < message.size <= LETTER
@@ -43,12 +40,8 @@ def letter_from_proto(message: pb.Letter) -> Letter:
 
 
 def reply_to_proto(reply: Reply, content: Iterator[bytes]) -> Iterator[pb.Reply]:
-    """A reply in as many parts as it takes; a failure has one that is empty, and so has a reply that the disk has lost: it holds up no others."""
-    try:
-        part = next(content)
-    except (NotFound, ProtocolError) as error:
-        log.exception("a reply of a led run is lost", file=error.where)
-        part, reply = b"", replace(reply, failure=Failure(Cause.LOST, error.what, where="the coordinator's disk"))
+    """A reply in as many parts as it takes; a failure has one that is empty."""
+    part = next(content)
     for following in content:
         yield pb.Reply(sequence=reply.sequence, node=reply.node, number=reply.number, data=part, more=True)
         part = following
@@ -71,6 +64,17 @@ def metrics_from_text(text: str) -> list[tuple[str, int, dict[str, float]]]:
     if not isinstance(rows, list) or not all(map(_is_row, rows)):
         raise ProtocolError("the metrics of a led run are malformed, or too large")
     return [(phase, number, {name: float(value) for name, value in values.items()}) for phase, number, values in rows]
+
+
+def model_from_text(text: str) -> str:
+    """The SHA-256 of the model that a leader keeps; empty where it has none.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    if text and not re.fullmatch(DIGEST, text):
+        raise ProtocolError("the digest of a led run's model is malformed")
+    return text
 
 
 def _is_row(row: Any) -> bool:

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Engine, String, bindparam, delete, func, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, String, Text, bindparam, delete, func, text, type_coerce, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import defer
 from sqlmodel import Session, col, select
 
 from fedscale.errors import Conflict, FedscaleError, NotFound
@@ -29,6 +30,8 @@ from fedscale_server.store.tables import Account, Checkpoint, Journal, Json, Log
 Note: TypeAlias = Callable[[], object]
 RUNNING, SPOKEN = "running", "spoke"
 SHORTEST_PREFIX = 4
+RECORD: Any = RunRow.record
+NO_RECORD = defer(RECORD)
 LISTS = {"run": "see: fedscale run list", "project": "see: fedscale project list", "member": "see: fedscale project nodes"}
 
 # The hottest statement: sequence number, uniqueness and line in one, with no way to come between.
@@ -329,14 +332,15 @@ class Store:
             note()
         return row
 
-    def run(self, run: str) -> RunRow:
-        """A run by its id, or by the beginning of it when no other run begins so.
+    def run(self, run: str, *, record: bool = True) -> RunRow:
+        """A run by its id, or by the beginning of it when no other run begins so; without its record, which may be long, where that is not needed.
 
         Raises:
             NotFound: no such run, or several.
         """
+        wanted = [] if record else [NO_RECORD]
         with self._read() as session:
-            row = session.get(RunRow, run)
+            row = session.get(RunRow, run, options=wanted)
             if row is not None:
                 return row
             ids = sorted(session.exec(select(RunRow.id)))
@@ -345,13 +349,38 @@ class Store:
                 raise NotFound(f"several runs begin with '{run}'", why=", ".join(begin_so[:5]), hint="give more of the id")
             if not begin_so:
                 raise _unknown("run", run, ids)
-            return session.get_one(RunRow, begin_so[0])
+            return session.get_one(RunRow, begin_so[0], options=wanted)
 
     def runs(self, project: str | None = None) -> list[RunRow]:
-        """All runs, or those of a project, the newest first."""
-        wanted = select(RunRow).order_by(col(RunRow.created).desc(), col(RunRow.id))
+        """All runs, or those of a project, the newest first; without their records."""
+        wanted = select(RunRow).options(NO_RECORD).order_by(col(RunRow.created).desc(), col(RunRow.id))
         with self._read() as session:
             return list(session.exec(wanted if project is None else wanted.where(col(RunRow.project) == project)))
+
+    def record(self, run: str) -> str:
+        """The record of a run that is over, as JSON; empty where there is none."""
+        with self._read() as session:
+            return session.exec(select(type_coerce(col(RunRow.record), Text)).where(col(RunRow.id) == run)).first() or ""
+
+    def ends(self, project: str | None = None, run: str | None = None) -> dict[str, tuple[str, int]]:
+        """At which phase and round runs have ended, by id: the last one that was closed; of a led run, that of its last line.
+
+        Args:
+            project: only its runs.
+            run: only this one.
+        """
+        last = select(func.max(Checkpoint.seq)).where(col(Checkpoint.run) == col(RunRow.id)).correlate(RunRow).scalar_subquery()
+        line = select(func.max(Journal.seq)).where(col(Journal.run) == col(RunRow.id)).correlate(RunRow).scalar_subquery()
+        closed = (col(Checkpoint.run) == col(RunRow.id)) & (col(Checkpoint.seq) == last)
+        told = (col(Journal.run) == col(RunRow.id)) & (col(Journal.seq) == line) & col(Checkpoint.run).is_(None)
+        wanted = select(RunRow.id, Checkpoint.phase, Checkpoint.number, Journal.payload).outerjoin(Checkpoint, closed).outerjoin(Journal, told)
+        wanted = wanted.where(col(RunRow.finished).is_not(None))
+        wanted = wanted if project is None else wanted.where(col(RunRow.project) == project)
+        wanted = wanted if run is None else wanted.where(col(RunRow.id) == run)
+        with self._read() as session:
+            found = session.exec(wanted)
+            ends = {name: (phase, number) if phase else (line["phase"], line["number"]) for name, phase, number, line in found if phase or line}
+        return {name: end for name, end in ends.items() if end[1]}
 
     def unfinished(self) -> list[RunRow]:
         """Runs that are not over, the oldest first."""
@@ -420,6 +449,13 @@ class Store:
         wanted = select(Journal).where(col(Journal.run) == run, col(Journal.seq) > after).order_by(col(Journal.seq)).limit(limit)
         with self._read() as session:
             return list(session.exec(wanted))
+
+    def lines_of_ended(self, unique: str, since: datetime, most: int) -> list[Journal]:
+        """The lines of this unique name of runs that have ended since a time, those of the newest runs first, at most so many."""
+        ended = (col(RunRow.finished) >= since) & (col(Journal.unique_key) == unique)
+        wanted = select(Journal).join(RunRow, col(RunRow.id) == col(Journal.run)).where(ended).order_by(col(RunRow.finished).desc(), col(RunRow.id))
+        with self._read() as session:
+            return list(session.exec(wanted.limit(most)))
 
     def before_last(self, run: str, kind: str, count: int) -> int:
         """The number of the line before the last ``count`` lines of a kind begin; 0 when there are not more of them."""

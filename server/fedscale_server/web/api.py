@@ -22,6 +22,7 @@ from fedscale_server.coordinator import Coordinator
 from fedscale_server.trail import Author, Deed
 from fedscale_server.web import stream
 from fedscale_server.web.accounts import Doorkeeper
+from fedscale_server.web.gallery import Gallery
 from fedscale_server.web.parcel import bundle_of, plan_of
 from fedscale_server.web.views import Progress, progress
 
@@ -49,9 +50,16 @@ def doorkeeper_of(request: Request) -> Doorkeeper:
     return doorkeeper
 
 
+def gallery_of(request: Request) -> Gallery:
+    """What the pages show of records."""
+    gallery: Gallery = request.app.state.gallery
+    return gallery
+
+
 Person = Annotated[str, Query(max_length=200)]
 Before = Annotated[int, Query(ge=0, le=2**53)]
 Desk = Annotated[Coordinator, Depends(coordinator_of)]
+Pictures = Annotated[Gallery, Depends(gallery_of)]
 Who = Annotated[Visitor, Depends(visitor_of)]
 Door = Annotated[Doorkeeper, Depends(doorkeeper_of)]
 
@@ -215,17 +223,22 @@ def _packed(sent: dict[str, bytes]) -> tuple[str, bytes]:
 
 
 @router.get("/runs/{run}")
-async def run_progress(run: str, desk: Desk) -> Progress:
+async def run_progress(run: str, desk: Desk, pictures: Pictures) -> Progress:
     """Where a run stands, how much of it is done and for how long it will go on."""
-    info, record = await desk.record(run)
-    return progress(info, record, await desk.recent(info.run, RECENT_PHASES))
+    info, picture = await pictures.picture(run)
+    return progress(info, picture.record, await desk.recent(info.run, RECENT_PHASES))
+
+
+@router.get("/runs/{run}/curves", response_class=Response, responses={200: {"content": {"application/json": {}}}})
+async def run_curves(run: str, pictures: Pictures) -> Response:
+    """The curves of a run so far, metric by metric; of a long run some of its rounds, with the newest ones all."""
+    return Response(await pictures.curves(run), media_type="application/json")
 
 
 @router.get("/runs/{run}/record", response_class=Response, responses={200: {"content": {"application/json": {}}}})
 async def run_record(run: str, desk: Desk) -> Response:
     """The whole record of a run so far: plan, rounds, metrics, failures, bytes."""
-    _, record = await desk.record(run)
-    return Response(await asyncio.to_thread(record.to_json), media_type="application/json")
+    return Response(await desk.record_text(run), media_type="application/json")
 
 
 @router.get("/runs/{run}/events", response_class=StreamingResponse)

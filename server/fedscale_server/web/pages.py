@@ -14,17 +14,18 @@ from markupsafe import Markup
 
 from fedscale import report
 from fedscale.errors import ConfigError
-from fedscale.lanes import FAILED, STAGES, spent
+from fedscale.lanes import FAILED, STAGES
 from fedscale.metrics import HIGHER_IS_BETTER
-from fedscale.record import RunRecord, finals
+from fedscale.record import RunRecord
 from fedscale.report.page import POLICY
 from fedscale.report.versus import comparison_parts
 from fedscale.web.metrics import EXPOSITION
 from fedscale.web.pages import environment, inside, static_file, static_files
-from fedscale_server.web.api import RECENT_PHASES, Before, Desk, Person, verified
+from fedscale_server.web.api import RECENT_PHASES, Before, Desk, Person, Pictures, verified
+from fedscale_server.web.gallery import POINTS
 from fedscale_server.web.gate import COORDINATOR, OPERATORS
 from fedscale_server.web.prometheus import exposition
-from fedscale_server.web.views import OVER, attention, differences, progress, shares, troubles
+from fedscale_server.web.views import OVER, attention, differences, progress
 
 HERE = Path(__file__).parent
 STATIC = static_files(HERE / "static")
@@ -72,21 +73,19 @@ async def runs(request: Request, desk: Desk) -> HTMLResponse:
 
 
 @router.get("/runs/{run}")
-async def run(run: str, request: Request, desk: Desk) -> HTMLResponse:
+async def run(run: str, request: Request, desk: Desk, pictures: Pictures) -> HTMLResponse:
     """One run: curves, timeline, failures, bytes, plan."""
-    info, record = await desk.record(run)
-    now = progress(info, record, await desk.recent(info.run, RECENT_PHASES))
+    info, shown = await pictures.picture(run)
     facts: dict[str, Any] = {
-        "now": now,
+        "now": progress(info, shown.record, await desk.recent(info.run, RECENT_PHASES)),
         "info": info,
-        "record": record,
-        "troubles": troubles(record),
-        "shares": shares(record),
-        "finals": finals(record),
-        "spent": spent((row.lanes, row.seconds) for row in record.rounds),
+        "shown": shown,
+        "record": shown.record,
+        "finals": shown.finals,
+        "points": POINTS,
         "stages": {stage: text for stage, text in STAGES.items() if stage != FAILED},
     }
-    plan = tomllib.loads(record.plan_toml) if record.rounds or info.rounds else {}
+    plan = tomllib.loads(shown.record.plan_toml)
     return page("run.html", request, higher=sorted(HIGHER_IS_BETTER), plan=plan, at=desk.engine.now().timestamp(), **facts)
 
 
@@ -105,17 +104,17 @@ async def sites(request: Request, desk: Desk) -> HTMLResponse:
 
 
 @router.get("/models")
-async def models(request: Request, desk: Desk) -> HTMLResponse:
+async def models(request: Request, desk: Desk, pictures: Pictures) -> HTMLResponse:
     """The newest model of each run."""
-    found = [(info, record) for info, record in [await desk.record(info.run) for info in (await desk.runs())[:RUNS_SHOWN]] if record.model_digest]
-    return page("models.html", request, models=[(info, record, finals(record)) for info, record in found])
+    found = [await pictures.picture(info.run) for info in (await desk.runs())[:RUNS_SHOWN]]
+    return page("models.html", request, models=[(info, shown.record, shown.finals) for info, shown in found if shown.record.model_digest])
 
 
 @router.get("/privacy")
-async def privacy(request: Request, desk: Desk) -> HTMLResponse:
+async def privacy(request: Request, desk: Desk, pictures: Pictures) -> HTMLResponse:
     """What each run promised and spent."""
-    found = [(await desk.record(info.run)) for info in (await desk.runs())[:RUNS_SHOWN]]
-    rows = [(info, tomllib.loads(record.plan_toml), record.extra.get("privacy")) for info, record in found]
+    found = [await pictures.picture(info.run) for info in (await desk.runs())[:RUNS_SHOWN]]
+    rows = [(info, tomllib.loads(shown.record.plan_toml), shown.record.extra.get("privacy")) for info, shown in found]
     return page("privacy.html", request, rows=rows)
 
 

@@ -20,6 +20,7 @@ from fedscale.web.gate import Gate, House
 from fedscale.web.links import Links
 from fedscale_server.web import api, pages
 from fedscale_server.web.accounts import Doorkeeper
+from fedscale_server.web.gallery import Gallery
 from fedscale_server.web.gate import COOKIE, TABLE, UPLOAD_BYTES
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def build(coordinator: Coordinator, links: Links, terms: Terms, gone: asyncio.Ev
     app = FastAPI(title="fedscale", version=fedscale.__version__, docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     doorkeeper = Doorkeeper(coordinator.engine.store, links, coordinator.engine.clock)
     app.state.coordinator, app.state.doorkeeper, app.state.gone = coordinator, doorkeeper, gone
+    app.state.gallery = Gallery(coordinator)
     app.include_router(api.router)
     app.include_router(pages.router)
     for kind in (FedscaleError, RequestValidationError, HTTPException, SQLAlchemyError, PermissionError):

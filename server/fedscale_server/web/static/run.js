@@ -1,4 +1,4 @@
-// The page of a run: its record first, then every event as it happens; what both tell is taken once.
+// The page of a run: its curves first, then every event as it happens; each is taken once.
 
 import { Chart, Series } from "/static/chart.js";
 import { ask, follow, refreshSoon } from "/static/pages.js";
@@ -13,8 +13,7 @@ export async function show({ run, since, higher, now }) {
   const page = new Page(higher.split(" "));
   page.timeline.skew = Number(now) - Date.now() / 1000;
   const path = `/api/runs/${encodeURIComponent(run)}`;
-  const record = await ask(`${path}/record`);
-  for (const row of record.rounds) page.close(row);
+  page.begin(await ask(`${path}/curves`));
   page.draw();
   follow((last) => `${path}/events?after=${last}`, (event) => page.take(event), Number(since));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page.draw());
@@ -26,8 +25,6 @@ class Page {
     this.higher = higher;
     this.box = document.getElementById("charts");
     this.charts = new Map();
-    this.bytes = { up: new Map(), down: new Map() };
-    this.taken = new Set();
     this.failing = document.getElementById("failing");
     this.timeline = new Timeline(...["timeline", "timeline-readout", "timeline-legend"].map((id) => document.getElementById(id)));
   }
@@ -38,11 +35,19 @@ class Page {
     if (event.kind === "failed" || event.kind === "lost") this.told(event);
     if (WORTH.has(event.kind)) refreshSoon();
   }
+  /** The curves so far. */
+  begin({ charts, moved, closed }) {
+    for (const { phase, name, rounds, all, sites } of charts) {
+      const series = this.chart(phase, name)?.series, lines = Object.entries(sites);
+      rounds.forEach((round, at) => series?.take(round, all[at] ?? undefined, lines.map(([site, values]) => [site, values[at] ?? undefined])));
+    }
+    for (const [round, count] of moved) this.moved(round, count, 0);
+    this.closed = closed;
+  }
   /** A closed phase of a round: its metrics to the curves, its bytes to theirs. */
   close({ phase, number, metrics, sites, bytes_up, bytes_down }) {
-    const key = `${phase}/${number}`;
-    if (this.taken.has(key)) return;
-    this.taken.add(key);
+    if (number <= (this.closed[phase] ?? 0)) return;
+    this.closed[phase] = number;
     const names = new Set([...Object.keys(metrics), ...Object.values(sites).flatMap(Object.keys)]);
     for (const name of names) {
       const of_sites = Object.entries(sites).filter(([, values]) => name in values).map(([site, values]) => [site, values[name]]);
