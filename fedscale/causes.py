@@ -41,6 +41,8 @@ def attempted(work: Callable[[], T]) -> T | Exception:
     """What foreign code returns, or what it raises: the boundary at which a client's fault ends."""
     try:
         return work()
+    except SystemExit as stop:
+        return AppError(f"the code called sys.exit({stop.code!r})").with_traceback(stop.__traceback__)
     except Exception as error:  # noqa: BLE001 - whatever a client's code does must not end the simulation
         return error
 

@@ -70,10 +70,10 @@ def closest(word: str, known: Iterable[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table for a person; a column whose name begins with ``>`` is aligned to the right."""
+    """A table for a person; a column whose name begins with ``>`` is aligned to the right. Where it is too wide, words break; none is cut off."""
     drawn = Table(box=SIMPLE, pad_edge=False)
     for name in columns:
-        drawn.add_column(text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left")
+        drawn.add_column(text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*map(text, row))
     return drawn
@@ -128,8 +128,8 @@ def refuse(error: FedscaleError, *, as_json: bool, data: JSON = None) -> int:
     """
     if as_json:
         told = {"type": type(error).__name__, "what": error.what, "where": error.where, "why": error.why, "hint": error.hint}
-        _envelope({"ok": False, "error": {**told, "exit_code": error.exit_code}} | ({} if data is None else {"data": data}))
-        return error.exit_code
+        if _arrived({"ok": False, "error": {**told, "exit_code": error.exit_code}} | ({} if data is None else {"data": data})):
+            return error.exit_code
     console = screen(stderr=True)
     console.print(Text.assemble(("error: ", "bold red"), clean(error.what)), soft_wrap=True)
     for name, part in {"where": error.where, "why": error.why, "next": error.hint}.items():
@@ -149,15 +149,24 @@ def interrupted(hint: str, *, as_json: bool) -> int:
     """Say that somebody pressed Ctrl-C and how to go on; returns exit code 130."""
     if as_json:
         told = {"type": "Interrupted", "what": "interrupted", "where": "", "why": "", "hint": hint, "exit_code": INTERRUPTED}
-        _envelope({"ok": False, "error": told})
-    else:
-        note(f"interrupted; {hint}" if hint else "interrupted")
+        if _arrived({"ok": False, "error": told}):
+            return INTERRUPTED
+    note(f"interrupted; {hint}" if hint else "interrupted")
     return INTERRUPTED
 
 
 def _envelope(content: Mapping[str, JSON]) -> None:
     sys.stdout.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _arrived(content: Mapping[str, JSON]) -> bool:
+    """Print an error's envelope; false where stdout itself is what fails, a full disk or a reader who has left."""
+    try:
+        _envelope(content)
+    except OSError:
+        return False
+    return True
 
 
 def _keep(trace: str) -> Path:

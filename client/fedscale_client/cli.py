@@ -9,7 +9,7 @@ import typer
 
 from fedscale import console
 from fedscale.cli.lazy import later
-from fedscale.cli.options import DryRun, Json
+from fedscale.cli.options import DryRun, Json, at
 from fedscale.identity import Ticket
 from fedscale_client import facts
 from fedscale_client.home import NodeHome
@@ -34,7 +34,7 @@ def join(
     settings = later("fedscale_client.join:join")(text, home, name, timeout).settings()
     data = settings.model_dump(include={"name", "project", "federation", "address"}) | {"home": str(home)}
     console.emit(data, f"joined project {settings.project} of {settings.federation} as {settings.name}", as_json=json)
-    console.note(f"declare data: fedscale node data add NAME --path FILE.csv --label COLUMN --home {home}; then: fedscale node start --home {home}")
+    console.note(f"declare data: fedscale node data add NAME --path FILE.csv --label COLUMN {at(home)}; then: fedscale node start {at(home)}")
 
 
 def status(*, home: HomeFolder = HOME, json: Json = False) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fedscale import console as terminal
 from fedscale.cli.lazy import later
-from fedscale.cli.options import Json
+from fedscale.cli.options import Json, at
 from fedscale.web.links import LINK_SECONDS, answers, link
 from fedscale_client.options import HOME, HomeFolder, opened
 
@@ -27,13 +27,13 @@ def console(
     def ready(address: str) -> None:
         entrance = link(node.path, time.time())
         terminal.emit({"address": address, "link": entrance, "seconds": LINK_SECONDS}, entrance, as_json=json)
-        terminal.note(f"open it in a browser on this machine within two minutes; another link: fedscale node open --home {home}; Ctrl-C stops it")
+        terminal.note(f"open it in a browser on this machine within two minutes; another link: fedscale node open {at(home)}; Ctrl-C stops it")
 
     asyncio.run(later("fedscale_client.console.serve:run")(node, port, ready))
 
 
 def open_(*, home: HomeFolder = HOME, json: Json = False) -> None:
     """Print a link that opens the site's console once."""
-    address = link(opened(home).path, time.time(), name=NAME, hint=f"start it: {START} --home {home}")
+    address = link(opened(home).path, time.time(), name=NAME, hint=f"start it: {START} {at(home)}")
     answers(address, name=NAME, start=START)
     terminal.emit({"link": address, "seconds": LINK_SECONDS}, address, as_json=json)

@@ -9,7 +9,7 @@ import typer
 
 from fedscale import console
 from fedscale.cli.lazy import later
-from fedscale.cli.options import DryRun, Json
+from fedscale.cli.options import DryRun, Json, at
 from fedscale.errors import ConfigError
 from fedscale_client import declarations
 from fedscale_client.declarations import LOADER, Declaration
@@ -47,7 +47,7 @@ def add(
         later("fedscale_client.datasets:require_columns")(declaration, node.path)
     declarations.add(node, name, declaration)
     console.emit(data, f"this site offers {name}", as_json=json)
-    console.note(f"look at it as a job would: fedscale node data check {name} --home {home}")
+    console.note(f"look at it as a job would: fedscale node data check {name} {at(home)}")
 
 
 def _file(path: Path, label: str, columns: str, group: str | None, missing: str) -> dict[str, Any]:

@@ -2,49 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
-
-import grpc
 
 from fedscale.cli.doctor import FAULT, FINE, WARNING, Finding, certificates, disk, packages, tell
 from fedscale.cli.options import Json
-from fedscale.errors import FedscaleError
+from fedscale.errors import FedscaleError, Unreachable
 from fedscale_client import facts, policy
 from fedscale_client.datasets import check
 from fedscale_client.declarations import listed
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger import reading
 from fedscale_client.options import HOME, HomeFolder, opened
+from fedscale_client.standing import REJOIN, refusal
 
 REACH_SECONDS = 5.0
-NOTHING = "/fedscale.v1.Node/Nothing"
 
 
 def doctor(*, home: HomeFolder = HOME, json: Json = False) -> None:
     """Check this node: certificate, coordinator, datasets, room."""
     node = opened(home)
-    findings = [*certificates(home, datetime.now(UTC)), _coordinator(node), *_datasets(node), disk(home), *_posture(node)]
+    findings = [*certificates(home, datetime.now(UTC)), _coordinator(node), *_datasets(node), disk(home), *_writable(node), *_posture(node)]
     tell([*findings, *(finding for finding in packages() if finding.name in {"grpc", "torch"})], as_json=json)
 
 
 def _coordinator(node: NodeHome) -> Finding:
     """Whether the coordinator answers and takes this node's certificate."""
-    settings, credentials = node.settings(), node.credentials()
-    secure = grpc.ssl_channel_credentials(credentials.authority, credentials.key, credentials.certificate)
-    override = [("grpc.ssl_target_name_override", settings.server_name)] if settings.server_name else []
-    with grpc.secure_channel(settings.address, secure, override) as channel:
-        # No coordinator knows this method; that it says so is the sign of life.
-        ask: Any = channel.unary_unary(NOTHING)
-        try:
-            ask(b"", timeout=REACH_SECONDS)
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                hint = "check the address, the network and the firewall; only an outbound connection to that port is needed"
-                return Finding("coordinator", FAULT, f"no answer from {settings.address} within {REACH_SECONDS:g} s", hint)
-    return Finding("coordinator", FINE, f"{settings.address} answers")
+    address, problem = node.settings().address, refusal(node, REACH_SECONDS)
+    if isinstance(problem, Unreachable):
+        return Finding("coordinator", FAULT, f"no answer from {problem.where or address}: {problem.why or problem.what}", problem.hint)
+    if problem is not None:
+        return Finding("coordinator", FAULT, f"{address} does not accept this node: {problem.what}", REJOIN)
+    return Finding("coordinator", FINE, f"{address} answers and accepts this node")
+
+
+def _writable(node: NodeHome) -> Iterator[Finding]:
+    """Whether whoever asks could run the node: it keeps its ledger, answers and log in its home."""
+    if not os.access(node.path, os.W_OK | os.X_OK):
+        yield Finding("home", FAULT, f"this user cannot write to {node.path}", "run as its owner, or give the folder to this user")
 
 
 def _posture(node: NodeHome) -> Iterator[Finding]:
@@ -54,7 +52,7 @@ def _posture(node: NodeHome) -> Iterator[Finding]:
     if status["paused"]:
         yield Finding("paused", WARNING, "nothing begins and nothing leaves", "go on: fedscale node resume")
     readable = [path for path in (node.key_file, node.identity_file) if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
-    hint = f"chmod -R go= {node.path}" if readable else ""
+    hint = f"chmod -R go= {shlex.quote(str(node.path))}" if readable else ""
     yield Finding("keys", FAULT if readable else FINE, "others on this machine can read them" if readable else "only their owner can read them", hint)
     if node.ledger.exists():
         problem, _ = reading.verify(node)

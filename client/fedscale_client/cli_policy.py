@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedscale import console
-from fedscale.cli.options import DryRun, Json
+from fedscale.cli.options import DryRun, Json, at
 from fedscale.errors import ConfigError
 from fedscale_client import policy
 from fedscale_client.declarations import listed
@@ -71,4 +71,4 @@ def _warn(node: NodeHome, rules: Policy) -> None:
     except ConfigError:
         return
     if unknown:
-        console.note(f"this site has declared no dataset '{unknown[0]}'; see: fedscale node data list --home {node.path}")
+        console.note(f"this site has declared no dataset '{unknown[0]}'; see: fedscale node data list {at(node.path)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fedscale import console
-from fedscale.cli.options import Json
+from fedscale.cli.options import Json, at
 from fedscale_client import spending
 from fedscale_client.ledger import accounts
 from fedscale_client.options import HOME, LINES, NOTHING, HomeFolder, Lines, emit_newest, opened
@@ -26,7 +26,7 @@ def spent(*, home: HomeFolder = HOME, delta: Delta = None, json: Json = False) -
     drawn = console.table(("population", "unit", ">epsilon", ">at delta", ">cap", ">answers"), rows)
     console.emit(data, drawn if rows else NOTHING if not items else "nothing has left this site with differential privacy yet", as_json=json)
     if left_out:
-        console.note(f"{left_out} answers are covered by no epsilon; see them: fedscale node receipts --home {home}")
+        console.note(f"{left_out} answer{' is' if left_out == 1 else 's are'} covered by no epsilon; see: fedscale node receipts {at(home)}")
 
 
 def statement(

@@ -25,6 +25,7 @@ from fedscale.wire.convert import Key, Parts, assignment_from_proto, failure_to_
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
 from fedscale_client.home import Credentials, NodeHome, NodeSettings
 from fedscale_client.rpc import error_of, open_channel, pause
+from fedscale_client.standing import REJOIN
 
 OPENING_SECONDS = 20.0
 SETTLED_SECONDS = 5.0
@@ -122,8 +123,7 @@ class Connection:
             began = asyncio.get_running_loop().time()
             error = await self._life(credentials)
             if isinstance(error, AccessDenied):
-                hint = "ask the coordinator; a revoked node joins again with a new ticket: fedscale node join TICKET"
-                raise AccessDenied("the server does not accept this node", where=self.settings.address, why=error.what, hint=hint)
+                raise AccessDenied("the server does not accept this node", where=self.settings.address, why=error.what, hint=REJOIN)
             attempt = 0 if asyncio.get_running_loop().time() - began > SETTLED_SECONDS else attempt + 1
             # Only when all have been asked is there a reason to wait for longer.
             seconds = pause(attempt // len(self._servers))

@@ -223,9 +223,12 @@ class NodeHome:
             yield
 
     def is_held(self) -> bool:
-        """Whether a process uses this home; any number may ask at once."""
-        with open_private(self.path / "lock") as descriptor:
-            return not _flocked(descriptor, fcntl.LOCK_SH)
+        """Whether a process uses this home; any number may ask at once, those too who may only read it."""
+        try:
+            with (self.path / "lock").open("rb") as file:
+                return not _flocked(file.fileno(), fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
 
 def identity_key(home: NodeHome) -> Ed25519PrivateKey:

@@ -44,8 +44,10 @@ from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_client.home import Credentials, NodeHome, NodeSettings, identity_key, make_private, parse, write_private, write_toml
 from fedscale_client.rpc import REACH, error_of
+from fedscale_client.standing import refusal
 
 TIMEOUT = 30.0
+ASK_SECONDS = 5.0
 UNNAMED = "node"
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
 NO_PROXIES = ("no_grpc_proxy", "no_proxy")
@@ -57,7 +59,7 @@ def join(ticket_text: str, home: Path, name: str | None = None, timeout: float =
 
     Args:
         ticket_text: the ticket as it was received.
-        home: the folder to make; one whose certificate has expired is given a new one and keeps its datasets.
+        home: the folder to make; one whose certificate has expired, or was revoked, is given a new one and keeps its datasets and its ledger.
         name: what the node wishes to be called; by default what the ticket was made out for.
         timeout: seconds for everything together.
 
@@ -134,6 +136,8 @@ def _former(home: NodeHome) -> dict[str, object]:
     try:
         home.credentials().check(datetime.now(UTC))
     except FedscaleError:
+        return settings.model_dump()
+    if isinstance(refusal(home, ASK_SECONDS), AccessDenied):
         return settings.model_dump()
     raise Conflict(f"node '{settings.name}' has joined already", where=str(home.path), hint="start it: fedscale node start, or use another --home")
 

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 a run failed, 2 usage or configuration, 3 unreachable, 4 a
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -38,6 +39,13 @@ NOUNS = {
     "audit": Entry("fedscale.cli.audit:audit", "Check that what is promised is kept, and see who did what."),
     "explain": Entry("fedscale.cli.explain:explain", "Explain a cause of failure or an error: what it means, what is behind it, what to do."),
     "doctor": Entry("fedscale.cli.doctor:doctor", "Check what fedscale needs on this machine."),
+}
+# What to do about what the system refuses.
+REFUSALS = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "run as its owner, or choose a place that this user may use"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose a place with more"),
+    errno.EROFS: "choose a place that can be written to",
+    errno.EMFILE: "allow more open files: ulimit -n 65536",
 }
 EXTRAS = {"torch": "torch", "sklearn": "demo", "psycopg": "postgres", "flwr": "flower", "optuna": "sweep", "ray": "ray"}
 
@@ -102,7 +110,7 @@ def _explained(error: Exception) -> FedscaleError | None:
         package = error.name.partition(".")[0]
         return ConfigError(f"this needs the package '{package}'", hint=f"pip install 'fedscale-fl[{EXTRAS[package]}]'")
     if isinstance(error, OSError) and error.strerror:
-        return ConfigError(f"the system refused: {error.strerror}", where=str(error.filename or ""))
+        return ConfigError(f"the system refused: {error.strerror}", where=str(error.filename or ""), hint=REFUSALS.get(error.errno or 0, ""))
     return None
 
 

@@ -19,6 +19,7 @@ def whole(command: Callable[[], int]) -> int:
     memory apart object by object. Numpy's linear algebra gets one thread unless ``OMP_NUM_THREADS`` says otherwise: as in
     a worker, so that the bits do not depend on the machine, and because starting more takes a tenth of a short command.
     """
+    _take_streams()
     gc.set_threshold(RARELY)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -27,6 +28,13 @@ def whole(command: Callable[[], int]) -> int:
     atexit.register(_leave, ended)
     ended.append(command())
     return ended[0]
+
+
+def _take_streams() -> None:
+    """Take the place of standard streams that were closed before the start: else the next file opened gets their number, and all that is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _leave(ended: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -42,7 +43,7 @@ def private(home: Path, folders: tuple[str, ...]) -> Finding:
     open_to_all = [path for path in paths if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077]
     if not open_to_all:
         return Finding("keys", FINE, f"only their owner can read them in {home}")
-    return Finding("keys", FAULT, f"others on this machine can read {open_to_all[0]}", f"chmod -R go= {home}")
+    return Finding("keys", FAULT, f"others on this machine can read {open_to_all[0]}", f"chmod -R go= {shlex.quote(str(home))}")
 
 
 def _posture(settings: Settings) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from fedscale.record import RunRecord
 from fedscale.report.units import data_size
 from fedscale.vector import Schema
 from fedscale_server.answers import Detail
+from fedscale_server.control import OVER
 from fedscale_server.options import ProfileFolder, RunId, connect
 from fedscale_server.parcels import fetch
 from fedscale_server.weights import safetensors_of
@@ -48,6 +49,8 @@ def _without(detail: Detail) -> Conflict:
     if tomllib.loads(RunRecord.from_json(detail.record).plan_toml)["strategy"]["name"] == "led":
         hint = f"it lies where the leader was started: runs/{run}/model.safetensors, or in the folder of its --out"
         return Conflict(f"the coordinator has no model of run {run}", why="the leader of a run keeps what it makes of the replies", hint=hint)
+    if detail.info.status in OVER:
+        return Conflict(f"run {run} has no model", why=f"it {detail.info.status} before the first round", hint=f"see: fedscale run show {run}")
     return Conflict(f"run {run} has no model yet", hint=f"follow it: fedscale run watch {run}")
 
 

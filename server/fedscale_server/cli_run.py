@@ -6,6 +6,7 @@ import json as json_
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated
 
 import typer
@@ -17,9 +18,12 @@ from fedscale.cli.options import DryRun, Json
 from fedscale.errors import Conflict
 from fedscale.record import RoundRecord, RunRecord
 from fedscale.report.units import number
-from fedscale_server.control import OVER
+from fedscale_server.answers import Detail
+from fedscale_server.control import OVER, Control
 from fedscale_server.follow import follow, shown
 from fedscale_server.options import ProfileFolder, RunId, connect, moment
+
+REASON_LETTERS = 80
 
 
 def list_(
@@ -28,7 +32,10 @@ def list_(
     """List the runs, newest first."""
     with connect(profile) as control:
         found = control.runs(project)
-    rows = [(r.run, r.project, r.status, f"{r.number}/{r.rounds}" if r.number else "", moment(r.created), r.reason) for r in found]
+    rows = [
+        (r.run, r.project, r.status, f"{r.number}/{r.rounds}" if r.number else "", moment(r.created), shorten(r.reason, REASON_LETTERS))
+        for r in found
+    ]
     table = console.table(("run", "project", "status", ">round", "begun", "reason"), rows)
     console.emit([asdict(run) for run in found], table if found else "no runs yet; submit one: fedscale run submit job.toml", as_json=json)
 
@@ -37,10 +44,20 @@ def show(run: RunId, *, json: Json = False, profile: ProfileFolder = None) -> No
     """Show where a run stands and what each site contributed."""
     with connect(profile) as control:
         detail = control.run(run)
+        waiting = _waiting(control, detail)
     record = RunRecord.from_json(detail.record)
     parts = [console.table(("round", "phase", ">nodes", ">failures", "metrics"), [_round(row) for row in record.rounds]), shown(detail)]
-    data = {"run": asdict(detail.info), "record": json_.loads(detail.record), "model": detail.model}
-    console.emit(data, Group(*parts, *([console.text(detail.info.reason)] if detail.info.reason else [])), as_json=json)
+    data = {"run": asdict(detail.info), "record": json_.loads(detail.record), "model": detail.model, "waiting": waiting}
+    console.emit(data, Group(*parts, *(console.text(said) for said in (detail.info.reason, waiting) if said)), as_json=json)
+
+
+def _waiting(control: Control, detail: Detail) -> str:
+    """What a run that has not begun waits for; empty where it has, or is over."""
+    record = RunRecord.from_json(detail.record)
+    if detail.info.status in OVER or record.rounds:
+        return ""
+    plan = later("fedscale.plan:Plan").from_toml(record.plan_toml)
+    return str(later("fedscale_server.cli_submit:waiting_for")(control, detail.info.project, plan))
 
 
 def _round(row: RoundRecord) -> Sequence[object]:
@@ -58,6 +75,8 @@ def watch(
 ) -> None:
     """Follow a run until it ends; exit code 1 when it failed."""
     with connect(profile) as control:
+        if not jsonl and (waiting := _waiting(control, control.run(run))):
+            console.note(f"run {run} has not begun: {waiting}")
         raise typer.Exit(follow(control, run, as_json=json, as_lines=jsonl, after=after))
 
 

@@ -14,7 +14,7 @@ import typer
 from fedscale import console
 from fedscale.cli.lazy import later
 from fedscale.cli.logs import LogFormat, configure
-from fedscale.cli.options import DryRun, Json
+from fedscale.cli.options import DryRun, Json, at
 from fedscale.errors import Conflict
 from fedscale.heap import share_one_heap
 from fedscale_server.home import Home, load_authority
@@ -57,7 +57,7 @@ def init(
     data |= {"enrolment": settings.enrolment_address}
     console.emit(data | {"dry_run": dry_run}, f"would make a coordinator in {home}" if dry_run else f"made a coordinator in {home}", as_json=json)
     if not dry_run:
-        console.note(f"start it: fedscale server start --home {home}; whoever has {home / 'ca'} can name anybody, so back it up and guard it")
+        console.note(f"start it: fedscale server start {at(home)}; whoever has {home / 'ca'} can name anybody, so back it up and guard it")
 
 
 def start(
@@ -81,7 +81,7 @@ def start(
         data = asdict(where) | {"home": str(home), "pid": os.getpid()}
         console.emit(data, f"coordinator ready: sites and people at {where.address}, tickets at {where.enrolment}; Ctrl-C stops it", as_json=json)
         if where.dashboard:
-            console.note(f"dashboard at {where.dashboard}; log in with: fedscale server open --home {home}")
+            console.note(f"dashboard at {where.dashboard}; log in with: fedscale server open {at(home)}")
 
     share_one_heap()
     if warning := make_room():

@@ -41,7 +41,7 @@ def submit(
             data = forecast(control, chosen, plan, packed)
             console.emit(data, console.facts(data | {"bundle_bytes": data_size(len(packed))}), as_json=json)
             return
-        waits = _waits(control, chosen, plan)
+        waits = f", where {lacking}" if (lacking := waiting_for(control, chosen, plan)) else ""
         info = control.submit(chosen, plan.to_toml(), put(control, packed), key or secrets.token_hex(16))
         if watch:
             console.note(f"submitted {info.run} to project {info.project}{waits}")
@@ -68,7 +68,7 @@ def only_project(control: Control) -> str:
     return names[0]
 
 
-def _waits(control: Control, project: str, plan: Plan) -> str:
+def waiting_for(control: Control, project: str, plan: Plan) -> str:
     """What a run would wait for, and what there is instead; empty where it begins at once."""
     nodes = [node for node in control.nodes(project) if node.connected]
     there = sum(plan.job.data in node.datasets for node in nodes)
@@ -77,7 +77,7 @@ def _waits(control: Control, project: str, plan: Plan) -> str:
         return ""
     offered = ", ".join(sorted({name for node in nodes for name in node.datasets} - {plan.job.data}))
     others = f" (others offer {offered})" if offered else ""
-    return f", where it waits for {lacking} more node{'' if lacking == 1 else 's'} with dataset '{plan.job.data}'{others}"
+    return f"it waits for {lacking} more node{'' if lacking == 1 else 's'} with dataset '{plan.job.data}'{others}"
 
 
 def forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict[
         "rounds": plan.strategy.rounds,
         "nodes": there,
         "needed": needed,
-        "starts": "at once" if len(there) >= needed else f"when {needed - len(there)} more nodes with dataset '{plan.job.data}' are there",
+        "starts": f"not yet: {lacking}" if (lacking := waiting_for(control, project, plan)) else "at once",
         "epsilon": plan.privacy.epsilon if plan.privacy else None,
         "plan_hash": plan.digest,
         "bundle": bundle.digest(packed),

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; its [sweep] table says what is searched.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; its table sweep says what is searched.")],
     *,
     trials: Annotated[int, typer.Option(min=1, help="How many trials in all; those of an earlier call count.")] = 30,
     workers: Annotated[int | None, typer.Option(min=1, help="How many at a time; one for each processor by default.")] = None,

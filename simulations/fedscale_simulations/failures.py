@@ -11,7 +11,8 @@ from fedscale.causes import cause_of
 from fedscale.errors import Cause, Failure, FedscaleError
 
 OURS = (Path(errors.__file__).parent, Path(__file__).parent)
-LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+IMPORTER = (Path("<frozen importlib._bootstrap>"), Path("<frozen importlib._bootstrap_external>"))
+LIBRARIES = (*(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")), *IMPORTER)
 HINTS = {Cause.MEMORY: "lower train.batch_size", Cause.DISK: "free some disk space"}
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fedscale.causes import attempted
 from fedscale.data import Dataset, Population, from_csv
 from fedscale.errors import AppError, DataError, PlanError
 from fedscale.learner import Learner
@@ -29,8 +30,6 @@ from fedscale.task import require_hiding
 from fedscale.torch_learner import TorchLearner, as_learner
 from fedscale_simulations.engines.desk import keep
 from fedscale_simulations.failures import failure_of
-
-FAULTS = (ImportError, SyntaxError, LookupError, NameError, AttributeError, TypeError, ValueError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,10 @@ def assemble(plan: Plan, folder: Path, clients: int | None, table: Table | None)
     """
     strategy = strategy_of(plan)
     name, _, attribute = plan.job.app.partition(":")
-    try:
-        module = importlib.import_module(name)
-    except FAULTS as error:
-        raise AppError(f"the app's module '{name}' cannot be imported", where=str(folder), why=f"{type(error).__name__}: {error}") from error
+    module = attempted(lambda: importlib.import_module(name))
+    if isinstance(module, Exception):
+        fault = failure_of(module)
+        raise AppError(f"the app's module '{name}' cannot be imported", where=fault.where or str(folder), why=fault.what) from module
     if not hasattr(module, attribute):
         raise AppError(f"the app's module '{name}' has no '{attribute}'", where=str(folder), hint="set job.app to module:attribute")
     data = table.population(clients, plan.job.seed) if table else _population(module, clients, plan.job.seed)
@@ -167,11 +166,10 @@ def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[s
             f"the module '{module.__name__}' says nothing about the data of a simulation",
             hint="give a CSV file and its label, or define population(clients, seed) beside the app",
         )
-    try:
-        data: Mapping[str, Any] = make(clients, seed)
-    except FAULTS as error:
-        fault = failure_of(error)
-        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what) from error
+    data: Mapping[str, Any] | Exception = attempted(lambda: make(clients, seed))
+    if isinstance(data, Exception):
+        fault = failure_of(data)
+        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what) from data
     return data
 
 

@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from fedscale.cli.logs import configure
-from fedscale.errors import AccessDenied
+from fedscale.errors import AccessDenied, FedscaleError, ProtocolError, Unreachable
 from fedscale_client import cli_doctor, cli_start, declarations
 from fedscale_client.home import NodeHome
 from fedscale_client.options import opened
@@ -252,6 +254,45 @@ async def test_the_doctor_finds_what_is_wrong(home: NodeHome, coordinator: Coord
     declarations.remove(home, "heart")
     checks = {check["name"]: check for check in json.loads((await node("doctor", "--home", home.path, "--json")).out)["data"]["checks"]}
     assert "fedscale node data add" in checks["datasets"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "state", "found"),
+    [
+        (AccessDenied("'mercy' was revoked"), "fault", "does not accept this node: 'mercy' was revoked"),
+        (Unreachable("another coordinator leads"), "fault", "another coordinator leads"),
+        (ProtocolError("an answer is named by 64 hexadecimal digits"), "ok", "accepts this node"),
+    ],
+)
+async def test_the_doctor_asks_what_the_coordinator_thinks_of_the_node(
+    home: NodeHome, coordinator: Coordinator, problem: FedscaleError, state: str, found: str
+) -> None:
+    coordinator.refuse_bulk = problem
+    checks = {check["name"]: check for check in json.loads((await node("doctor", "--home", home.path, "--json")).out)["data"]["checks"]}
+    assert checks["coordinator"]["state"] == state
+    assert found in checks["coordinator"]["found"]
+    assert ("fedscale node join TICKET" in checks["coordinator"]["hint"]) == isinstance(problem, AccessDenied)
+
+
+async def test_the_doctor_of_a_home_that_somebody_else_owns_still_looks_at_everything(
+    home: NodeHome, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != home.path)
+    monkeypatch.setattr(os, "open", lambda path, *_, **__: pytest.fail(f"{path} was opened for writing"))
+    done = await node("doctor", "--home", home.path, "--json")
+    checks = {check["name"]: check for check in json.loads(done.out)["data"]["checks"]}
+    assert checks["home"]["state"] == "fault"
+    assert (checks["dataset heart"]["state"], checks["coordinator"]["state"], done.code) == ("ok", "ok", 2)
+
+
+async def test_commands_that_are_proposed_can_be_typed_whatever_the_home_is_called(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = tmp_path / "Haus; rm -rf 'ö'"
+    joined = await node("join", coordinator.ticket("mercy"), "--home", home)
+    first, second = re.findall(r"(fedscale node .*? --home .*?)(?:; then: |$)", joined.err.strip())
+    csv = write_csv(tmp_path / "heart.csv")
+    assert (await node("data", "add", "heart", "--path", csv, "--label", "y", "--home", home)).err.strip().endswith(shlex.quote(str(home)))
+    assert shlex.split(first)[-1] == shlex.split(second)[-1] == str(home)
+    assert [shlex.split(words)[2] for words in (first, second)] == ["data", "start"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- start

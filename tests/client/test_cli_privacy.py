@@ -69,7 +69,7 @@ def test_what_was_spent_by_population_and_unit(site: NodeHome, ledger: Ledger) -
     assert (told["heart", "patient"]["delta"], told["heart", "patient"]["cap"], told["ward-7", "record"]["delta"]) == (1e-7, None, DELTA)
     assert data["not_covered"] == 1
     shown = fedscale("privacy", "spent", "--home", site.path)
-    assert "1 answers are covered by no epsilon" in shown.err
+    assert "1 answer is covered by no epsilon" in shown.err
     assert [line.split()[0] for line in shown.out.splitlines()[3:] if line.strip()] == ["heart", "heart", "ward-7"]
     assert ask(site, "privacy", "spent", "--delta", "1e-3").data["accounts"][1]["epsilon"] < record["epsilon"]
 

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from fedscale import identity
-from fedscale.errors import ConfigError, Conflict, FedscaleError, TicketError, Unreachable
+from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, TicketError, Unreachable
 from fedscale_client import declarations
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome, write_toml
@@ -156,6 +156,25 @@ async def test_an_expired_node_joins_again_and_keeps_what_is_its_own(coordinator
     again.credentials().check(datetime.now(UTC))
     assert again.settings().workers == 7
     assert list(declarations.listed(again)) == ["heart"]
+
+
+async def test_a_revoked_node_joins_again_and_keeps_what_is_its_own(coordinator: Coordinator, tmp_path: Path) -> None:
+    home = coordinator.home(tmp_path / "node", "mercy")
+    declarations.add(home, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "h.csv")), label="y"))
+    key, ticket = home.key_file.read_bytes(), coordinator.ticket("mercy")
+    with pytest.raises(Conflict, match="has joined already"):
+        await joined(ticket, home.path)
+    coordinator.refuse_bulk = AccessDenied("'mercy' was revoked", hint="ask the coordinator")
+    again = await joined(ticket, home.path)
+    assert again.key_file.read_bytes() != key
+    assert list(declarations.listed(again)) == ["heart"]
+
+
+@pytest.mark.parametrize("problem", [None, Unreachable("another coordinator leads"), NotFound("no such answer")])
+async def test_a_node_that_is_not_refused_keeps_its_place(coordinator: Coordinator, tmp_path: Path, problem: FedscaleError | None) -> None:
+    home, coordinator.refuse_bulk = coordinator.home(tmp_path / "node", "mercy"), problem
+    with pytest.raises(Conflict, match="has joined already"):
+        await joined(coordinator.ticket("mercy"), home.path)
 
 
 async def test_a_home_whose_key_was_lost_joins_again(coordinator: Coordinator, tmp_path: Path) -> None:

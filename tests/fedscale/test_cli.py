@@ -294,6 +294,14 @@ def test_a_missing_package_of_ours_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> 
     assert fedscale("doctor").code == 70
 
 
+@pytest.mark.parametrize(("code", "step"), [(13, "run as its owner"), (28, "free some space"), (30, "can be written"), (24, "ulimit"), (5, "")])
+def test_what_the_system_refuses_comes_with_a_next_step(code: int, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, OSError(code, os.strerror(code), "/etc/x"))
+    hint = fedscale("doctor", "--json").error["hint"]
+    assert step in hint
+    assert bool(step) == bool(hint)
+
+
 def test_what_the_system_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     raising(monkeypatch, PermissionError(13, "Permission denied", "/etc/x"))
     error = fedscale("doctor", "--json").error

@@ -52,6 +52,31 @@ def test_a_reader_who_has_left_is_not_complained_about() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("words", ["explain --json", "explain nonsense --json"])
+def test_an_envelope_that_finds_no_room_ends_in_words(words: str) -> None:
+    command = f"'{sys.executable}' -m fedscale.cli {words} >/dev/full"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("error: ")
+    assert [line for line in others if not line.startswith("  ")] == []
+    assert done.returncode == (6 if "nonsense" in words else 2)
+
+
+@pytest.mark.parametrize("closed", ["0<&-", ">&-", "2>&-", "0<&- >&- 2>&-"])
+def test_closed_streams_are_taken_before_a_file_can_get_their_number(closed: str) -> None:
+    program = "process.whole(lambda: print('said') or print('noted', file=sys.stderr) or len(sys.stdin.read()) + os.open('/', os.O_RDONLY))"
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, f"{HEAD}sys.exit({program})"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode >= 3
+    assert (done.stdout, done.stderr) == ("" if ">&-" in closed.split() else "said\n", "" if "2>&-" in closed else "noted\n")
+
+
 @pytest.mark.parametrize(
     ("variables", "threads"), [({}, "1"), ({"OMP_NUM_THREADS": "4"}, "None"), ({"OPENBLAS_NUM_THREADS": "2"}, "2")], ids=["none", "omp", "openblas"]
 )

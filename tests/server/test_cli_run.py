@@ -23,6 +23,7 @@ from fedscale.record import RoundRecord, RunRecord
 from fedscale.vector import Schema
 from fedscale.wire.codec import digest_of
 from fedscale_server.packing import pack_job
+from fedscale_simulations.job import importable
 from tests.command import Done, Terminal, caught, fedscale
 from tests.flower import samples
 from tests.server.fake_coordinator import Coordinator, serving
@@ -159,6 +160,50 @@ def test_stop_gives_its_reason(coordinator: Coordinator) -> None:
     assert coordinator.last("SteerRun").reason == "wrong data"
 
 
+def test_a_list_of_runs_shortens_reasons_that_show_tells_in_full(coordinator: Coordinator) -> None:
+    reason = "round 2 (train): 0 of 3 nodes answered, 3 are needed: " + "aachen: policy: the cap would be passed; " * 5
+    coordinator.answers["ListRuns"] = pb.ListRunsReply(runs=[info("failed", reason)])
+    coordinator.answers["GetRun"] = detail("failed", reason)
+    shown = fedscale("run", "list").out
+    assert "0 of 3 nodes answered" in shown
+    assert max(map(len, shown.splitlines())) < len(reason)
+    assert reason.strip() in fedscale("run", "show", "risk-1").out
+    assert fedscale("run", "list", "--json").data[0]["reason"] == reason
+
+
+def waiting(coordinator: Coordinator, **nodes: list[str]) -> None:
+    """A run that has not begun, until somebody has watched it, and what the nodes that are there offer."""
+    before = replace(record("running"), rounds=(), plan_toml=Plan.from_toml(JOB).to_toml()).to_json()
+    coordinator.streams = [events()]
+    coordinator.answers["GetRun"] = lambda: (
+        pb.RunDetail(info=info("running", phase="init", number=0), record=before) if coordinator.streams else detail()
+    )
+    there = [pb.NodeInfo(name=name, project="heart", connected=True, datasets=offered) for name, offered in nodes.items()]
+    coordinator.answers["ListNodes"] = pb.ListNodesReply(nodes=there)
+
+
+def test_a_run_that_has_not_begun_says_what_it_waits_for(coordinator: Coordinator) -> None:
+    waiting(coordinator, north=["lung"], south=["default"])
+    told = "it waits for 1 more node with dataset 'default' (others offer lung)"
+    assert told in fedscale("run", "show", "risk-1").out
+    assert fedscale("run", "show", "risk-1", "--json").data["waiting"] == told
+    assert fedscale("run", "watch", "risk-1").err.startswith(f"run risk-1 has not begun: {told}\n")
+    waiting(coordinator, north=["lung"], south=["default"])
+    assert fedscale("run", "watch", "risk-1", "--jsonl").err == ""
+    waiting(coordinator, north=["default"], south=["default"])
+    assert fedscale("run", "show", "risk-1", "--json").data["waiting"] == ""
+
+
+def test_nobody_is_asked_what_a_run_that_goes_on_or_is_over_waits_for(coordinator: Coordinator) -> None:
+    del coordinator.answers["ListNodes"]
+    assert fedscale("run", "show", "risk-1", "--json").data["waiting"] == ""
+    before = replace(record("stopped"), rounds=(), plan_toml=Plan.from_toml(JOB).to_toml())
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info("stopped", phase="init", number=0), record=before.to_json())
+    assert fedscale("run", "show", "risk-1", "--json").data["waiting"] == ""
+    error = fedscale("run", "export", "risk-1", "--json").error
+    assert (error["what"], error["why"]) == ("run risk-1 has no model", "it stopped before the first round")
+
+
 # ---------------------------------------------------------------------------------------------------------------- watch
 
 
@@ -275,7 +320,7 @@ def test_submit_says_what_the_run_waits_for(coordinator: Coordinator, job: Path,
 def test_submit_dry_run_sends_nothing(coordinator: Coordinator, job: Path) -> None:
     data = fedscale("run", "submit", job, "--dry-run", "--json").data
     assert (data["nodes"], data["needed"], data["files"], data["epsilon"]) == (["north"], 2, ["app.py", "job.toml"], None)
-    assert data["starts"] == "when 1 more nodes with dataset 'default' are there"
+    assert data["starts"] == "not yet: it waits for 1 more node with dataset 'default'"
     assert fedscale("run", "submit", job, "--dry-run", "--set", "clients.min_per_round=1", "--json").data["starts"] == "at once"
     assert "fedavg" in fedscale("run", "submit", job, "--dry-run").out
     assert set(asked(coordinator)) == {"ListProjects", "ListNodes"}
@@ -422,9 +467,26 @@ def test_a_model_is_on_disk_before_the_coordinator_drops_what_it_was_made_of(coo
     done = led_on(led, "--out", tmp_path / "deep" / "out")
     assert (done.code, found) == (0, [True]), done.err
     assert json.loads(coordinator.last("Conclude").metrics) == [["train", 1, {"loss": 0.5}]]
-    names = {"summary.json", "metrics.csv", "metrics.json", "report.html", "model.safetensors"}
+    kept = (tmp_path / "deep" / "out" / "model.safetensors").read_bytes()
+    assert coordinator.last("Conclude").model == digest_of(kept), "the record says which model it is"
+    names = {"summary.json", "metrics.csv", "metrics.json", "report.html", "model.safetensors", "card.html", "card.md", "card.json"}
     assert {path.name for path in (tmp_path / "deep" / "out").iterdir()} == names
     assert load_file(tmp_path / "deep" / "out" / "model.safetensors")["w"].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.requires("flower")
+def test_an_app_that_cannot_be_loaded_begins_no_run(coordinator: Coordinator, tmp_path: Path) -> None:
+    """A run without a leader would wait for one."""
+    folder = samples.write(tmp_path / "app", samples.MESSAGES, "")
+    (folder / "sample" / "server_app.py").write_text("import no_such_package\n")
+    with importable(folder):
+        error = fedscale("run", "lead", folder, "--project", "ward", "--json").error
+    assert (error["type"], "the module 'sample.server_app' cannot be imported" in error["what"], "no_such_package" in error["why"]) == (
+        "AppError",
+        True,
+        True,
+    )
+    assert "SubmitRun" not in [method for method, _ in coordinator.asked]
 
 
 @pytest.mark.requires("flower")
@@ -476,7 +538,7 @@ def test_export_writes_the_model(coordinator: Coordinator, tmp_path: Path) -> No
     ids=["ours", "led"],
 )
 def test_export_without_a_model(coordinator: Coordinator, job: str, what: str, hint: str) -> None:
-    coordinator.answers["GetRun"] = pb.RunDetail(info=info(), record=replace(record(), plan_toml=Plan.from_toml(job).to_toml()).to_json())
+    coordinator.answers["GetRun"] = pb.RunDetail(info=info("running"), record=replace(record(), plan_toml=Plan.from_toml(job).to_toml()).to_json())
     error = fedscale("run", "export", "risk-1", "--json").error
     assert (error["type"], error["exit_code"], error["what"], error["hint"]) == (Conflict.__name__, 6, what, hint)
 

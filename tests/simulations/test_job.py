@@ -155,6 +155,30 @@ def test_a_module_that_is_not_there_is_named(job: Path) -> None:
     assert caught.value.where == str(job.parent)
 
 
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("assert False, 'never'", "AssertionError: never"),
+        ("class Odd(Exception): pass\nraise Odd('own')", "Odd: own"),
+        ("import sys; sys.exit(3)", "the code called sys.exit(3)"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_whatever_the_apps_own_code_raises_is_its_fault_and_not_ours(job: Path, line: str, why: str) -> None:
+    app, at = job.parent / "line" / "app.py", len(line.splitlines())
+    sound = app.read_text()
+    app.write_text(f"{line}\n{sound}")
+    with pytest.raises(AppError, match="'line.app' cannot be imported") as caught:
+        simulate_file(job)
+    assert (caught.value.where, caught.value.why) == (f"app.py:{at}", why)
+    body = "".join(f"    {part}\n" for part in line.splitlines())
+    app.write_text(f"{sound}\ndef population(clients, seed):\n{body}")
+    with pytest.raises(AppError, match=r"population\(clients, seed\) failed") as caught:
+        simulate_file(job)
+    assert (caught.value.where.partition(":")[0], caught.value.why) == ("app.py", why)
+
+
 def test_an_app_without_data_says_what_to_do(job: Path) -> None:
     rewrite(job, "def population", "def people")
     with pytest.raises(DataError, match=r"says nothing about the data.*CSV file.*population\(clients, seed\)"):
