@@ -128,7 +128,7 @@ def assemble(plan: Plan, folder: Path, clients: int | None, table: Table | None)
     module = attempted(lambda: importlib.import_module(name))
     if isinstance(module, Exception):
         fault = failure_of(module)
-        raise AppError(f"the app's module '{name}' cannot be imported", where=fault.where or str(folder), why=fault.what) from module
+        raise AppError(f"the app's module '{name}' cannot be imported", where=fault.where or str(folder), why=fault.what, hint=fault.hint) from module
     if not hasattr(module, attribute):
         raise AppError(f"the app's module '{name}' has no '{attribute}'", where=str(folder), hint="set job.app to module:attribute")
     data = table.population(clients, plan.job.seed) if table else _population(module, clients, plan.job.seed)
@@ -169,7 +169,7 @@ def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[s
     data: Mapping[str, Any] | Exception = attempted(lambda: make(clients, seed))
     if isinstance(data, Exception):
         fault = failure_of(data)
-        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what) from data
+        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what, hint=fault.hint) from data
     return data
 
 
