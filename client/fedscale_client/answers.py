@@ -73,11 +73,15 @@ class Answers:
         write_private(_facts(answer.path), json.dumps(facts).encode())
 
     def found(self, assignment: Assignment, path: Path) -> Answer | None:
-        """The answer to exactly this task from an earlier life, or from before the server lost it."""
+        """The answer to exactly this task from an earlier life, or from before the server lost it.
+
+        Raises:
+            OSError: the disk refuses. That is not to be taken for an answer that there never was: making another one would be paid for again.
+        """
         try:
             facts = json.loads(_facts(path).read_bytes())
             size = path.stat().st_size
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         whole = isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in FACTS)
         if not whole or facts.get("task") != _task(assignment) or facts["size"] != size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,19 @@ def test_an_answer_of_another_size_than_noted_is_none(folder: Path) -> None:
     assert answers.found(assignment(), answer.path) is None
     facts = json.loads(answer.path.with_suffix(".json").read_text())
     assert facts["size"] == len(BODY)
+
+
+def test_an_answer_that_cannot_be_read_at_the_moment_is_not_taken_for_none(folder: Path) -> None:
+    """Another one would cost the site's privacy again."""
+    answers, (soft, hard) = Answers(folder, 1000), resource.getrlimit(resource.RLIMIT_NOFILE)
+    answer = finished(answers, assignment())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            answers.found(assignment(), answer.path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert answers.found(assignment(), answer.path) == answer
 
 
 def test_what_was_never_finished_does_not_outlive_the_node(folder: Path) -> None:
