@@ -42,7 +42,7 @@ def attempted(work: Callable[[], T]) -> T | Exception:
     try:
         return work()
     except SystemExit as stop:
-        return AppError(f"the code called sys.exit({stop.code!r})").with_traceback(stop.__traceback__)
+        return RuntimeError(f"the code called sys.exit({stop.code!r})").with_traceback(stop.__traceback__)
     except Exception as error:  # noqa: BLE001 - whatever a client's code does must not end the simulation
         return error
 

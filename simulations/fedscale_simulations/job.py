@@ -21,7 +21,7 @@ from typing import Any
 
 from fedscale.causes import attempted
 from fedscale.data import Dataset, Population, from_csv
-from fedscale.errors import AppError, DataError, PlanError
+from fedscale.errors import AppError, DataError, FedscaleError, PlanError
 from fedscale.learner import Learner
 from fedscale.plan import Plan, require_countable
 from fedscale.privacy.rounds import way_of
@@ -167,9 +167,11 @@ def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[s
             hint="give a CSV file and its label, or define population(clients, seed) beside the app",
         )
     data: Mapping[str, Any] | Exception = attempted(lambda: make(clients, seed))
+    if isinstance(data, FedscaleError):
+        raise data  # which says itself what is wrong
     if isinstance(data, Exception):
         fault = failure_of(data)
-        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what, hint=fault.hint) from data
+        raise AppError("population(clients, seed) failed", where=fault.where or module.__name__, why=fault.what) from data
     return data
 
 

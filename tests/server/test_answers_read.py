@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedscale.ring import Pieces
+from fedscale.ring import Extremes, Pieces
 from fedscale.update import Layout
 from tests.server.running import Receipt, Running, until
 
@@ -27,14 +27,14 @@ class Reader:
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     held, whole = Reader(), Layout.check
 
-    def check(layout: Layout, words: Pieces) -> None:
+    def check(layout: Layout, words: Pieces, seen: Extremes | None = None) -> None:
         first = not held.reading.is_set()
         if held.through:
-            whole(layout, words)
+            whole(layout, words, seen)
         held.reading.set()
         assert not first or held.go.wait(LONG)
         if not held.through:
-            whole(layout, words)
+            whole(layout, words, seen)
 
     monkeypatch.setattr(Layout, "check", check)
     yield held
