@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedscale.errors import AppError, UpdateRejected
+from fedscale.causes import attempted
+from fedscale.errors import UpdateRejected
 from fedscale.learner import Training
 from fedscale.sampling import Shuffle
 from fedscale.torch_learner import recurrent
@@ -123,21 +124,27 @@ def stacked_for(
     if why := _unfit(module, training):
         return None, why
     few = Examples(sample.features[: training.batch_size], sample.targets[: training.batch_size])
-    try:
-        # An app may hand out one module again and again: what is built into it here is not for training alone, or for evaluation.
-        module = copy.deepcopy(module)
-        recurrent.install(module)
-        stacked = Stacked(module, loss, training, proximal, device, few.features[0].numel())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, about kernels without a rule of their own
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                module(few.features.to(device))
-            stacked.train(stacked.first(), (few, few), (0, 1), (1.0, 1.0))
-    except (RuntimeError, TypeError, ValueError, IndexError, AppError, UpdateRejected) as error:
-        return None, f"the model cannot be trained for many at once: {type(error).__name__}"
-    if counter.get_total_flops() > MOST_WORK and device.type == "cpu":
+    tried = attempted(lambda: _tried(module, loss, training, proximal, device, few))
+    if isinstance(tried, Exception):
+        return None, f"the model cannot be trained for many at once: {type(tried).__name__}"
+    stacked, work = tried
+    if work > MOST_WORK and device.type == "cpu":
         return None, "a step of the model is bound by its arithmetic"
     return stacked, ""
+
+
+def _tried(module: nn.Module, loss: Loss, training: Training, proximal: float, device: torch.device, few: Examples) -> tuple[Stacked, int]:
+    """What trains many clients, after it has trained two with few rows, and the FLOP of a batch; raises whatever the app's code does."""
+    # An app may hand out one module again and again: what is built into it here is not for training alone, or for evaluation.
+    module = copy.deepcopy(module)
+    recurrent.install(module)
+    stacked = Stacked(module, loss, training, proximal, device, few.features[0].numel())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about kernels without a rule of their own
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(few.features.to(device))
+        stacked.train(stacked.first(), (few, few), (0, 1), (1.0, 1.0))
+    return stacked, counter.get_total_flops()
 
 
 def _unfit(module: nn.Module, training: Training) -> str:

@@ -137,6 +137,16 @@ def test_what_cannot_go_together_is_said(make: Callable[[], nn.Module], why: str
     assert made(make) == (None, why)
 
 
+@pytest.mark.parametrize("raised", [ZeroDivisionError, AssertionError, KeyError, SystemExit], ids=lambda kind: kind.__name__)
+def test_whatever_a_loss_raises_is_for_each_client_to_say(raised: type[BaseException]) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise raised(len(outputs), len(targets))
+
+    rows = Examples(torch.zeros(5, 4), torch.zeros(5, dtype=torch.int64))
+    name = "RuntimeError" if raised is SystemExit else raised.__name__
+    assert stacked_for(nn.Linear(4, 3), loss, Training(), 0.0, CPU, rows) == (None, f"the model cannot be trained for many at once: {name}")
+
+
 def test_work_and_not_time_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made(normalised, training(amp=True)) == (None, "mixed precision is asked for")
     work = 2 * 5 * (4 * 6 + 6 * 3)  # a batch of five rows through both layers
