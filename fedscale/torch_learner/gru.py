@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedscale.torch_learner.lstm import Parts, sigmoid_backward
-
-GATES = 3
+from fedscale.torch_learner.lstm import Parts, drawn_in, sigmoid_backward
 
 
 @torch.no_grad()
@@ -23,11 +21,9 @@ def forward(rows: Tensor, inner: Tensor, outer: Tensor, bias: Tensor, added: Ten
     Returns:
         The states, ``(clients, time, batch, n)``, the gates, ``(clients, time, batch, 3 * n)``, and what is reset, shaped as the states.
     """
-    clients, time, batch, size = *rows.shape[:3], outer.shape[2]
-    flat = torch.baddbmm(bias.unsqueeze(1), rows.flatten(1, 2), inner.transpose(1, 2))
-    gates = flat.view(clients, time, batch, GATES * size).transpose(0, 1).contiguous()  # so that a step lies in one piece
-    states, drawn = (gates.new_empty(time, clients, batch, size) for _ in range(2))
-    before, turned = gates.new_zeros(clients, batch, size), outer.transpose(1, 2)
+    gates, size = drawn_in(rows, inner, bias), outer.shape[2]
+    states, drawn = (gates.new_empty(*gates.shape[:3], size) for _ in range(2))
+    before, turned = gates.new_zeros(*gates.shape[1:3], size), outer.transpose(1, 2)
     for here, state, pulled in zip(gates, states, drawn, strict=True):
         pull = torch.baddbmm(added.unsqueeze(1), before, turned)
         here[..., : 2 * size].add_(pull[..., : 2 * size]).sigmoid_()

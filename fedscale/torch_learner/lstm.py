@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 Parts: TypeAlias = tuple[Tensor, ...]
-GATES = 4
 
 
 @torch.no_grad()
@@ -24,16 +23,14 @@ def forward(rows: Tensor, inner: Tensor, outer: Tensor, bias: Tensor, added: Ten
     Returns:
         The states, the cells and their tanh, each ``(clients, time, batch, n)``, and the gates, ``(clients, time, batch, 4 * n)``.
     """
-    clients, time, batch, size = *rows.shape[:3], outer.shape[2]
-    flat = torch.baddbmm((bias + added).unsqueeze(1), rows.flatten(1, 2), inner.transpose(1, 2))
-    gates = flat.view(clients, time, batch, GATES * size).transpose(0, 1).contiguous()  # so that a step lies in one piece
-    states, cells, bounded = (gates.new_empty(time, clients, batch, size) for _ in range(3))
+    gates = drawn_in(rows, inner, bias + added)
+    states, cells, bounded = (gates.new_empty(*gates.shape[:3], outer.shape[2]) for _ in range(3))
     turned, before = outer.transpose(1, 2), None
     for here, cell, tanh, state in zip(gates, cells, bounded, states, strict=True):
         if before is not None:
             torch.baddbmm(here, before[0], turned, out=here)
-        let, keep, new, show = here.split(size, 2)
-        here[..., : 2 * size].sigmoid_()
+        let, keep, new, show = here.split(outer.shape[2], 2)
+        here[..., : 2 * outer.shape[2]].sigmoid_()
         show.sigmoid_()
         torch.mul(let, new.tanh_(), out=cell)
         if before is not None:
@@ -73,6 +70,12 @@ def backward(wanted: Tensor, at_cells: Tensor, rows: Tensor, inner: Tensor, oute
     turned, later = flat.transpose(1, 2), flat[:, rows.shape[2] :].transpose(1, 2)
     shift = flat.sum(1)
     return torch.bmm(flat, inner).view_as(rows), torch.bmm(turned, rows.flatten(1, 2)), torch.bmm(later, before), shift, shift
+
+
+def drawn_in(rows: Tensor, inner: Tensor, bias: Tensor) -> Tensor:
+    """What the inputs of all steps give to the gates: ``(time, clients, batch, gates * n)``, so that a step lies in one piece."""
+    flat = torch.baddbmm(bias.unsqueeze(1), rows.flatten(1, 2), inner.transpose(1, 2))
+    return flat.view(*rows.shape[:3], -1).transpose(0, 1).contiguous()
 
 
 def sigmoid_backward(gradient: Tensor, values: Tensor, out: Tensor) -> None:

@@ -471,12 +471,18 @@ async def test_an_end_that_cannot_be_stored_is_tried_again(server: Running, monk
     assert server.engine.driver(leader.run) is None
 
 
-async def test_a_crash_before_the_end_is_written_down_leaves_no_reply(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+async def ended_by_halves(server: Running, monkeypatch: pytest.MonkeyPatch) -> Leader:
+    """The leader of a run whose coordinator was killed before it had written down its end, and is back."""
     leader, courier = await answered(server)
     with monkeypatch.context() as patched:
         patched.setattr(courier.book, "close", refusing)
         await refusal(leader.conclude())
         await server.restart()
+    return leader
+
+
+async def test_a_crash_before_the_end_is_written_down_leaves_no_reply(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    leader = await ended_by_halves(server, monkeypatch)
     assert (await server.over(leader.run))[1]["status"] == "completed"
     assert [path for path in (server.path / "runs" / leader.run).rglob("*") if path.is_file()] == []
 

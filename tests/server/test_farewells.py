@@ -11,9 +11,9 @@ from fedscale_server import farewells
 from fedscale_server.farewells import Farewells
 from fedscale_server.sessions import Session, Sessions
 from fedscale_server.store.store import Store
-from tests.server.running import Node, Running, refusal, until
+from tests.server.running import Node, Running, until
 from tests.server.samples import NOW
-from tests.server.test_courier import answered, refusing
+from tests.server.test_courier import answered, ended_by_halves
 
 
 async def _back(server: Running, node: Node) -> None:
@@ -42,11 +42,7 @@ async def test_a_coordinator_that_is_killed_between_the_end_and_the_farewell_say
 
 
 async def test_a_coordinator_that_is_killed_before_the_end_is_written_down_says_it_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    leader, courier = await answered(server)
-    with monkeypatch.context() as patched:
-        patched.setattr(courier.book, "close", refusing)
-        await refusal(leader.conclude())
-        await server.restart()
+    leader = await ended_by_halves(server, monkeypatch)
     await _back(server, _node(server))
     await until(lambda: (leader.run, "message", 0) in _node(server).released)
     assert (await server.over(leader.run))[1]["status"] == "completed"
