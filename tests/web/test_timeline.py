@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Locator, expect
 
 from fedscale.identity import Role
 from fedscale.proto.v1 import node_pb2
@@ -18,7 +18,7 @@ from fedscale.wire.convert import key_to_proto
 from tests.server.running import Ask, Counting, Node, plan_text, until
 from tests.web.conftest import Front
 from tests.web.test_browser import operator
-from tests.web.windows import AUDIT, PATIENCE, PHONE, browser, window
+from tests.web.windows import AUDIT, PATIENCE, PHONE, Look, browser, window
 
 pytestmark = pytest.mark.requires("chromium")
 __all__ = ["browser"]
@@ -101,12 +101,20 @@ async def trained(front: Front) -> str:
     return run
 
 
+async def drawn(look: Look, run: str) -> Locator:
+    """The timeline of a run's page once it shows as much as the record holds: a page is told of one round after the other."""
+    page = await look.open(f"/runs/{run}")
+    record = await (await page.request.get(f"{look.address}/api/runs/{run}/record")).json()
+    parts = sum(len(lane) for phase in record["rounds"] for lane in phase["lanes"].values())
+    await expect(page.locator("#timeline")).to_have_attribute("data-parts", str(parts))
+    return page.locator("#timeline")
+
+
 async def test_every_stage_is_drawn_and_told(browser: Browser, front: Front, tmp_path: Path) -> None:
     run = await trained(front)
     for colour, size in (("light", DESK), ("dark", PHONE), ("dark", DESK), ("light", PHONE)):
         look = await operator(browser, front, viewport=size, color_scheme=colour)
-        page = await look.open(f"/runs/{run}")
-        canvas = page.locator("#timeline")
+        canvas, page = await drawn(look, run), look.page
         await expect(canvas).to_have_attribute("data-lanes", "4")
         stages = set(str(await canvas.get_attribute("data-stages")).split())
         assert stages == {"wait", "download", "train", "evaluate", "mask", "upload", "away", "failed"}
@@ -127,8 +135,8 @@ async def test_every_stage_is_drawn_and_told(browser: Browser, front: Front, tmp
 async def test_a_lane_is_read_part_by_part_by_keyboard(browser: Browser, front: Front) -> None:
     run = await trained(front)
     look = await operator(browser, front, viewport=DESK)
-    page = await look.open(f"/runs/{run}")
-    canvas, readout = page.locator("#timeline"), page.locator("#timeline-readout")
+    canvas, page = await drawn(look, run), look.page
+    readout = page.locator("#timeline-readout")
     await expect(canvas).to_have_attribute("data-lanes", "4")
     await canvas.focus()
     heard = []
