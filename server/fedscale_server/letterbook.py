@@ -198,8 +198,7 @@ class Letterbook:
     def close(self, at: datetime) -> None:
         """Drop what was kept for the run's leader, and then write down how the run ended: one that broke off in between is closed again. Blocks."""
         self.spool.clear()
-        for digest in self.spool.blobs.names():
-            self.spool.blobs.delete(digest)
+        self.spool.blobs.clear()
         self.store.finish(self.row.id, self.run.status, self.run.reason, json.loads(self.record(at).to_json()), at)
         self.row = self.store.run(self.row.id)
 

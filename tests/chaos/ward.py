@@ -89,14 +89,18 @@ class Ward:
         except grpc.aio.AioRpcError:
             return await self.running.submit(plan, key=key)
 
-    async def play(self, run: str, until: Callable[[], bool] = lambda: False) -> None:
-        """Let every node, one after the other, do what it is asked, until a run is over or something is so."""
+    async def connect(self) -> None:
+        """Have every node connected."""
         if not self.nodes:
             channels = [self.passes[name].channel(self.running.ready.address) for name in NAMES]
             self.nodes = [Node(name, self.passes[name], channel) for name, channel in zip(NAMES, channels, strict=True)]
             self.running.people += self.nodes
             for node in self.nodes:
                 await node.connect()
+
+    async def play(self, run: str, until: Callable[[], bool] = lambda: False) -> None:
+        """Let every node, one after the other, do what it is asked, until a run is over or something is so."""
+        await self.connect()
         async with asyncio.timeout(PATIENCE):
             while not until() and not await self.over(run):
                 for node in self.nodes:

@@ -132,6 +132,12 @@ class Blobs:
         if self._shelf:
             self._shelf.delete(digest)
 
+    def clear(self) -> None:
+        """Remove every blob, so that not even a power cut brings one back."""
+        for digest in self.names():
+            self.delete(digest)
+        files.sync(self.folder)
+
     def staging(self) -> Path:
         """A path that nobody else uses, for a file to be adopted."""
         return self._staging / f"{PROCESS}-{secrets.token_hex(8)}"
