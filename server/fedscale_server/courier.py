@@ -61,7 +61,7 @@ class Courier:
         self._delivery.begin()
         if not self.book.run.members:
             self._delivery.timers.arm(GATHERING, self.book.plan.clients.deadline, partial(self._later, self._alone))
-            await self.errands.begin(self._gather())
+            await self.errands.begin(self._insisted(self._gather))
 
     def halt(self, end: End = End.DOWN) -> None:
         """No more timers, and watchers are let go; a run that is not over goes on when the server is back."""
@@ -191,7 +191,6 @@ class Courier:
     async def _answered(self, key: Key, node: str, staged: Path, digest: str) -> Receipt:
         async with self._lock:
             if not self.owes(key, node):
-                await asyncio.to_thread(staged.unlink, missing_ok=True)
                 return self.receipt(key, node, digest)
             place = node, key[2]
             size = await self.stored(partial(self.book.keep, place, staged, digest))

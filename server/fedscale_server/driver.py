@@ -394,22 +394,19 @@ class Driver:
         return await self.errands.begin(self._answered(key, node, answer))
 
     async def _answered(self, key: Key, node: str, answer: Arrived) -> Receipt:
-        try:
-            # Nobody waits while an answer is read; whether it still counts is seen when the run stands still.
-            event = await self._heard_out(key, node, answer)
-            async with self._lock:
-                self._still()
-                if event is None or not self.owes(key, node):
-                    return self.receipt(key, node, answer.digest)
-                noted = {"ledger": answer.head} if answer.head else {}
-                detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, answer.schema)} | noted
-                if not isinstance(event, Failed):
-                    await asyncio.to_thread(self._keep, event, key, answer.path)
-                taken = await self._step(Line(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail))
-                await self._drain()
-                self._still()
-        finally:
-            await asyncio.to_thread(answer.path.unlink, missing_ok=True)
+        # Nobody waits while an answer is read; whether it still counts is seen when the run stands still.
+        event = await self._heard_out(key, node, answer)
+        async with self._lock:
+            self._still()
+            if event is None or not self.owes(key, node):
+                return self.receipt(key, node, answer.digest)
+            noted = {"ledger": answer.head} if answer.head else {}
+            detail = asdict(event.failure) if isinstance(event, Failed) else {"bytes": self.expected(key, answer.schema)} | noted
+            if not isinstance(event, Failed):
+                await asyncio.to_thread(self._keep, event, key, answer.path)
+            taken = await self._step(Line(event, None if isinstance(event, Failed) else "/".join((*map(str, key[1:]), node)), detail))
+            await self._drain()
+            self._still()
         if isinstance(event, Failed):
             return Receipt(verdict=Receipt.REJECTED, reason=str(event.failure))
         if not taken:

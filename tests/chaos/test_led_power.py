@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import grpc
@@ -11,9 +14,10 @@ import pytest
 
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.codec import digest_of
+from fedscale_server import courier, engine
 from fedscale_server.store import blobs
-from tests.chaos.platter import SURE, Remains
-from tests.chaos.test_power import platter_of
+from tests.chaos.platter import SURE, Remains, refusing
+from tests.chaos.test_power import ERRORS, platter_of
 from tests.chaos.ward import NAMES, PATIENCE, ROUNDS, Ward
 from tests.server.running import Node, Receipt, plan_text, until
 from tests.server.test_courier import Leader, letter
@@ -34,6 +38,17 @@ def end() -> bytes:
     return content
 
 
+async def insisted(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What a call gives once the server can store what it asks for."""
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        await asyncio.sleep(0.01)
+
+
 async def answer(ward: Ward, node: Node, run: str) -> None:
     """Reply to whatever a node is asked, until it is told that the run is over."""
     while True:
@@ -42,23 +57,31 @@ async def answer(ward: Ward, node: Node, run: str) -> None:
             return
         ask = await node.ask()
         content = await node.fetch(ask.task.model)
-        receipt = await node.submit(ask.key, reply_of(node.name, content))
+        receipt = await insisted(partial(node.submit, ask.key, reply_of(node.name, content)))
         if receipt.verdict == Receipt.ACCEPTED:
             ward.accepted.append((run, ask.task.number, node.name))
             ward.told(ward.accepted[-1])
 
 
+async def begun(ward: Ward, key: str) -> str:
+    """A led run in which everybody takes part."""
+    clients = {"min_per_round": len(NAMES), "rejoin": 60.0, "deadline": 60.0}
+    plan = plan_text(strategy={"name": "led", "rounds": ROUNDS}, clients=clients)
+    return str(await insisted(partial(ward.running.submit, plan, key=key)))
+
+
 async def lead(ward: Ward, run: str) -> None:
     """Lead a run from its beginning, as a leader does that was started again: each round's content is made of the replies to the last one's."""
     leader, content = Leader(ward.running, run), FIRST
+    await insisted(leader.collect)
     for number in range(1, ROUNDS + 1):
         letters = [letter(name, number, content=digest_of(content), size=len(content)) for name in NAMES]
-        if await leader.post(*letters):
-            await leader.put(content)
-            assert await leader.post(*letters) == []
+        if await insisted(partial(leader.post, *letters)):
+            await insisted(partial(leader.put, content))
+            assert await insisted(partial(leader.post, *letters)) == []
         heard = {reply.node: reply.data for reply in [await leader.next() for _ in NAMES] if (reply.number, reply.cause) == (number, "")}
         content = b"".join(heard[name] for name in NAMES)
-    await leader.conclude(model=digest_of(content))
+    await insisted(partial(leader.conclude, model=digest_of(content)))
 
 
 async def led(ward: Ward, run: str) -> None:
@@ -107,9 +130,8 @@ async def test_a_power_cut_at_any_moment_of_a_led_run_loses_and_doubles_nothing(
     ward = await Ward.open(tmp_path / "home", sqlite_at_head)
     platter = platter_of(tmp_path)
     ward.told = platter.tell
-    clients = {"min_per_round": len(NAMES), "rejoin": 60.0, "deadline": 60.0}
     with platter.watched(*SURE):
-        run = await ward.running.submit(plan_text(strategy={"name": "led", "rounds": ROUNDS}, clients=clients), key="only")
+        run = await begun(ward, "only")
         await led(ward, run)
         platter.cut("the end")
     try:
@@ -121,3 +143,23 @@ async def test_a_power_cut_at_any_moment_of_a_led_run_loses_and_doubles_nothing(
     finally:
         await ward.close()
     assert [(found[at].how, found[at].after, fault) for at, fault in faults.items() if fault] == []
+
+
+@pytest.mark.timeout(600)
+async def test_whichever_call_the_disk_refuses_a_led_run_goes_on(tmp_path: Path, sqlite_at_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run meets one refusal, each at the call behind the last one's."""
+    for module in (engine, courier):
+        monkeypatch.setattr(module, "AGAIN_SECONDS", 0.02)
+    ward = await Ward.open(tmp_path / "home", sqlite_at_head)
+    platter, faults = platter_of(tmp_path), dict[str, list[str]]()
+    try:
+        with platter.watched(), refusing(platter):
+            while not faults or platter.failed:
+                platter.refuse(len(faults) + 1, ERRORS[len(faults) % 2])
+                run = await begun(ward, f"key-{len(faults)}")
+                await led(ward, run)
+                faults[f"{len(faults)}: {platter.calls[min(len(faults), len(platter.calls) - 1)]}"] = await faults_of(ward, run)
+    finally:
+        await ward.close()
+    assert len(faults) > 30
+    assert {call: fault for call, fault in faults.items() if fault} == {}

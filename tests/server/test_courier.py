@@ -49,14 +49,19 @@ class Leader:
         await self.put()
         assert await self.post(letter(node, number, **facts)) == []
 
+    async def collect(self, after: int = 0) -> AsyncIterator[pb.Reply]:
+        """The stream of replies, once it is settled who takes part."""
+        if self._collecting is None:
+            replies = aiter(self.server.admin.control.Collect(pb.CollectRequest(run=self.run, after=after)))
+            self.members = list((await soon(anext(replies))).members)
+            self._collecting = replies
+        return self._collecting
+
     async def next(self, after: int = 0) -> pb.Reply:
         """The next reply, put together; of a stream that is opened when it is needed."""
-        if self._collecting is None:
-            self._collecting = aiter(self.server.admin.control.Collect(pb.CollectRequest(run=self.run, after=after)))
-            self.members = list((await soon(anext(self._collecting))).members)
-        whole = b""
+        replies, whole = await self.collect(after), b""
         while True:
-            part = await soon(anext(self._collecting))
+            part = await soon(anext(replies))
             whole += part.data
             if not part.more:
                 part.data = whole

@@ -173,6 +173,8 @@ class BulkService:
                 return await _carried(driver.answered(key, node, Arrived(staged, given.digest, given.schema, _head(facts), seen)))
             finally:
                 seat.whole = None
+                # Whatever was not kept: refused, not wanted any more, or not storable at the moment.
+                await asyncio.to_thread(staged.unlink, missing_ok=True)
 
     async def _received(
         self, driver: Driver | Courier, key: Key, node: str, given: Announced, staged: Path, frames: AsyncIterator[bytes], leave: Pass
