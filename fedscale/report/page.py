@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
+from fedscale import files
 from fedscale.errors import ConfigError, Failure
 from fedscale.record import JSON, RoundRecord, RunRecord, finals, metrics_csv, participants, summary
 from fedscale.report.figures import (
@@ -78,15 +77,7 @@ def replaced(folder: Path, texts: Mapping[str, str]) -> dict[str, Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a file in one step; OSError where that fails."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(text.encode("utf-8", "replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    files.write(path, text.encode("utf-8", "replace"), mode=files.SHARED)
 
 
 def html(record: RunRecord) -> str:
@@ -108,7 +99,7 @@ def document(title: str, *parts: str) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
-        tag("style", Markup(files("fedscale.report").joinpath("style.css").read_text("utf-8"))),
+        tag("style", Markup(resources.files("fedscale.report").joinpath("style.css").read_text("utf-8"))),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
 

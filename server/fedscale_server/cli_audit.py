@@ -12,10 +12,9 @@ from typing import Annotated
 
 import typer
 
-from fedscale import console
+from fedscale import console, files
 from fedscale.cli.options import Json
 from fedscale.errors import Conflict
-from fedscale_server import files
 from fedscale_server.cli_start import DEFAULT_HOME, ServerHome
 from fedscale_server.home import Home
 from fedscale_server.trail import Deed, Trail, head_of

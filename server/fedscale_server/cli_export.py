@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedscale import console
+from fedscale import console, files
 from fedscale.cli.options import Json
 from fedscale.errors import Conflict
 from fedscale.record import RunRecord
@@ -57,9 +57,4 @@ def _without(detail: Detail) -> Conflict:
 def replace_file(path: Path, content: bytes) -> None:
     """Replace a file in one step, making its folder where it is missing; OSError where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    files.write(path, content, mode=files.SHARED)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from fedscale import files
 from fedscale.errors import ConfigError, Conflict
 from fedscale.identity import (
     Authority,
@@ -40,7 +41,6 @@ from fedscale.identity import (
     new_key,
     new_request,
 )
-from fedscale_server import files
 from fedscale_server.settings import FILE, Settings, load
 
 OPERATOR = "admin"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from fedscale import files
 from fedscale.errors import NotFound, ProtocolError
 from fedscale.learner import Phase
 from fedscale.ring import WORD, Pieces, Words
 from fedscale.vector import PIECE, Vector, pieces
-from fedscale_server import files
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Shelf
 from fedscale_server.vault import BLOCK, KEY, Vault

@@ -21,8 +21,8 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from fedscale import files
 from fedscale.errors import ConfigError, RunFailed, Unreachable
-from fedscale_server import files
 
 NAME = "audit.jsonl"
 CONTEXT = b"fedscale/audit/v1\0"

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedscale import files
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.ring import Extremes
 from fedscale.wire.codec import Intake
-from fedscale_server import files, vault
+from fedscale_server import vault
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 
+from fedscale import files
 from fedscale.errors import NotFound
-from fedscale_server import files
 from fedscale_server.store.depot import Shelf
 
 KEY_BYTES, BLOCK = 32, 16

@@ -24,7 +24,7 @@ from fedscale_simulations.files import replace_file
 
 FILE, WORLD = "checkpoint.safetensors", "world/"
 State: TypeAlias = tuple[dict[str, Any], dict[str, Vector]]
-CHEAP, SHARE = 0.02, 20.0
+CHEAP, SHARE = 0.002, 20.0
 
 
 def save(folder: Path, run: Run, record: RunRecord, world: State = ({}, {})) -> None:

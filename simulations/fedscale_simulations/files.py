@@ -1,10 +1,10 @@
-"""Writing files so that a reader finds the old one or the new one, never half of one."""
+"""Writing the files of a simulation: a reader finds the old one or the new one, never half of one, also after a power cut."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from fedscale import files
 from fedscale.errors import ConfigError
 
 
@@ -14,13 +14,8 @@ def replace_file(path: Path, content: bytes) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            scratch.write_bytes(content)
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        files.write(path, content, mode=files.SHARED)
     except OSError as error:
         raise ConfigError("a file cannot be written", where=str(path), why=error.strerror or type(error).__name__) from error

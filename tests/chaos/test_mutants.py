@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import structlog
 
+from fedscale import files
 from fedscale import round as rounds
 from fedscale import run as runs
 from fedscale.aggregate import Mean
@@ -20,7 +21,6 @@ from fedscale.round import Place, Round, Status
 from fedscale.run import Run
 from fedscale.vector import Vector
 from fedscale.wire.codec import Intake, digest_of
-from fedscale_server import files
 from fedscale_server.driver import Driver
 from fedscale_server.logbook import Logbook
 from fedscale_server.spool import Spool

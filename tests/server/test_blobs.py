@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from fedscale import files
 from fedscale.errors import NotFound, ProtocolError
-from fedscale_server import files
 from fedscale_server.store import blobs as module
 from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import FolderDepot, Shelf
@@ -188,13 +188,6 @@ def test_nobody_else_can_read(tmp_path: Path) -> None:
     assert {oct((blobs.folder / name).stat().st_mode & 0o777) for name in everything(blobs.folder)} == {"0o600"}
 
 
-def test_a_folder_that_was_open_is_closed(tmp_path: Path) -> None:
-    folder = tmp_path / "open"
-    folder.mkdir(mode=0o755)
-    assert files.private_folder(folder) == folder
-    assert folder.stat().st_mode & 0o777 == 0o700
-
-
 class Faults:
     """Counts the calls that touch the disk, and lets one of them fail."""
 
@@ -313,16 +306,6 @@ def test_a_fetched_blob_is_whole_or_not_there_whatever_fails(tmp_path: Path) -> 
     assert outcomes == [True] * (len(outcomes) - 1) + [False]
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "settings"
-    files.write(path, b"old")
-    with path.open("rb") as reader:
-        files.write(path, b"new and longer")
-        assert reader.read() == b"old"
-    assert path.read_bytes() == b"new and longer"
-    assert everything(tmp_path) == {"settings"}
-
-
 def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     def replace(place: Path) -> None:
         (place / "settings").write_bytes(b"old")
@@ -331,13 +314,3 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path) -> None:
     for place, failed, calls in fault_points(replace, tmp_path):
         assert (place / "settings").read_bytes() in ((b"old", b"new") if failed else (b"new",)), calls
         assert everything(place) == {"settings"}
-
-
-def test_a_draft_in_the_way_is_not_written_through(tmp_path: Path) -> None:
-    """A link planted where the draft goes must not lead the server to write elsewhere."""
-    target = tmp_path / "elsewhere"
-    target.write_bytes(b"untouched")
-    (tmp_path / "draft").symlink_to(target)
-    with pytest.raises(FileExistsError):
-        files.write(tmp_path / "settings", b"new", tmp_path / "draft")
-    assert target.read_bytes() == b"untouched"

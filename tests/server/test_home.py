@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from fedscale import identity
+from fedscale import files, identity
 from fedscale.errors import ConfigError, Conflict
 from fedscale.identity import Identity, Role
-from fedscale_server import files
 from fedscale_server import home as module
 from fedscale_server.home import Home, load_authority
 from fedscale_server.settings import Settings, load

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedscale import files
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.ring import Extremes
 from fedscale.wire.codec import digest_of
-from fedscale_server import files, uploads
+from fedscale_server import uploads
 from fedscale_server.uploads import Upload, arrived
 from fedscale_server.vault import Vault
 

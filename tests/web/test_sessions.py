@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from argon2 import PasswordHasher
 
+from fedscale import files
 from fedscale.clock import ManualClock
 from fedscale.errors import AccessDenied, ConfigError, Conflict, TicketError
 from fedscale.identity import Role, secret_hash
 from fedscale.web.links import LINK_SECONDS, Links, link, mint, withdraw
 from fedscale.web.visitors import Visitor
-from fedscale_server import files
 from fedscale_server.web import accounts
 from fedscale_server.web.accounts import Doorkeeper, new_account
 from fedscale_server.web.gate import COOKIE

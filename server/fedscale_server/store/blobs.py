@@ -12,8 +12,8 @@ import re
 import secrets
 from pathlib import Path
 
+from fedscale import files
 from fedscale.errors import NotFound, ProtocolError
-from fedscale_server import files
 from fedscale_server.store.depot import Shelf
 
 PROCESS = secrets.token_hex(8)  # staging files of any other process were left by one that died

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from fedscale import files
 from fedscale.errors import ConfigError
-from fedscale_server import files
 
 if TYPE_CHECKING:
     from obstore.store import S3Store

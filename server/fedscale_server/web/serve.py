@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from fedscale import files
 from fedscale.cli.lazy import later
 from fedscale.errors import ConfigError
 from fedscale.web import serving
 from fedscale.web.links import FOLDER, Links, withdraw
-from fedscale_server import files
 from fedscale_server.home import CERTIFICATE, KEY
 
 if TYPE_CHECKING:

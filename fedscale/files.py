@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, readable by their owner alone, and still there after a power cut."""
+"""Files that are either whole or not there, and still there after a power cut."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 # What the process or the machine lacks at the moment, which says nothing about the file that was asked for.
 LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+PRIVATE, SHARED = 0o600, 0o666  # the latter less what the user's umask takes away
 
 
 def private_folder(path: Path) -> Path:
@@ -21,17 +22,21 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def write(path: Path, data: bytes | memoryview, draft: Path | None = None) -> None:
+def write(path: Path, data: bytes | memoryview, draft: Path | None = None, *, mode: int = PRIVATE) -> None:
     """Put ``data`` in the place of whatever ``path`` holds.
 
     Args:
         path: the file.
         data: what it shall hold.
         draft: where it is written first, in the same file system; beside ``path`` by default.
+        mode: who may read it; its owner alone by default.
+
+    Raises:
+        OSError: the disk refuses; what ``path`` holds is as it was.
     """
     draft = draft or path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
