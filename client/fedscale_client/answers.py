@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,9 +110,10 @@ class Answers:
 
 
 def drop(path: Path) -> None:
-    """Remove an answer and what it answers."""
-    _facts(path).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+    """Remove an answer and what it answers; where the disk refuses, it lies idle from the next start on."""
+    with suppress(OSError):
+        _facts(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _facts(path: Path) -> Path:

@@ -159,8 +159,9 @@ class Platter:
 
     def refuse(self, number: int, error: int) -> None:
         """From now on, let the call of this number fail."""
-        self.calls.clear()
-        self.fail, self.failed = (number, error), False
+        with self._lock:
+            self.calls.clear()
+            self.fail, self.failed = (number, error), False
 
     def store(self, call: str) -> None:
         """The database is about to write; a refusal is told as it tells it."""
