@@ -27,6 +27,7 @@ from fedscale.vector import Schema
 from fedscale.wire.codec import DIGEST_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, sealed
 from fedscale.wire.convert import assignment_from_proto, key_text
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SERVER_OPTIONS
+from fedscale_client.credentials import Credentials
 from fedscale_client.home import NodeHome
 from fedscale_client.rpc import is_passing, open_channel, pause
 from fedscale_server.certificates import Certificates
@@ -58,7 +59,7 @@ def ready(task: Task, size: int) -> tuple[list[bytes], str]:
 
 async def node(home: NodeHome, size: int, stock: Stock = ready, *, fetching: bool = False) -> None:
     """Greet, stay alive, and answer every task; for each the model is fetched, and thrown away, or is not."""
-    settings, credentials = home.settings(), home.credentials()
+    settings, credentials = home.settings(), Credentials.of(home)
     async with open_channel(settings, credentials, name="control") as control, open_channel(settings, credentials, name="bulk") as bulk:
         stream: Any = node_pb2_grpc.NodeStub(control).Connect()
         await stream.write(node_pb2.NodeMessage(hello=node_pb2.Hello(version=fedscale.__version__, datasets=[DATASET])))
@@ -134,7 +135,7 @@ async def _sink(path: Path, streams: int) -> None:
 async def _pour(home: NodeHome, address: str, size: int) -> None:
     """Send so many coordinates to a sink."""
     parts, _ = _first(size)
-    async with open_channel(home.settings().model_copy(update={"address": address}), home.credentials(), name="bulk") as channel:
+    async with open_channel(home.settings().model_copy(update={"address": address}), Credentials.of(home), name="bulk") as channel:
         await channel.channel_ready()
         call: Any = channel.stream_unary(POUR, None, None)
         await call(iter(parts))

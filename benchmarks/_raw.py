@@ -19,17 +19,19 @@ import numpy as np
 
 import fedscale
 from fedscale.errors import Failure
+from fedscale.heap import share_one_heap
 from fedscale.learner import Phase
 from fedscale.plan import Plan
 from fedscale.proto.v1 import bulk_pb2, node_pb2, node_pb2_grpc
 from fedscale.task import Task
 from fedscale.update import Layout, Update
 from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed, unsealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, OFFSET, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, opened, sealed
 from fedscale.wire.convert import Key, assignment_from_proto, key_from_proto, key_text, key_to_proto
-from fedscale.wire.limits import FRAME, HEARTBEAT_SECONDS
+from fedscale.wire.limits import FRAME, HEARTBEAT_SECONDS, SHORT
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
+from fedscale_client.credentials import Credentials
 from fedscale_client.home import NodeHome
 from fedscale_client.masking import Masking
 from fedscale_client.rpc import open_channel
@@ -74,6 +76,7 @@ def keep_answers(federation: Federation, durability: str) -> None:
 
 def play(federation: Federation, nodes: int, size: int, rounds: int, *, masked: bool = False, live: Node | None = None) -> list[Event]:
     """A run to its end with so many nodes and a model of ``size`` coordinates; everything that happened."""
+    share_one_heap()  # as the process of a node does
     homes = join(federation, nodes)
     watching = federation.watch(federation.submit(write_job(federation.folder / "job", size, rounds, nodes, masked=masked)))
     asyncio.run(take_part(homes, size, watching, live))
@@ -109,7 +112,7 @@ def _words(layout: Layout) -> tuple[bytes, str]:
 
 async def _node(home: NodeHome, size: int) -> None:
     """One node: greets, stays alive and does what it is asked."""
-    settings, credentials = home.settings(), home.credentials()
+    settings, credentials = home.settings(), Credentials.of(home)
     async with AsyncExitStack() as stack:
         control, bulk = [await stack.enter_async_context(open_channel(settings, credentials, name=name)) for name in ("control", "bulk")]
         stream: Any = node_pb2_grpc.NodeStub(control).Connect()
@@ -184,15 +187,15 @@ async def _answer(bulk: grpc.aio.Channel, home: NodeHome, masking: Masking, assi
 async def fetch(bulk: grpc.aio.Channel, task: Task) -> None:
     """Receive the model, as a node does that has just joined."""
     if task.schema is not None:
-        fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString, unsealed)
-        received = [len(frame) async for frame in fetch(bulk_pb2.FetchRequest(digest=task.model))]
+        fetch: Any = bulk.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)
+        received = [len(opened(frame)) async for frame in fetch(bulk_pb2.FetchRequest(digest=task.model))]
         assert sum(received) == 4 * task.schema.size
 
 
 async def begin(bulk: grpc.aio.Channel, facts: Sequence[tuple[str, str | bytes]]) -> None:
-    """Ask whether to send an answer now, as any node does with more than a frame; it is told when there is room."""
+    """Ask whether to send an answer now, as any node does with more than a short frame; it is told when there is room."""
     given = {key: str(value) for key, value in facts}
-    if int(given[SIZE_KEY]) > FRAME:
+    if int(given[SIZE_KEY]) > SHORT:
         ask: Any = bulk.unary_unary(OFFSET, bulk_pb2.OffsetRequest.SerializeToString, bulk_pb2.OffsetReply.FromString)
         await ask(bulk_pb2.OffsetRequest(task=given[TASK_KEY], digest=given[DIGEST_KEY]))
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import Figure, _ingest, _raw
-from fedscale.heap import share_one_heap
 from fedscale.task import Task
 from fedscale.update import Layout, Update
 from fedscale.wire.codec import sealed
@@ -48,7 +47,6 @@ def peak(nodes: int) -> float:
     """Of a run with so many nodes, in MiB."""
     with tempfile.TemporaryDirectory() as folder, Federation(Path(folder)) as federation:
         if LIGHT:
-            share_one_heap()
             _raw.keep_answers(federation, LIGHT)
             _raw.play(federation, nodes, MIB << 18, ROUNDS, live=partial(_ingest.node, stock=made, fetching=True))
         else:

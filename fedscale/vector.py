@@ -85,6 +85,16 @@ class Schema:
         """A vector of zeros, shape ``(size,)``."""
         return np.zeros(self.size, np.float32)
 
+    def read(self, data: bytes | memoryview) -> Vector:
+        """A model from its bytes, read-only, without a copy.
+
+        Raises:
+            ProtocolError: not four bytes a coordinate.
+        """
+        if len(data) != 4 * self.size:
+            raise ProtocolError(f"a model of {len(data)} bytes", why=f"the schema has {self.size} coordinates of 4 bytes")
+        return np.frombuffer(data, "<f4")
+
     def pack(self, arrays: Arrays) -> Vector:
         """Copy named arrays into one flat vector.
 

@@ -16,18 +16,14 @@ import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import tomli_w
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedscale.errors import AccessDenied, ConfigError, Conflict
-from fedscale.identity import load_certificate, load_key
+from fedscale.errors import ConfigError, Conflict
 
 ADDRESS, MOST_SERVERS = r"[^\s]+:[0-9]{1,5}", 16
 JOIN = "join with a ticket from the coordinator: fedscale node join TICKET"
@@ -62,38 +58,6 @@ class NodeSettings(BaseModel):
     workers: int = Field(2, ge=1, le=64)
     rate_limit: int = Field(0, ge=0)
     quiet_hours: str = Field("", pattern=r"^(([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d)?$")
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What proves a node to the server and the server to the node, each in PEM."""
-
-    key: bytes = field(repr=False)
-    certificate: bytes
-    authority: bytes
-
-    def expires(self) -> datetime:
-        """When the node's certificate ends."""
-        return load_certificate(self.certificate).not_valid_after_utc
-
-    def renewable(self) -> datetime:
-        """Half of the certificate's life: from then on a new one is asked for."""
-        certificate = load_certificate(self.certificate)
-        return certificate.not_valid_before_utc + (certificate.not_valid_after_utc - certificate.not_valid_before_utc) / 2
-
-    def check(self, now: datetime) -> None:
-        """Refuse what no server would accept.
-
-        Raises:
-            ConfigError: unreadable, or key and certificate do not belong together.
-            AccessDenied: the certificate has expired.
-        """
-        certificate = load_certificate(self.certificate)
-        if load_key(self.key).public_key() != certificate.public_key():
-            raise ConfigError("the node's key does not belong to its certificate", hint=JOIN)
-        if certificate.not_valid_after_utc <= now:
-            ended = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-            raise AccessDenied("the node's certificate has expired", why=f"it ended on {ended}", hint=f"ask for a new ticket and {JOIN}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,17 +164,6 @@ class NodeHome:
         if told and not (self.servers_file.exists() and self.servers_file.read_text(encoding="utf-8") == text):
             write_private(self.servers_file, text.encode())
 
-    def credentials(self) -> Credentials:
-        """Read key and certificates.
-
-        Raises:
-            ConfigError: one of them cannot be read.
-        """
-        try:
-            return Credentials(self.key_file.read_bytes(), self.certificate_file.read_bytes(), self.authority_file.read_bytes())
-        except OSError as error:
-            raise ConfigError("the node's certificate cannot be read", where=str(error.filename), why=error.strerror or "", hint=JOIN) from None
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make sure that no other process uses this home; a crash frees it.
@@ -229,25 +182,6 @@ class NodeHome:
                 return not _flocked(file.fileno(), fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
-
-
-def identity_key(home: NodeHome) -> Ed25519PrivateKey:
-    """The identity key of a node, made when there is none yet.
-
-    Raises:
-        ConfigError: it cannot be read or made.
-    """
-    file = home.identity_file
-    try:
-        if not file.exists():
-            fresh = Ed25519PrivateKey.generate()
-            write_private(file, fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        key = load_pem_private_key(file.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError("the node's identity key cannot be read", where=str(file), why=type(error).__name__) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError("the node's identity key is of another kind", where=str(file))
-    return key
 
 
 @contextmanager

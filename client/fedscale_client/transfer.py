@@ -21,12 +21,13 @@ import grpc.aio
 from fedscale.clock import SystemClock
 from fedscale.errors import ProtocolError, Unreachable
 from fedscale.proto.v1 import bulk_pb2 as pb
-from fedscale.wire.codec import DIGEST_KEY, FETCH, LEDGER_KEY, OFFSET, OFFSET_KEY, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, opened, sealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, LEDGER_KEY, OFFSET, OFFSET_KEY, SCHEMA_KEY, SEAL, SIZE_KEY, SUBMIT, TASK_KEY, opened, sealed
 from fedscale.wire.convert import Key, key_text
-from fedscale.wire.limits import BUNDLE, FRAME
+from fedscale.wire.limits import BUNDLE, FRAME, SHORT
 from fedscale_client.answers import Answer
 from fedscale_client.cache import Cache, Part
-from fedscale_client.home import Credentials, NodeSettings
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeSettings
 from fedscale_client.rpc import error_of, is_passing, open_channel, pause
 from fedscale_client.throttle import Throttle
 
@@ -34,7 +35,7 @@ from fedscale_client.throttle import Throttle
 STALL_SECONDS = 600.0
 CORRUPT_ATTEMPTS = 3
 # A frame that was not complete when the line broke is sent again: on a slow line, or one that breaks often, frames are small.
-LEAST_FRAME, QUICK_SECONDS, SLOW_SECONDS = 16 << 10, 0.1, 1.0
+FIRST_FRAME, LEAST_FRAME, QUICK_SECONDS, SLOW_SECONDS = 64 << 10, 16 << 10, 0.1, 1.0
 VERDICTS = {number: name.lower() for name, number in pb.Receipt.Verdict.items() if number != pb.Receipt.UNKNOWN}
 T = TypeVar("T")
 
@@ -194,19 +195,19 @@ class Transfer:
             metadata.append((LEDGER_KEY, head))
         await self._throttle.open()
         async with self._channel() as channel:
-            # What fits into a frame is sent as quickly as it could be asked for.
-            offset = await self._arrived(channel, key, answer) if answer.size > FRAME else 0
+            # What fits into a short frame is sent as quickly as it could be asked for.
+            offset = await self._arrived(channel, key, answer) if answer.size > SHORT else 0
             metadata.append((OFFSET_KEY, str(offset)))
             tries.reach(offset)
             # The server may answer before it has read everything: the round is closed, or it knows the answer already. grpc.aio
             # loses an early answer unless it is being read; so the one response of this call is read as a stream, from the start.
-            submit: grpc.aio.StreamStreamMultiCallable[bytes, pb.Receipt] = channel.stream_stream(SUBMIT, sealed, pb.Receipt.FromString)
+            submit: grpc.aio.StreamStreamMultiCallable[bytes, pb.Receipt] = channel.stream_stream(SUBMIT, None, pb.Receipt.FromString)
             call = submit(metadata=metadata)
             reading = asyncio.create_task(_first(call))
             try:
                 with answer.path.open("rb") as file, suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError):
                     file.seek(offset)
-                    await self._write(call, reading, file, max(FRAME >> min(2 + tries.failures, 8), LEAST_FRAME))
+                    await self._write(call, reading, file, max(FIRST_FRAME >> tries.failures, LEAST_FRAME))
                     await _soon(call.done_writing())
                 return await _soon(reading)
             finally:
@@ -215,9 +216,9 @@ class Transfer:
 
     async def _write(self, call: grpc.aio.StreamStreamCall[bytes, pb.Receipt], reading: asyncio.Task[pb.Receipt], file: BinaryIO, size: int) -> None:
         """Send a file from where it stands until it ends or the server answers; frames grow while the line is quick."""
-        while not reading.done() and (frame := await asyncio.to_thread(file.read, size)):
+        while not reading.done() and (frame := await asyncio.to_thread(_next, file, size)):
             began = asyncio.get_running_loop().time()
-            await self._throttle.take(len(frame))
+            await self._throttle.take(len(frame) - SEAL)
             await _soon(call.write(frame))
             seconds = asyncio.get_running_loop().time() - began
             if seconds < QUICK_SECONDS:
@@ -254,6 +255,11 @@ class Transfer:
             line.users -= 1
             if line is not self._line and not line.users:
                 await line.channel.close()
+
+
+def _next(file: BinaryIO, size: int) -> bytes:
+    """The next frame of a file as it travels; empty at its end."""
+    return sealed(data) if (data := file.read(size)) else b""
 
 
 def _kept(part: Part, frame: bytes) -> None:

@@ -1,40 +1,41 @@
 """Bulk data as frames of raw bytes: hashed on the way, length-checked before anything is kept.
 
-On the wire a frame carries its CRC-32 in front, so that one that was damaged on its way costs itself and not the whole.
+On the wire a frame carries its seal in front, so that one that was damaged on its way costs itself and not the whole. It is
+GMAC under a key that everybody knows: a checksum of 128 bits, which processors compute five times as fast as CRC-32.
 """
 
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
-from typing import Protocol, TypeVar
-
-import numpy as np
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fedscale.errors import ProtocolError, Unreachable
-from fedscale.vector import Vector
 from fedscale.wire.limits import FRAME
 
-FETCH = "/fedscale.v1.Bulk/Fetch"
-SUBMIT = "/fedscale.v1.Bulk/Submit"
-PUT = "/fedscale.v1.Bulk/Put"
-OFFSET = "/fedscale.v1.Bulk/Offset"
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+FETCH = "/fedscale.v1.Frames/Fetch"
+SUBMIT = "/fedscale.v1.Frames/Submit"
+PUT = "/fedscale.v1.Frames/Put"
+OFFSET = "/fedscale.v1.Frames/Offset"
 TASK_KEY, DIGEST_KEY, SIZE_KEY, SCHEMA_KEY = "fedscale-task", "fedscale-digest", "fedscale-size", "fedscale-schema-bin"
 OFFSET_KEY, LEDGER_KEY, RUN_KEY = "fedscale-offset", "fedscale-ledger", "fedscale-run"
-SEAL = 4
+SEAL, NONCE = 16, 12
 Frame = TypeVar("Frame", bytes, memoryview)
 
 
 def sealed(frame: bytes | memoryview) -> bytes:
-    """A frame as it travels: four bytes of CRC-32, little-endian, and what they vouch for."""
-    return b"".join((zlib.crc32(frame).to_bytes(SEAL, "little"), frame))
+    """A frame as it travels: its seal and what that vouches for."""
+    return b"".join((_seal(frame), frame))
 
 
 def unsealed(sent: bytes) -> bytes:
     """What a frame carries; empty if it was damaged on its way, for what reads a stream must not raise inside gRPC."""
     view = memoryview(sent)[SEAL:]
-    return bytes(view) if zlib.crc32(view).to_bytes(SEAL, "little") == sent[:SEAL] else b""
+    return bytes(view) if _seal(view) == sent[:SEAL] else b""
 
 
 def intact(frame: Frame) -> Frame:
@@ -44,7 +45,7 @@ def intact(frame: Frame) -> Frame:
         Unreachable: it was damaged; whoever sends goes on from the last one that arrived.
     """
     if not frame:
-        raise Unreachable("a frame was damaged on its way", why="its CRC-32 differs", hint="send it again")
+        raise Unreachable("a frame was damaged on its way", why="its seal differs", hint="send it again")
     return frame
 
 
@@ -55,7 +56,20 @@ def opened(sent: bytes) -> memoryview:
         Unreachable: it was damaged.
     """
     view = memoryview(sent)[SEAL:]
-    return intact(view if zlib.crc32(view).to_bytes(SEAL, "little") == sent[:SEAL] else view[:0])
+    return intact(view if _seal(view) == sent[:SEAL] else view[:0])
+
+
+@cache
+def _sealer() -> AESGCM:
+    """What computes seals; loaded when there is the first one, for commands that move nothing do without."""
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(bytes(SEAL))
+
+
+def _seal(frame: bytes | memoryview) -> bytes:
+    """16 bytes: the tag of a message that is empty but for what it vouches for."""
+    return _sealer().encrypt(bytes(NONCE), b"", frame)
 
 
 def frames(data: bytes | memoryview, offset: int = 0) -> Iterator[bytes]:
@@ -119,14 +133,3 @@ class Intake:
             raise ProtocolError(f"a stream ended {self._left} bytes too early")
         if self._hash.hexdigest() != self._digest:
             raise ProtocolError("a stream does not have the content it announced", why="its SHA-256 differs")
-
-
-def model_from(data: bytes | memoryview, size: int) -> Vector:
-    """A model from its bytes, read-only, without a copy.
-
-    Raises:
-        ProtocolError: not ``4 * size`` bytes.
-    """
-    if len(data) != 4 * size:
-        raise ProtocolError(f"a model of {len(data)} bytes", why=f"the schema has {size} coordinates of 4 bytes")
-    return np.frombuffer(data, "<f4")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-FRAME = 1 << 18
+# A frame costs both sides about as much as 100 KiB of its bytes, however short it is; with longer ones the heap of a server with many nodes frays.
+# What fits into a short one is sent without asking first.
+FRAME, SHORT = 1 << 19, 1 << 18
 LOOKAHEAD = 1 << 18
 MESSAGE = 4 << 20
 BUNDLE = 64 << 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 from safetensors.numpy import save
 
 from fedscale.vector import Schema
-from fedscale.wire.codec import model_from
 
 
 def safetensors_of(run: str, digest: str, schema: Schema, content: bytes) -> bytes:
@@ -17,5 +16,5 @@ def safetensors_of(run: str, digest: str, schema: Schema, content: bytes) -> byt
         schema: names, shapes and types of its tensors.
         content: the flat vector, little-endian float32.
     """
-    arrays = {name: values.copy() for name, values in schema.unpack(model_from(content, schema.size)).items()}
+    arrays = {name: values.copy() for name, values in schema.unpack(schema.read(content)).items()}
     return save(arrays, {"run": run, "digest": digest, "format": "pt"})

@@ -41,7 +41,8 @@ from fedscale.wire.codec import (
 )
 from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, key_from_proto, key_from_text, key_to_proto
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
-from fedscale_client.home import Credentials, NodeHome, NodeSettings, make_private, write_private, write_toml
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeHome, NodeSettings, make_private, write_private, write_toml
 
 PATIENCE = 40.0
 FEDERATION = "testland"
@@ -133,7 +134,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
             SUBMIT: grpc.stream_unary_rpc_method_handler(self.submit, unsealed, bulk_pb2.Receipt.SerializeToString),
         }
         handlers = {name.rpartition("/")[2]: method for name, method in methods.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fedscale.v1.Bulk", handlers),))
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("fedscale.v1.Frames", handlers),))
         mutual = grpc.ssl_server_credentials(pair, root, require_client_auth=True)
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", mutual)
         self.enrolment_port = self._server.add_secure_port(f"127.0.0.1:{self.enrolment_port}", grpc.ssl_server_credentials(pair))

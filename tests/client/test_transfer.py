@@ -17,12 +17,13 @@ from fedscale.learner import Phase
 from fedscale.proto.v1 import bulk_pb2
 from fedscale.wire import codec
 from fedscale.wire.codec import FETCH
-from fedscale.wire.limits import FRAME
+from fedscale.wire.limits import FRAME, SHORT
 from fedscale_client import transfer
 from fedscale_client.answers import Answer
 from fedscale_client.cache import Cache, Part
+from fedscale_client.credentials import Credentials
 from fedscale_client.home import NodeHome
-from fedscale_client.transfer import Transfer
+from fedscale_client.transfer import FIRST_FRAME, Transfer
 from tests.client.conftest import LEARNER, full_disk
 from tests.client.coordinator import Coordinator, digest, until
 
@@ -39,7 +40,7 @@ def cache(tmp_path: Path) -> Cache:
 @pytest.fixture
 async def line(coordinator: Coordinator, home: NodeHome, cache: Cache) -> AsyncIterator[Transfer]:
     made = Transfer(home.settings(), cache)
-    await made.use(home.credentials())
+    await made.use(Credentials.of(home))
     yield made
     await made.close()
 
@@ -94,11 +95,14 @@ async def test_a_break_costs_what_was_on_its_way(coordinator: Coordinator, line:
 async def test_a_restarted_node_goes_on_where_it_was(coordinator: Coordinator, home: NodeHome, line: Transfer, cache: Cache) -> None:
     name = coordinator.put(BIG)
     coordinator.break_fetch_after.extend([3 * FRAME] + [0] * 20)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(line.model(name, len(BIG)), 0.3)
+    fetching = asyncio.create_task(line.model(name, len(BIG)))
+    await until(lambda: (name, 3 * FRAME) in coordinator.fetches)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
     coordinator.break_fetch_after.clear()
     second = Transfer(home.settings(), cache)
-    await second.use(home.credentials())
+    await second.use(Credentials.of(home))
     assert (await second.model(name, len(BIG))).read_bytes() == BIG
     assert coordinator.fetches[-1] == (name, 3 * FRAME)
     await second.close()
@@ -110,7 +114,7 @@ async def test_a_server_that_is_away_is_waited_for(coordinator: Coordinator, hom
     fetching = asyncio.create_task(line.model(name, len(BIG)))
     await asyncio.sleep(0)
     await coordinator.start()
-    await line.use(home.credentials())
+    await line.use(Credentials.of(home))
     assert (await fetching).read_bytes() == BIG
 
 
@@ -235,6 +239,17 @@ async def test_a_node_that_comes_back_goes_on_where_it_was(coordinator: Coordina
     assert coordinator.answers == [(KEY, BIG, "")]
 
 
+@pytest.mark.parametrize(("size", "offset"), [(SHORT, 0), (SHORT + 1, 7)])
+async def test_what_fits_into_a_short_frame_is_sent_without_asking(
+    coordinator: Coordinator, line: Transfer, tmp_path: Path, size: int, offset: int
+) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(body := BIG[:size])
+    coordinator.arrived[digest(body)] = body[:7]
+    assert (await line.submit(KEY, Answer(path, digest(body), size))).word == "accepted"
+    assert coordinator.offsets == [offset]
+
+
 async def test_a_server_that_has_everything_is_sent_nothing(coordinator: Coordinator, line: Transfer, answer: Answer) -> None:
     coordinator.arrived[answer.digest] = BIG
     assert (await line.submit(KEY, answer)).word == "accepted"
@@ -254,12 +269,12 @@ async def test_frames_grow_on_a_quick_line_and_shrink_on_a_slow_one(
     monkeypatch.setattr(line._throttle, "take", noted)
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 3600.0)
     await line.submit(KEY, answer)
-    assert (sizes[:3], max(sizes), sum(sizes)) == ([FRAME >> 2, FRAME >> 1, FRAME], FRAME, len(BIG))
+    assert (sizes[:3], max(sizes), sum(sizes)) == ([FIRST_FRAME, 2 * FIRST_FRAME, 4 * FIRST_FRAME], FRAME, len(BIG))
     sizes.clear()
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.0)
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 0.0)
     await line.submit(KEY, answer)
-    assert sizes[:3] == [FRAME >> 2, FRAME >> 3, FRAME >> 4]
+    assert sizes[:3] == [FIRST_FRAME, FIRST_FRAME >> 1, FIRST_FRAME >> 2]
     assert set(sizes[2:-1]) == {transfer.LEAST_FRAME}
 
 
@@ -277,7 +292,7 @@ async def test_frames_stay_small_where_the_site_gives_little_of_its_line(
     monkeypatch.setattr(transfer, "QUICK_SECONDS", 0.015)
     monkeypatch.setattr(transfer, "SLOW_SECONDS", 3600.0)
     await line.submit(KEY, answer)
-    assert set(sizes[:-1]) == {FRAME >> 2}
+    assert set(sizes[:-1]) == {FIRST_FRAME}
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
@@ -301,11 +316,11 @@ async def test_a_receipt_that_says_nothing(coordinator: Coordinator, line: Trans
         await line.submit(KEY, answer)
 
 
-@pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED])
-async def test_an_answer_the_server_will_not_hear(coordinator: Coordinator, line: Transfer, answer: Answer, code: grpc.StatusCode) -> None:
+@pytest.mark.parametrize(("code", "what"), [(grpc.StatusCode.INVALID_ARGUMENT, "scripted"), (grpc.StatusCode.UNIMPLEMENTED, "another release")])
+async def test_an_answer_the_server_will_not_hear(coordinator: Coordinator, line: Transfer, answer: Answer, code: grpc.StatusCode, what: str) -> None:
     """An early refusal may be lost under the bytes still on their way; it comes again at the next attempt."""
     coordinator.verdicts.extend([code] * 30)
-    with pytest.raises(ProtocolError, match="scripted"):
+    with pytest.raises(ProtocolError, match=what):
         await line.submit(KEY, answer)
     assert coordinator.answers == []
 
@@ -316,7 +331,7 @@ async def test_an_answer_waits_for_the_server_to_come_back(coordinator: Coordina
     await asyncio.wait({sending}, timeout=0.3)
     assert not sending.done()
     await coordinator.start()
-    await line.use(home.credentials())
+    await line.use(Credentials.of(home))
     assert (await sending)[0] == "accepted"
 
 
@@ -332,7 +347,7 @@ async def test_a_fresh_connection_ends_a_long_pause(coordinator: Coordinator, ho
         coordinator.verdicts.append(grpc.StatusCode.UNAVAILABLE)
         sending = asyncio.create_task(line.submit(KEY, answer))
         await until(lambda: pauses)
-        await line.use(home.credentials())
+        await line.use(Credentials.of(home))
         assert (await asyncio.wait_for(sending, 20))[0] == "accepted"
 
 
@@ -341,7 +356,7 @@ async def test_nothing_is_sent_before_there_is_a_server(coordinator: Coordinator
     sending = asyncio.create_task(fresh.submit(KEY, answer))
     await asyncio.wait({sending}, timeout=0.05)
     assert coordinator.attempts == 0
-    await fresh.use(home.credentials())
+    await fresh.use(Credentials.of(home))
     assert (await sending)[0] == "accepted"
     await fresh.close()
 
@@ -349,7 +364,7 @@ async def test_nothing_is_sent_before_there_is_a_server(coordinator: Coordinator
 async def test_a_channel_in_use_is_closed_by_its_last_user(coordinator: Coordinator, home: NodeHome, line: Transfer, cache: Cache) -> None:
     name = coordinator.put(BIG)
     async with line._channel() as former:
-        await line.use(home.credentials())
+        await line.use(Credentials.of(home))
         async with line._channel() as current:
             assert current is not former
         fetch: grpc.aio.UnaryStreamMultiCallable[bulk_pb2.FetchRequest, bytes] = former.unary_stream(

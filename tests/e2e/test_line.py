@@ -15,7 +15,8 @@ from fedscale.wire.codec import digest_of
 from fedscale_client import transfer
 from fedscale_client.answers import Answer
 from fedscale_client.cache import Cache
-from fedscale_client.home import Credentials, NodeSettings
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeSettings
 from fedscale_client.throttle import Throttle
 from fedscale_client.transfer import Transfer
 from fedscale_server.services import bulk

@@ -41,6 +41,21 @@ def test_a_schema_knows_its_parts() -> None:
     assert SCHEMA.to_json() == TEXT
 
 
+def test_a_model_that_is_read_is_a_view_that_cannot_be_written() -> None:
+    data = np.arange(9, dtype="<f4").tobytes()
+    model = SCHEMA.read(data)
+    assert model.tolist() == [*range(9)]
+    assert not model.flags.writeable
+    assert SCHEMA.read(memoryview(data)).tolist() == [*range(9)]
+
+
+@pytest.mark.parametrize("size", [0, 35, 37, 72])
+def test_a_model_of_another_length_is_not_read(size: int) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        SCHEMA.read(bytes(size))
+    assert str(caught.value) == f"a model of {size} bytes (the schema has 9 coordinates of 4 bytes)"
+
+
 def test_packing_follows_the_schema_not_the_answer() -> None:
     backwards = dict(reversed(ARRAYS.items()))
     assert SCHEMA.pack(backwards).tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9]

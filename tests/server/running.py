@@ -28,7 +28,7 @@ from fedscale.ring import Words
 from fedscale.task import FirstModel, Task, perform
 from fedscale.update import Update
 from fedscale.vector import Schema, Vector
-from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, model_from, sealed, unsealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, frames, sealed, unsealed
 from fedscale.wire.convert import Key, assignment_from_proto, failure_to_proto, key_text
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_server.app import Ready, serve
@@ -258,7 +258,7 @@ class Node(Person):
     async def compute(self, ask: Ask, learner: Any) -> tuple[bytes, str]:
         """Fetch the model and compute the answer as every node does; its bytes, and the schema of a first model."""
         task = ask.task
-        model = model_from(await self.fetch(task.model), task.schema.size) if task.schema else None
+        model = task.schema.read(await self.fetch(task.model)) if task.schema else None
         answer = perform(task, ask.plan, ask.plan.strategy.build(), learner, None, model)
         return (answer.model.tobytes(), answer.schema.to_json()) if isinstance(answer, FirstModel) else (answer.tobytes(), "")
 

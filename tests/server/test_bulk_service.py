@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 
 from fedscale.identity import Role
+from fedscale.proto.v1 import bulk_pb2
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.ring import LIMBS, WORD
 from fedscale.vector import Schema
-from fedscale.wire.codec import DIGEST_KEY, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, sealed
+from fedscale.wire.codec import DIGEST_KEY, FETCH, SIZE_KEY, SUBMIT, TASK_KEY, digest_of, opened, sealed
 from fedscale.wire.convert import key_text
-from fedscale.wire.limits import METADATA
+from fedscale.wire.limits import FRAME, METADATA
+from fedscale_server import outflow
 from fedscale_server.driver import Driver
 from fedscale_server.home import Home
 from fedscale_server.inflow import AHEAD
+from fedscale_server.outflow import LEAST_FRAME, LEAST_SHARE
 from fedscale_server.registry import Registry
 from fedscale_server.services import bulk
 from fedscale_server.services.bulk import BulkService
@@ -276,6 +279,23 @@ async def test_a_blob_is_fetched_from_any_offset(server: Running) -> None:
     assert await ada.fetch(digest, len(BUNDLE)) == b""
     for offset in (len(BUNDLE) + 1, (1 << 64) - 1):
         assert (await refusal(ada.fetch(digest, offset))).code() is BAD
+
+
+async def test_frames_are_short_at_first_and_then_as_long_as_the_share_of_a_download(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = np.zeros((2 * FRAME + LEAST_SHARE) // 4, np.float32)
+    ada = await server.node("ada")
+    await server.submit(plan_text(clients={"min_per_round": 1}))
+    await ada.initialize(await ada.ask("init"), model, Schema.of({"w": model}))
+    digest = (await ada.ask("train")).task.model
+
+    async def sizes(asked: int = 0) -> list[int]:
+        fetch: Any = ada.channel.unary_stream(FETCH, bulk_pb2.FetchRequest.SerializeToString)
+        return [len(opened(frame)) async for frame in fetch(bulk_pb2.FetchRequest(digest=digest, frame=asked))]
+
+    assert await sizes() == [LEAST_SHARE, FRAME, FRAME]
+    assert set(await sizes(LEAST_FRAME)) == {LEAST_FRAME}
+    monkeypatch.setattr(outflow, "ROOM", FRAME // 2)
+    assert await sizes() == [LEAST_SHARE, *[FRAME // 2] * 4]
 
 
 async def test_bytes_count_for_the_run_that_the_node_works_for(server: Running) -> None:

@@ -113,7 +113,7 @@ async def test_a_damaged_frame_costs_itself(server: Running) -> None:
     raw: Any = ada.channel.stream_unary(SUBMIT, None, Receipt.FromString)
     error = await refusal(raw(damaged(), metadata=metadata))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.details() == "a frame was damaged on its way (its CRC-32 differs); send it again"
+    assert error.details() == "a frame was damaged on its way (its seal differs); send it again"
     assert await offset(ada, ask, body) == 500_000
     assert (await send(ada, ask, body, 500_000)).verdict == Receipt.ACCEPTED
     await server.over(run)

@@ -66,6 +66,15 @@ def plain(path: Path, vault: Vault, name: str) -> bytes:
     return vault.reading(name).update(path.read_bytes())
 
 
+def test_a_frame_longer_than_what_is_enciphered_at_once_arrives_whole(path: Path, vault: Vault) -> None:
+    body = os.urandom(2 * uploads.BLOCK + 5)
+    with closing(begin(path, vault, size=len(body), digest=digest_of(body))) as upload:
+        for part in (body[:3], body[3:]):
+            upload.take(part)
+        upload.done(path.with_name("whole"))
+    assert plain(path.with_name("whole"), vault, path.name) == body
+
+
 @given(cuts=st.lists(st.integers(0, len(BODY)), max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_an_answer_that_breaks_anywhere_any_number_of_times_arrives(tmp_path_factory: pytest.TempPathFactory, cuts: list[int]) -> None:

@@ -3,8 +3,10 @@
 isort:skip_file
 Bulk data: models, answers, bundles.
 
-The frames of these streams are raw bytes of at most 1 MiB, not protobuf messages: encoding a large bytes field costs
-more than sending it. In front of them stands their CRC-32 in four bytes, little-endian. `Frame` below stands for both.
+The frames of these streams are raw bytes of at most 512 KiB, not protobuf messages: encoding a large bytes field costs
+more than sending it. In front of them stands their seal, 16 bytes of GMAC under AES-128 with a key and a nonce of zeros,
+which finds what a line has damaged; against people there is TLS. `Frame` below stands for both. A release with another
+seal has another name for the service, so that neither takes the other's frames for damaged.
 Everything is named by the SHA-256 of its content.
 """
 

@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class BulkStub(object):
+class FramesStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -35,28 +35,28 @@ class BulkStub(object):
             channel: A grpc.Channel.
         """
         self.Fetch = channel.unary_stream(
-                '/fedscale.v1.Bulk/Fetch',
+                '/fedscale.v1.Frames/Fetch',
                 request_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.FetchRequest.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.FromString,
                 _registered_method=True)
         self.Submit = channel.stream_unary(
-                '/fedscale.v1.Bulk/Submit',
+                '/fedscale.v1.Frames/Submit',
                 request_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.FromString,
                 _registered_method=True)
         self.Put = channel.stream_unary(
-                '/fedscale.v1.Bulk/Put',
+                '/fedscale.v1.Frames/Put',
                 request_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.FromString,
                 _registered_method=True)
         self.Offset = channel.unary_unary(
-                '/fedscale.v1.Bulk/Offset',
+                '/fedscale.v1.Frames/Offset',
                 request_serializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetRequest.SerializeToString,
                 response_deserializer=fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetReply.FromString,
                 _registered_method=True)
 
 
-class BulkServicer(object):
+class FramesServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Fetch(self, request, context):
@@ -91,7 +91,7 @@ class BulkServicer(object):
         raise NotImplementedError('Method not implemented!')
 
 
-def add_BulkServicer_to_server(servicer, server):
+def add_FramesServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
@@ -115,13 +115,13 @@ def add_BulkServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'fedscale.v1.Bulk', rpc_method_handlers)
+            'fedscale.v1.Frames', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('fedscale.v1.Bulk', rpc_method_handlers)
+    server.add_registered_method_handlers('fedscale.v1.Frames', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class Bulk(object):
+class Frames(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
@@ -138,7 +138,7 @@ class Bulk(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/fedscale.v1.Bulk/Fetch',
+            '/fedscale.v1.Frames/Fetch',
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.FetchRequest.SerializeToString,
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.FromString,
             options,
@@ -165,7 +165,7 @@ class Bulk(object):
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/fedscale.v1.Bulk/Submit',
+            '/fedscale.v1.Frames/Submit',
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.SerializeToString,
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.FromString,
             options,
@@ -192,7 +192,7 @@ class Bulk(object):
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/fedscale.v1.Bulk/Put',
+            '/fedscale.v1.Frames/Put',
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Frame.SerializeToString,
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.Receipt.FromString,
             options,
@@ -219,7 +219,7 @@ class Bulk(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/fedscale.v1.Bulk/Offset',
+            '/fedscale.v1.Frames/Offset',
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetRequest.SerializeToString,
             fedscale_dot_proto_dot_v1_dot_bulk__pb2.OffsetReply.FromString,
             options,

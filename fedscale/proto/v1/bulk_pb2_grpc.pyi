@@ -3,8 +3,10 @@
 isort:skip_file
 Bulk data: models, answers, bundles.
 
-The frames of these streams are raw bytes of at most 1 MiB, not protobuf messages: encoding a large bytes field costs
-more than sending it. In front of them stands their CRC-32 in four bytes, little-endian. `Frame` below stands for both.
+The frames of these streams are raw bytes of at most 512 KiB, not protobuf messages: encoding a large bytes field costs
+more than sending it. In front of them stands their seal, 16 bytes of GMAC under AES-128 with a key and a nonce of zeros,
+which finds what a line has damaged; against people there is TLS. `Frame` below stands for both. A release with another
+seal has another name for the service, so that neither takes the other's frames for damaged.
 Everything is named by the SHA-256 of its content.
 """
 
@@ -31,11 +33,11 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class BulkStub:
+class FramesStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> BulkAsyncStub: ...
+    def __new__(cls, channel: _aio.Channel) -> FramesAsyncStub: ...
     Fetch: _grpc.UnaryStreamMultiCallable[_bulk_pb2.FetchRequest, _bulk_pb2.Frame]
     """The content of a blob, from an offset. Nodes may read the models and bundles of runs they take part in."""
     Submit: _grpc.StreamUnaryMultiCallable[_bulk_pb2.Frame, _bulk_pb2.Receipt]
@@ -51,7 +53,7 @@ class BulkStub:
     """How much of a node's answer has arrived already, after a break on either side."""
 
 @_typing.type_check_only
-class BulkAsyncStub(BulkStub):
+class FramesAsyncStub(FramesStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Fetch: _aio.UnaryStreamMultiCallable[_bulk_pb2.FetchRequest, _bulk_pb2.Frame]  # type: ignore[assignment]
     """The content of a blob, from an offset. Nodes may read the models and bundles of runs they take part in."""
@@ -67,7 +69,7 @@ class BulkAsyncStub(BulkStub):
     Offset: _aio.UnaryUnaryMultiCallable[_bulk_pb2.OffsetRequest, _bulk_pb2.OffsetReply]  # type: ignore[assignment]
     """How much of a node's answer has arrived already, after a break on either side."""
 
-class BulkServicer(metaclass=_abc_1.ABCMeta):
+class FramesServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Fetch(
         self,
@@ -105,4 +107,4 @@ class BulkServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_bulk_pb2.OffsetReply, _abc.Awaitable[_bulk_pb2.OffsetReply]]:
         """How much of a node's answer has arrived already, after a break on either side."""
 
-def add_BulkServicer_to_server(servicer: BulkServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_FramesServicer_to_server(servicer: FramesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -36,16 +36,16 @@ from fedscale.wire.codec import (
     TASK_KEY,
     Intake,
     opened,
-    sealed,
 )
 from fedscale.wire.convert import Key, key_from_text
-from fedscale.wire.limits import BUNDLE, FRAME, LETTER
+from fedscale.wire.limits import BUNDLE, LETTER
 from fedscale_server.admission import Admission, Pass
 from fedscale_server.courier import Courier
 from fedscale_server.doorway import Doorway, Who
 from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.inflow import AHEAD, Inflow
+from fedscale_server.outflow import LEAST_SHARE, Outflow, batch
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
 from fedscale_server.store.blobs import Blobs
@@ -54,7 +54,6 @@ from fedscale_server.uploads import Arrived, Upload, arrived
 
 # A stream that flows and whose next frame is not there by then lets another one have its turn; without any for so long it has ended.
 FLOW_SECONDS, STALL_SECONDS = 0.05, 60.0
-LEAST_FRAME = 16 << 10
 T = TypeVar("T")
 
 
@@ -94,7 +93,7 @@ class BulkService:
         self._turns, self._hands = asyncio.Semaphore(uploads), ThreadPoolExecutor(uploads, "upload")
         # Half of the turns are left to those who come slowly; one more is inside, so that its first frames are here when another one is through.
         self._doorway = Doorway(uploads // 2 + 1)
-        self._admission = Admission(budget, engine.clock.monotonic)
+        self._admission, self._outflow = Admission(budget, engine.clock.monotonic), Outflow()
         self._seats: dict[tuple[str, str], _Seat] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -105,7 +104,7 @@ class BulkService:
             PUT: grpc.stream_unary_rpc_method_handler(self.put, None, pb.Receipt.SerializeToString),
             OFFSET: grpc.unary_unary_rpc_method_handler(self.offset, pb.OffsetRequest.FromString, pb.OffsetReply.SerializeToString),
         }
-        return grpc.method_handlers_generic_handler("fedscale.v1.Bulk", {name.rpartition("/")[2]: method for name, method in methods.items()})
+        return grpc.method_handlers_generic_handler("fedscale.v1.Frames", {name.rpartition("/")[2]: method for name, method in methods.items()})
 
     async def fetch(self, request: pb.FetchRequest, context: Context) -> AsyncIterator[bytes]:  # noqa: ARG002 - gRPC's shape
         """A blob's bytes from an offset on."""
@@ -124,12 +123,14 @@ class BulkService:
                 await asyncio.to_thread(self._note, identity.name, request, driver)
             if isinstance(driver, Driver):
                 driver.doing(identity.name, DOWNLOAD, again=request.offset > 0)
-            size = min(max(request.frame, LEAST_FRAME), FRAME) if request.frame else FRAME
-            while batch := await asyncio.to_thread(_batch, file, size):
-                for frame in batch:
-                    if driver is not None:
-                        driver.book.traffic.down += len(frame) - SEAL
-                    yield frame
+            share = LEAST_SHARE  # until all that come at once are there
+            with self._outflow.joined():
+                while frames := await asyncio.to_thread(batch, file, request.frame, share):
+                    share = self._outflow.share()
+                    for frame in frames:
+                        if driver is not None:
+                            driver.book.traffic.down += len(frame) - SEAL
+                        yield frame
 
     def _note(self, who: str, request: pb.FetchRequest, driver: Driver | Courier | None) -> None:
         """Write down who takes a model: no byte of it leaves before."""
@@ -278,12 +279,6 @@ class BulkService:
             self._admission.moved(leave)
             _still(leave)
         return None if parts is None else brought
-
-
-def _batch(file: BinaryIO, size: int) -> list[bytes]:
-    """The next frames of a file as they travel, several where they are small: handing work to a thread costs as much as reading. None at its end."""
-    data = memoryview(file.read(max(size, FRAME)))
-    return [sealed(data[start : start + size]) for start in range(0, len(data), size)]
 
 
 def _place(driver: Driver | Courier, key: Key, node: str, digest: str) -> Path:
