@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks import Cost, Figure, _flwr_secagg
 from fedscale.aggregate import Mean
 from fedscale.secagg import keys, prg
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.node import Node, Reply
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.server import Server
 from fedscale.secagg.simulate import Step, population, steps
 from fedscale.secagg.terms import Policy, Suite, Terms

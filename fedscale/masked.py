@@ -15,7 +15,7 @@ from fedscale.plan import Plan
 from fedscale.ring import LIMB_BITS, WORD, Pieces
 from fedscale.secagg import messages as m
 from fedscale.secagg import prg
-from fedscale.secagg.graph import MOST_SILOS, Profile
+from fedscale.secagg.parameters import MOST_SILOS, Profile
 from fedscale.secagg.prg import Core
 from fedscale.secagg.server import Advertising, Agreeing, Consenting, Done, Masking, Outcome, Server, Sharing, Unmasking
 from fedscale.secagg.terms import Member, Roster, Suite, Terms

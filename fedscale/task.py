@@ -22,6 +22,7 @@ from fedscale.plan import Plan
 from fedscale.privacy import noise, rounds
 from fedscale.privacy.clip import contribution
 from fedscale.privacy.lots import derived
+from fedscale.privacy.units import units_of
 from fedscale.ring import WORD, Words, add
 from fedscale.sampling import derived_seed
 from fedscale.strategy import Strategy
@@ -110,7 +111,7 @@ def private_for(plan: Plan, phase: Phase, data: Any, key: bytes | None = None) -
     dp = plan.privacy
     if dp is None or phase is not Phase.TRAIN:
         return None
-    units = rounds.units_of(data, dp.unit)
+    units = units_of(data, dp.unit)
     private = rounds.private_of(dp, plan.train, plan.strategy.rounds, units, masked=plan.secagg.enabled, key=key)
     if private.way == "union" and units * rounds.reach(dp, plan.train) > plan.aggregate.bound:
         hint = "raise train.batch_size to about the units of a site in a step, or lower train.optimizer.lr"

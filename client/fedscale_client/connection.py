@@ -23,7 +23,8 @@ from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.task import Task
 from fedscale.wire.convert import Key, Parts, assignment_from_proto, failure_to_proto, key_from_proto, key_to_proto
 from fedscale.wire.limits import HEARTBEAT_SECONDS, SILENCE_SECONDS
-from fedscale_client.home import Credentials, NodeHome, NodeSettings
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeHome, NodeSettings
 from fedscale_client.rpc import error_of, open_channel, pause
 from fedscale_client.standing import REJOIN
 
@@ -118,7 +119,7 @@ class Connection:
         """
         attempt = 0
         while True:
-            credentials = self._home.credentials()
+            credentials = Credentials.of(self._home)
             credentials.check(self._clock.now())
             began = asyncio.get_running_loop().time()
             error = await self._life(credentials)

@@ -11,7 +11,8 @@ from fedscale.errors import FedscaleError, ProtocolError
 from fedscale.identity import CLIENT_AUTH, identity_of, load_certificate, load_key, new_request, verify_issued
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
-from fedscale_client.home import Credentials, NodeHome, NodeSettings, write_private
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeHome, NodeSettings, write_private
 from fedscale_client.rpc import error_of, open_channel
 
 CALL_SECONDS = 20.0
@@ -32,7 +33,7 @@ async def renew(home: NodeHome, now: datetime, server: NodeSettings | None = Non
         AccessDenied: the node was revoked.
         ProtocolError: the server sent something else than a certificate for this node.
     """
-    settings, old = server or home.settings(), home.credentials()
+    settings, old = server or home.settings(), Credentials.of(home)
     request = pb.RenewRequest(request=new_request(load_key(old.key), settings.name))
     async with open_channel(settings, old, name="renewal") as channel:
         try:

@@ -18,11 +18,14 @@ def whole(command: Callable[[], int]) -> int:
     Garbage is looked for rarely, and in the end, when every exit handler has run, the process leaves without taking its
     memory apart object by object. Numpy's linear algebra gets one thread unless ``OMP_NUM_THREADS`` says otherwise: as in
     a worker, so that the bits do not depend on the machine, and because starting more takes a tenth of a short command.
+    Pydantic looks for no plugins unless ``PYDANTIC_DISABLE_PLUGINS`` says otherwise: nothing else that happens to be installed
+    is to see what is validated here, and reading all packages' metadata for them takes a twentieth of a short command.
     """
     _take_streams()
     gc.set_threshold(RARELY)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     ended: list[int] = []
     # Handlers run in reverse order, so this one comes last; without an exit code Python ends the process as always.
     atexit.register(_leave, ended)

@@ -9,7 +9,7 @@ import typer
 from fedscale import console
 from fedscale.cli.lazy import Entry, group
 from fedscale.cli.options import Json
-from fedscale.secagg.graph import FAILURE_BITS, SECURITY_BITS, Profile, complete, find
+from fedscale.secagg.parameters import FAILURE_BITS, SECURITY_BITS, Profile, complete, find
 from fedscale.secagg.terms import Suite
 
 secagg = group("Plan secure aggregation.", {"parameters": Entry("fedscale.cli.secagg:parameters", "Compute degree and threshold for a cohort.")})

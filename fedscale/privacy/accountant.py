@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib.metadata import version
 from itertools import accumulate
 
 import numpy as np
@@ -54,6 +53,8 @@ class _Ledger:
 
 def accountant() -> str:
     """Name and version of what computes ``epsilon``, for statements."""
+    from importlib.metadata import version
+
     return f"fedscale {fedscale.__version__} PLD; RDP by dp-accounting {version('dp-accounting')}"
 
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-
-from fedscale.data import Dataset
-from fedscale.errors import DataError, PlanError
+from fedscale.errors import PlanError
 from fedscale.learner import Phase, Private, Training
 from fedscale.privacy.accountant import GRID_STEPS, noise_multiplier
 from fedscale.privacy.clip import BIT, AdaptiveClip
 from fedscale.privacy.dp import DP
-from fedscale.privacy.events import Mechanism, Spend
+from fedscale.privacy.events import Mechanism, Spend, repeated
 from fedscale.privacy.schedule import schedule
 
 Way: TypeAlias = Literal["dpsgd", "union", "fedavg", "ftrl"]
@@ -55,7 +52,7 @@ def spend_of(dp: DP, training: Training, rounds: int, phase: Phase, units: int, 
         training: the plan's local training.
         rounds: all rounds that the run plans.
         phase: of the task.
-        units: records or patients in the site's whole dataset, see ``units_of``; any number where nodes are hidden.
+        units: records or patients in the site's whole dataset, see ``privacy.units``; any number where nodes are hidden.
         masked: whether the plan turns secure aggregation on.
 
     Raises:
@@ -70,6 +67,11 @@ def spend_of(dp: DP, training: Training, rounds: int, phase: Phase, units: int, 
         return Spend(str(Mechanism.TREE), tree_noise(dp, rounds), 1.0, tree_of(dp, rounds))
     rate = dp.sampling_rate if way == "union" else 1.0
     return Spend(str(Mechanism.SKELLAM), _noise(dp.epsilon, dp.delta, rounds, rate), rate, 1)
+
+
+def spends_over(spend: Spend, rounds: int) -> tuple[Spend, ...]:
+    """What so many rounds of one kind cost a unit; each tree goes over as many rounds as it has steps."""
+    return repeated(spend, -(-rounds // spend.steps) if spend.mechanism == Mechanism.TREE else rounds)
 
 
 @lru_cache(maxsize=4096)
@@ -94,23 +96,6 @@ def tree_noise(dp: DP, rounds: int) -> float:
     """Noise multiplier of each node of the trees: a unit is in one node of each level of each tree."""
     length = tree_of(dp, rounds)
     return noise_multiplier(dp.epsilon, dp.delta, steps=-(-rounds // length) * length.bit_length(), mechanism=str(Mechanism.GAUSSIAN))
-
-
-def units_of(data: Any, unit: str) -> int:
-    """How many units of privacy a dataset holds.
-
-    Raises:
-        DataError: it is no ``Dataset``, or its rows are not grouped by patient where patients are to be hidden.
-    """
-    if unit == "node":
-        return 1
-    if not isinstance(data, Dataset):
-        raise DataError(f"the {unit}s of {type(data).__name__} cannot be counted", hint="privacy of rows needs a fedscale dataset")
-    if unit == "record":
-        return len(data)
-    if data.groups is None:
-        raise DataError("the rows are not grouped by patient", hint="name the column of the patients as groups when the data are read")
-    return len(np.unique(data.groups))
 
 
 def most_noise(dp: DP, releases: int) -> float:

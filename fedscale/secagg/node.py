@@ -22,8 +22,8 @@ from fedscale.errors import FedscaleError, PolicyRefusal, ProtocolError
 from fedscale.ring import WORD, Pieces, Words
 from fedscale.secagg import messages as m
 from fedscale.secagg import prg, shamir
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import Pair, SessionKeys, encapsulate, pair, public_of, seal, unseal, verify
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.prg import Core, Mask
 from fedscale.secagg.session import Session, advance, check_length, check_range, consent_text
 from fedscale.secagg.shamir import Entropy

@@ -19,8 +19,8 @@ from fedscale.errors import FedscaleError, ProtocolError, RunFailed, UpdateRejec
 from fedscale.ring import WORD, Words, add
 from fedscale.secagg import messages as m
 from fedscale.secagg import prg, shamir
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import KEY, TAG, check_public, verify
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.prg import Core, Mask
 from fedscale.secagg.session import Session, advance, consent_text, verify_keys
 from fedscale.secagg.terms import Roster, Terms

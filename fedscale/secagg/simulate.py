@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import RunFailed
 from fedscale.ring import WORD, Words, add
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import KEY, public_of
 from fedscale.secagg.node import Node, Reply, Site
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.prg import Core
 from fedscale.secagg.server import Outcome, Server
 from fedscale.secagg.session import check_words

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from fedscale.secagg import graph
-from fedscale.secagg.graph import Parameters, Profile
+from fedscale.secagg.parameters import MOST_SILOS, Parameters, Profile, complete, find
+from fedscale.tables import Section
 
 
-class Secagg(BaseModel):
+class Secagg(Section):
     """Secure aggregation of a run: the server learns sums and nothing else.
 
     The table turns it on. ``profile`` is what the server is believed capable of, ``adversarial`` the share of nodes that may collude with it,
     ``dropout`` the share that may drop out of a round; degree and threshold follow from them. ``bits`` is 32, or 24 for smaller uploads.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     enabled: bool = True
     profile: Literal["malicious", "curious"] = "malicious"
@@ -36,5 +34,5 @@ class Secagg(BaseModel):
         Raises:
             PlanError: too few nodes, or no parameters are safe for them.
         """
-        choose = graph.complete if nodes <= graph.MOST_SILOS else graph.find
+        choose = complete if nodes <= MOST_SILOS else find
         return choose(nodes, self.adversarial, self.dropout, Profile(self.profile))

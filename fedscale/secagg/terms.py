@@ -15,10 +15,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import PlanError, PolicyRefusal, ProtocolError
-from fedscale.secagg import graph
 from fedscale.secagg.codec import Blob, Codec, Fixed, Many, Number, Rate, Text, Word, record, whole
-from fedscale.secagg.graph import Parameters, Profile
 from fedscale.secagg.keys import KEY, SIGNATURE, verify
+from fedscale.secagg.parameters import SLACK, Parameters, Profile, complete, find
 from fedscale.secagg.prg import PACKED_BITS
 from fedscale.secagg.transcript import DIGEST, digest, frame
 from fedscale.vector import Vector
@@ -143,14 +142,14 @@ class Terms:
             PolicyRefusal: more of the roster is missing than may drop out.
         """
         listed = max(listed, nodes)
-        least = listed - int((self.dropout + graph.SLACK) * listed)
+        least = listed - int((self.dropout + SLACK) * listed)
         if nodes < least:
             raise PolicyRefusal(f"{nodes} of {listed} nodes are too few to begin", why=f"the terms let {listed - least} of them drop out")
         if self.bits not in RING_BITS or self.length < 1 or self.round < 1:
             raise PlanError("a round of secure aggregation needs a number, a length and a ring of 24 or 32 bits", where="secagg")
         if not 0 < self.limit * nodes < 1 << (self.bits - 1):
             raise PlanError(f"the sum of {nodes} vectors may pass the ring of {self.bits} bits", where="secagg", hint="take a coarser fixed point")
-        choose = graph.complete if self.suite is Suite.SILO else graph.find
+        choose = complete if self.suite is Suite.SILO else find
         return choose(nodes, self.adversarial * listed / max(nodes, 1), self.dropout, self.profile)
 
 
@@ -265,7 +264,7 @@ class Policy:
         Raises:
             PolicyRefusal: with the reason.
         """
-        colluding = int(terms.adversarial * all_nodes + graph.SLACK)
+        colluding = int(terms.adversarial * all_nodes + SLACK)
         changed = len(set(names) ^ set(mark.cohort))
         if len(names) < self.cohort:
             raise PolicyRefusal(f"a sum over {len(names)} nodes is not opened", why=f"the site asks for at least {self.cohort}")

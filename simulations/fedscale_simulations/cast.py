@@ -27,7 +27,7 @@ LAST_LINES = 12
 def program() -> list[str]:
     """How ``fedscale`` is started: the script beside this interpreter, or the module where there is none."""
     script = Path(sys.executable).with_name("fedscale")
-    return [str(script)] if script.exists() else [sys.executable, "-m", "fedscale.cli"]
+    return [str(script)] if script.exists() else [sys.executable, "-m", "fedscale"]
 
 
 def environment() -> dict[str, str]:

@@ -28,9 +28,9 @@ from fedscale.record import JSON
 from fedscale.ring import WORD
 from fedscale.run import Run
 from fedscale.secagg import prg
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import public_of
 from fedscale.secagg.node import Node, Reply, Site
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.table import Secagg
 from fedscale.secagg.terms import Mark, Policy
 from fedscale_simulations.failures import failure_of
@@ -143,6 +143,8 @@ def wanted_of(wanted: Wanted) -> tuple[Secagg | Mapping[str, Any] | None, Mode]:
         if wanted not in MODES:
             raise PlanError(f"there is no secure aggregation '{wanted}'", hint=f"known: {', '.join(MODES)}")
         return Secagg(), wanted
+    if not isinstance(wanted, bool | None):
+        raise PlanError(f"secagg is of type {type(wanted).__name__}", hint=f"give True, one of {', '.join(MODES)}, or fs.Secagg(...)")
     return (Secagg() if wanted else None), "auto"
 
 

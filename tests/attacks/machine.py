@@ -16,9 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fedscale.errors import FedscaleError
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import KEY
 from fedscale.secagg.node import AdvertiseKeys, AgreeKeys, CollectShares, Consistency, MaskedInput, Node, Reply, ShareKeys, Unmask
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.session import consent_text
 from fedscale.secagg.simulate import population
 from fedscale.secagg.terms import Mark, Policy

@@ -15,8 +15,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from fedscale.errors import FedscaleError
 from fedscale.secagg import keys, node, prg, server, session, terms
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import Pair
+from fedscale.secagg.parameters import Profile
 from tests.attacks import machine, test_secagg
 
 LENGTH = 40

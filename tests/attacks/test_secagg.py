@@ -17,8 +17,8 @@ from fedscale.errors import PlanError, PolicyRefusal, ProtocolError, UpdateRejec
 from fedscale.ring import WORD
 from fedscale.secagg import keys, prg
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.node import Aborted, Done, Node, Reply
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.prg import Core, Mask
 from fedscale.secagg.server import Server
 from fedscale.secagg.simulate import Step, population

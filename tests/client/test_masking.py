@@ -35,7 +35,8 @@ from fedscale.wire.convert import Key
 from fedscale_client import policy
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
-from fedscale_client.home import NodeHome, NodeSettings, identity_key, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, write_private, write_toml
+from fedscale_client.keys import identity_key
 from fedscale_client.masking import Masking, Seat
 from fedscale_client.policy import Policy
 from tests.circle import MODEL, SCHEMA, plan_of

@@ -11,7 +11,8 @@ from fedscale import identity
 from fedscale.clock import ManualClock
 from fedscale.errors import AccessDenied, FedscaleError, ProtocolError, Unreachable
 from fedscale_client import renewal
-from fedscale_client.home import Credentials, NodeHome
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeHome
 from tests.client.conftest import Start
 from tests.client.coordinator import FEDERATION, Coordinator, until
 
@@ -21,9 +22,9 @@ def serial(credentials: Credentials) -> int:
 
 
 async def test_a_new_certificate_for_the_same_key(coordinator: Coordinator, home: NodeHome) -> None:
-    old = home.credentials()
+    old = Credentials.of(home)
     new = await renewal.renew(home, datetime.now(UTC))
-    assert home.credentials() == new
+    assert Credentials.of(home) == new
     assert (new.key, new.authority) == (old.key, old.authority)
     assert serial(new) != serial(old)
     assert coordinator.renewed == ["mercy"]
@@ -31,7 +32,7 @@ async def test_a_new_certificate_for_the_same_key(coordinator: Coordinator, home
 
 @pytest.mark.parametrize("fault", ["another name", "another key", "another authority", "nonsense"])
 async def test_a_certificate_that_cannot_be_used_is_not_kept(coordinator: Coordinator, home: NodeHome, fault: str) -> None:
-    old = home.credentials()
+    old = Credentials.of(home)
     request, other = identity.new_request(identity.load_key(old.key), "mercy"), identity.new_authority(FEDERATION, datetime.now(UTC))
     spoilt = {
         "another name": coordinator.issue(request, "victim", 24),
@@ -42,7 +43,7 @@ async def test_a_certificate_that_cannot_be_used_is_not_kept(coordinator: Coordi
     coordinator.spoil = lambda _: spoilt[fault]
     with pytest.raises(ProtocolError, match="a certificate that cannot be used"):
         await renewal.renew(home, datetime.now(UTC))
-    assert home.credentials() == old
+    assert Credentials.of(home) == old
 
 
 @pytest.mark.parametrize(("refusal", "kind"), [(AccessDenied("revoked"), AccessDenied), (None, Unreachable)])
@@ -57,7 +58,7 @@ async def test_a_server_that_does_not_renew(
 
 
 def test_when_it_is_due(coordinator: Coordinator, home: NodeHome) -> None:
-    credentials = home.credentials()
+    credentials = Credentials.of(home)
     half = credentials.renewable()
     assert not renewal.is_due(credentials, half - timedelta(seconds=1))
     assert renewal.is_due(credentials, half)
@@ -68,16 +69,16 @@ def test_when_it_is_due(coordinator: Coordinator, home: NodeHome) -> None:
 
 async def test_a_running_node_renews_and_uses_the_new_one(coordinator: Coordinator, tmp_path: Path, start: Start) -> None:
     home = coordinator.home(tmp_path / "short", "short", hours=0.05)
-    old = home.credentials()
+    old = Credentials.of(home)
     async with start(home) as node:
         await until(lambda: node.events("renewed"))
-        assert home.credentials().expires() > old.expires() + timedelta(hours=23)
+        assert Credentials.of(home).expires() > old.expires() + timedelta(hours=23)
         await coordinator.connected()
         await coordinator.stop()
         await coordinator.start()
         await coordinator.connected(2)
         clock = ManualClock(old.expires() + timedelta(hours=1))
-        home.credentials().check(clock.now())
+        Credentials.of(home).check(clock.now())
     assert coordinator.renewed == ["short"]
 
 

@@ -11,16 +11,23 @@ from fedscale import report
 
 HEAVY = {"torch", "flwr", "sqlmodel", "sqlalchemy", "alembic", "sklearn", "pandas"}
 LIGHT = {
-    "fedscale.cli": {"numpy", "grpc", "pydantic", "asyncio", "structlog", "cryptography.x509.verification", "fedscale.report.page"},
+    "fedscale.cli": {"numpy", "grpc", "pydantic", "asyncio", "structlog", "cryptography", "rich.progress", "fedscale.report.page"},
     "fedscale_client.cli": {"numpy", "grpc", "asyncio", "structlog", "fedscale.plan"},
-    "fedscale_client.cli_data": {"numpy", "grpc", "asyncio", "structlog", "fedscale.plan"},
-    "fedscale_client.cli_doctor": {"fedscale.plan"},
+    "fedscale_client.cli_data": {"numpy", "grpc", "asyncio", "structlog", "cryptography", "fedscale.plan"},
+    "fedscale_client.cli_policy": {"numpy", "grpc", "asyncio", "structlog", "cryptography", "fedscale.plan"},
+    "fedscale_client.cli_privacy": {"grpc", "asyncio", "structlog", "cryptography.x509", "fedscale.plan", "fedscale.vector"},
+    "fedscale_client.cli_ledger": {"numpy", "grpc", "asyncio", "structlog", "cryptography.x509", "fedscale.plan"},
+    "fedscale_client.join": {"numpy", "structlog", "rich.progress", "fedscale.plan", "fedscale.vector"},
+    "fedscale_client.cli_doctor": {"rich.progress", "fedscale.plan", "fedscale.vector"},
     "fedscale_server.cli_start": {"numpy", "grpc", "structlog", "fedscale.plan"},
     "fedscale_server.cli_server": {"numpy", "pydantic", "structlog"},
     "fedscale_server.cli_project": {"numpy", "pydantic", "structlog"},
     "fedscale_server.cli_run": {"numpy", "pydantic", "structlog", "fedscale.report.page"},
-    "fedscale_server.cli_submit": {"structlog", "fedscale.report.page", "fedscale_server.follow"},
+    "fedscale_server.cli_submit": {"structlog", "cryptography", "rich.progress", "fedscale.data", "fedscale.report.page", "fedscale_server.follow"},
     "fedscale_server.cli_export": {"pydantic", "structlog", "fedscale.report.page"},
+    "fedscale_server.control": {"numpy", "pydantic", "cryptography", "fedscale.letters"},
+    "fedscale.plan": {"grpc", "asyncio", "cryptography", "fedscale.data"},
+    "fedscale.wire.codec": {"numpy", "grpc"},
 }
 
 

@@ -22,7 +22,7 @@ from fedscale.ring import WORD
 from fedscale.round import Place, Status
 from fedscale.run import Run
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.terms import Suite
 from fedscale.strategy import Strategy, fed_avg
 from fedscale.update import Layout

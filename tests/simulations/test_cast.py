@@ -56,7 +56,7 @@ def said(log: Path) -> str:
 
 def test_the_program_is_the_script_or_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert program() == [str(tmp_path / "python"), "-m", "fedscale.cli"]
+    assert program() == [str(tmp_path / "python"), "-m", "fedscale"]
     (tmp_path / "fedscale").touch()
     assert program() == [str(tmp_path / "fedscale")]
 

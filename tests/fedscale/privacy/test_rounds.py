@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedscale.data import from_arrays
-from fedscale.errors import DataError, PlanError
+from fedscale.errors import PlanError
 from fedscale.learner import LocalOptimizer, Phase, Private, Training
 from fedscale.privacy import rounds
 from fedscale.privacy.accountant import epsilon
@@ -78,15 +77,6 @@ def test_only_training_spends() -> None:
 def test_nodes_are_never_amplified() -> None:
     dp = DP(epsilon=1, delta=1e-5, unit="node", sampling_rate=0.1)
     assert spent(dp, masked=True).sampling_rate == 1.0
-
-
-def test_units_are_rows_patients_or_the_node() -> None:
-    data = from_arrays(np.ones((6, 2)), np.arange(6) % 2, groups=np.array([1, 1, 2, 3, 3, 3]))
-    assert [rounds.units_of(data, unit) for unit in ("record", "patient", "node")] == [6, 3, 1]
-    with pytest.raises(DataError, match="not grouped by patient"):
-        rounds.units_of(from_arrays(np.ones((2, 1)), [0, 1]), "patient")
-    with pytest.raises(DataError, match="cannot be counted"):
-        rounds.units_of([1, 2, 3], "record")
 
 
 @pytest.mark.parametrize("promised", [0.1, 1.0, 4.0, 30.0])

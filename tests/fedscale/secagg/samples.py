@@ -12,8 +12,8 @@ import pytest
 from fedscale.errors import FedscaleError
 from fedscale.ring import WORD, Words
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.node import Aborted, Node, Reply, Site
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.server import Outbox, Server
 from fedscale.secagg.simulate import Step, population, steps
 from fedscale.secagg.terms import Mark, Policy, Suite, Terms

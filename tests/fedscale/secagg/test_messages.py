@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fedscale.errors import ProtocolError
 from fedscale.secagg import codec
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.keys import CURVE_KEY, KEM_KEY, KEM_TEXT, SIGNATURE
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.terms import Mark, Suite, Terms
 
 DIGESTS = st.binary(min_size=32, max_size=32)

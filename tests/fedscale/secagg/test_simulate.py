@@ -12,8 +12,8 @@ from fedscale.aggregate import Mean
 from fedscale.errors import FedscaleError, PlanError, RunFailed, UpdateRejected
 from fedscale.ring import WORD
 from fedscale.secagg import messages as m
-from fedscale.secagg.graph import Profile
 from fedscale.secagg.node import Node, Reply
+from fedscale.secagg.parameters import Profile
 from fedscale.secagg.simulate import Step, plain, population, run, steps
 from fedscale.secagg.terms import Policy, Suite
 from fedscale.update import Layout, Update

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import PlanError, PolicyRefusal, ProtocolError
-from fedscale.secagg.graph import Parameters, Profile
 from fedscale.secagg.keys import public_of
+from fedscale.secagg.parameters import Parameters, Profile
 from fedscale.secagg.simulate import population
 from fedscale.secagg.terms import RECENT_MODELS, Mark, Member, Policy, Roster, Suite, Terms, model_digest
 from tests.fedscale.secagg.samples import make_terms, names
