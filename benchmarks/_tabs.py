@@ -1,6 +1,6 @@
 """``python -m benchmarks._tabs HOME RUN COUNT``: so many open pages of a run, in a process of their own, until they are ended.
 
-A page is what a browser makes of it: the page, its record, one stream of events, and after each event that is worth it the
+A page is what a browser makes of it: the page, its curves, one stream of events, and after each event that is worth it the
 page once more, as ``pages.js`` and ``run.js`` ask for them. All share one login. Says a line when all are open.
 """
 
@@ -46,7 +46,7 @@ async def page(http: httpx.AsyncClient, run: str, opened: asyncio.Event) -> None
     address, due = f"/runs/{run}", asyncio.Event()
     shown = (await http.get(address)).text
     since = re.search(r'data-since="(\d+)"', shown)
-    (await http.get(f"/api{address}/record")).raise_for_status()
+    (await http.get(f"/api{address}/curves")).raise_for_status()
     async with asyncio.TaskGroup() as group, http.stream("GET", f"/api{address}/events?after={since[1] if since else 0}") as answer:
         group.create_task(_refresh(http, address, due))
         opened.set()

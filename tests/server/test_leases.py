@@ -46,7 +46,7 @@ WRITES: dict[str, Callable[[Store], object]] = {
 }
 READS = {
     "projects", "ticket", "member", "members", "revoked", "account", "accounts", "login", "run", "runs", "unfinished", "journal",
-    "before_last", "last_checkpoint", "lines_of_ended", "outcomes", "holders", "record", "ends",
+    "before_last", "last_checkpoint", "lines", "lines_of_ended", "outcomes", "holders", "record", "ends",
 }  # fmt: skip
 OTHERS = {"open", "close", "epoch", "stands_by", "fence", "of_term"}
 

@@ -329,7 +329,7 @@ WRONG = "class Site:\n    def learn(self, work):\n        return None\n\napp = S
             APP,
             ["datasets.heart.epsilon=0.01", 'datasets.heart.units=["record"]'],
             {"privacy": {"epsilon": 4.0, "delta": 1e-5, "clip": 1.0}},
-            ("policy", "ask the site's owner to raise the cap"),
+            ("policy", "lower privacy.epsilon or leave this site out, or its owner allows more"),
         ),
     ],
 )

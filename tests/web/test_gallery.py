@@ -17,12 +17,13 @@ from fedscale_server.web.gallery import NEWEST, POINTS, curves_of, picture_of, t
 from tests.fedscale.sample_run import full_run, large_run, round_of, run_of
 from tests.server.running import plan_text
 from tests.web.conftest import Front
+from tests.web.long_run import keep
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
 
 def read(record: RunRecord) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(curves_of(record))
+    told: dict[str, Any] = json.loads(curves_of(record.rounds))
     return told
 
 
@@ -67,10 +68,31 @@ def test_what_is_no_number_or_was_not_measured_is_null() -> None:
 
 def test_curves_are_a_small_part_of_a_long_record() -> None:
     record = large_run(50, 3_000)
-    told = curves_of(record)
+    told = curves_of(record.rounds)
     assert len(told) * 30 < len(record.to_json())
     (chart,) = [chart for chart in json.loads(told)["charts"] if chart["name"] == "auc"]
     assert (len(chart["rounds"]), len(chart["sites"]), chart["rounds"][0], chart["rounds"][-1]) == (POINTS, 50, 1, 3_000)
+
+
+async def test_a_part_of_a_long_run_has_every_round(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "POINTS", 80)
+    record = run_of(*map(round_of, range(1, 201)))
+    keep(front.store, record)
+    guest, path = await front.person(Role.AUDITOR), f"/api/runs/{record.run}/curves"
+    whole = (await guest.http.get(path)).json()
+    assert [len(chart["rounds"]) for chart in whole["charts"]] == [80, 80]
+    for until, first, last in ((80, 1, 80), (160, 81, 160), (240, 161, 200), (7, 1, 7)):
+        part = (await guest.http.get(path, params={"until": until})).json()
+        assert {(chart["phase"], chart["name"]) for chart in part["charts"]} == {("train", "loss"), ("evaluate", "loss")}
+        numbers = [*range(first, last + 1)]
+        for chart in part["charts"]:
+            assert chart["rounds"] == numbers
+            assert chart["all"] == pytest.approx([1.0 / number for number in numbers], rel=1e-5)
+            assert chart["sites"]["south"] == pytest.approx([1.1 / number for number in numbers], rel=1e-5)
+        assert part["moved"] == [[number, 6_000_000] for number in numbers]
+    assert (await guest.http.get(path, params={"until": 0})).json() == whole
+    for wrong in ("-1", "x", "1000001"):
+        assert (await guest.http.get(path, params={"until": wrong})).status_code == 400
 
 
 async def test_a_run_that_is_over_is_read_once(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +112,7 @@ async def test_a_run_that_is_over_is_read_once(front: Front, monkeypatch: pytest
     for path in ("/api/runs/long-1/curves", "/api/runs/long-1", "/runs", "/api/runs", "/models", "/privacy"):
         assert (await guest.http.get(path)).status_code == 200, path
     assert len(seen) == 1
-    assert (await guest.http.get("/api/runs/long-1/curves")).text == curves_of(record)
+    assert (await guest.http.get("/api/runs/long-1/curves")).text == curves_of(record.rounds)
     assert (await guest.http.get("/api/runs/long-1/record")).text == record.to_json(), "as it is stored"
     assert len(seen) == 1
     at_most = f"at most {POINTS} rounds"

@@ -41,6 +41,7 @@ LOGGED_IN: dict[str, tuple[int, int, int]] = {
     "POST /api/runs": (400, 400, 403),
     "GET /api/runs/{run}": (404, 404, 404),
     "GET /api/runs/{run}/curves": (404, 404, 404),
+    "GET /api/runs/{run}/timeline": (404, 404, 404),
     "GET /api/runs/{run}/record": (404, 404, 404),
     "GET /api/runs/{run}/events": (404, 404, 404),
     "GET /api/runs/{run}/report": (404, 404, 404),

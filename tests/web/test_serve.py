@@ -176,7 +176,7 @@ def test_users_are_added_listed_changed_and_removed(home: Path, monkeypatch: pyt
 
 
 def test_a_password_may_come_from_stdin_and_is_not_shown(home: Path) -> None:
-    words = [sys.executable, "-m", "fedscale.cli", "server", "user", "add", "grace", "--role", "auditor", "--password-stdin"]
+    words = [sys.executable, "-m", "fedscale", "server", "user", "add", "grace", "--role", "auditor", "--password-stdin"]
     done = subprocess.run(words, input=f"{PASSWORD}\n", capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, "added grace as auditor\n")
     short = subprocess.run(words, input="short\n", capture_output=True, text=True, check=False, timeout=PATIENCE)
@@ -211,7 +211,7 @@ def test_ports_of_a_coordinator_are_three(home: Path) -> None:
 
 
 def test_a_real_coordinator_hands_out_a_link_that_works_until_it_is_killed(home: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "fedscale.cli", "server", "start", "--json"]
+    words = [sys.executable, "-m", "fedscale", "server", "start", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ) as process:
         try:
             assert process.stdout is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, Playwright, async_playwright, expect
 
 PATIENCE = 60_000
 FLAGS = (
@@ -22,6 +22,8 @@ FLAGS = (
 )
 PHONE = {"width": 390, "height": 800}
 AUDIT = Path(__file__).with_name("audit.js").read_text()
+# Whatever is waited for may take its time on a busy machine; five seconds, the library's own, are soon over.
+expect.set_options(timeout=PATIENCE)
 
 
 @dataclass

@@ -450,6 +450,12 @@ class Store:
         with self._read() as session:
             return list(session.exec(wanted))
 
+    def lines(self, run: str, names: Iterable[str]) -> list[Journal]:
+        """The lines of a run's journal with one of these unique names, in order."""
+        wanted = select(Journal).where(col(Journal.run) == run, col(Journal.unique_key).in_([*names])).order_by(col(Journal.seq))
+        with self._read() as session:
+            return list(session.exec(wanted))
+
     def lines_of_ended(self, unique: str, since: datetime, most: int) -> list[Journal]:
         """The lines of this unique name of runs that have ended since a time, those of the newest runs first, at most so many."""
         ended = (col(RunRow.finished) >= since) & (col(Journal.unique_key) == unique)

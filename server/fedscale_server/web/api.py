@@ -17,13 +17,16 @@ from fedscale.record import RunRecord
 from fedscale.report.page import POLICY
 from fedscale.web.faults import body
 from fedscale.web.visitors import Visitor
+from fedscale.wire.limits import ROUNDS
 from fedscale_server.answers import Invitation, Project, RunInfo, Site, Status
 from fedscale_server.coordinator import Coordinator
-from fedscale_server.trail import Author, Deed
+from fedscale_server.deeds import Deed
+from fedscale_server.trail import Author
 from fedscale_server.web import stream
 from fedscale_server.web.accounts import Doorkeeper
 from fedscale_server.web.gallery import Gallery
 from fedscale_server.web.parcel import bundle_of, plan_of
+from fedscale_server.web.past import Past, phases
 from fedscale_server.web.views import Progress, progress
 
 RECENT_PHASES = 60
@@ -230,9 +233,16 @@ async def run_progress(run: str, desk: Desk, pictures: Pictures) -> Progress:
 
 
 @router.get("/runs/{run}/curves", response_class=Response, responses={200: {"content": {"application/json": {}}}})
-async def run_curves(run: str, pictures: Pictures) -> Response:
-    """The curves of a run so far, metric by metric; of a long run some of its rounds, with the newest ones all."""
-    return Response(await pictures.curves(run), media_type="application/json")
+async def run_curves(run: str, pictures: Pictures, until: Annotated[int, Query(ge=0, le=ROUNDS)] = 0) -> Response:
+    """The curves of a run so far, metric by metric; of a long run some of its rounds, the newest ones all, or all of the last rounds up to one."""
+    return Response(await pictures.curves(run, until), media_type="application/json")
+
+
+@router.get("/runs/{run}/timeline")
+async def run_timeline(run: str, desk: Desk, until: Annotated[int, Query(ge=1, le=ROUNDS)] = ROUNDS) -> list[Past]:
+    """What each site did, moment by moment, in the last closed phases up to a round."""
+    info = await desk.run(run)
+    return await asyncio.to_thread(phases, desk.engine.store, info.run, min(until, info.number))
 
 
 @router.get("/runs/{run}/record", response_class=Response, responses={200: {"content": {"application/json": {}}}})

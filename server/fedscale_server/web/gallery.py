@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fedscale.lanes import Spent, spent
 from fedscale.record import Phase, RoundRecord, RunRecord, finals
+from fedscale_server.web.past import rounds
 from fedscale_server.web.views import Share, Trouble, shares, troubles
 
 if TYPE_CHECKING:
@@ -72,17 +73,19 @@ class Gallery:
                 del self._kept[old]
         return info, self._kept[info.run]
 
-    async def curves(self, run: str) -> str:
-        """The curves of a run as JSON, see ``curves_of``.
+    async def curves(self, run: str, until: int = 0) -> str:
+        """The curves of a run as JSON, see ``curves_of``; with ``until`` those of the last ``POINTS`` rounds up to that one, which are all drawn.
 
         Raises:
             NotFound: no such run.
         """
         info = await self._desk.run(run)
+        if until:
+            return await asyncio.to_thread(lambda: curves_of(rounds(self._desk.engine.store, info.run, until, POINTS)))
         if info.finished:
             return (await self.picture(info.run))[1].curves
         _, record = await self._desk.record(info.run)
-        return await asyncio.to_thread(curves_of, record)
+        return await asyncio.to_thread(curves_of, record.rounds)
 
 
 def picture_of(record: RunRecord) -> Picture:
@@ -93,11 +96,11 @@ def picture_of(record: RunRecord) -> Picture:
 
 def _over(record: RunRecord) -> Picture:
     """The picture of a run that is over, to be kept: what it was made of is not."""
-    return replace(picture_of(record), record=replace(record, rounds=()), curves=curves_of(record))
+    return replace(picture_of(record), record=replace(record, rounds=()), curves=curves_of(record.rounds))
 
 
-def curves_of(record: RunRecord) -> str:
-    """All curves of a run as its page draws them.
+def curves_of(closed_rounds: Sequence[RoundRecord]) -> str:
+    """The curves of rounds of a run as its page draws them.
 
     ``charts`` by phase and metric, with the value of all sites together and of each site that may be seen, round by round; the
     ``moved`` bytes of each round; and the last round of each phase that is ``closed``. Of a long run a curve has ``POINTS`` rounds.
@@ -105,7 +108,7 @@ def curves_of(record: RunRecord) -> str:
     rows: defaultdict[tuple[str, str], list[RoundRecord]] = defaultdict(list)
     moved: defaultdict[int, int] = defaultdict(int)
     closed: dict[str, int] = {}
-    for row in record.rounds:
+    for row in closed_rounds:
         for name in dict.fromkeys((*row.metrics, *(name for values in row.sites.values() for name in values))):
             rows[row.phase, name].append(row)
         moved[row.number] += row.bytes_up + row.bytes_down

@@ -45,6 +45,7 @@ RIGHTS: dict[str, frozenset[Role | None]] = {
     "POST /api/runs": OPERATORS,
     "GET /api/runs/{run}": READERS,
     "GET /api/runs/{run}/curves": READERS,
+    "GET /api/runs/{run}/timeline": READERS,
     "GET /api/runs/{run}/record": READERS,
     "GET /api/runs/{run}/events": READERS,
     "GET /api/runs/{run}/report": READERS,

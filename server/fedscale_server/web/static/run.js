@@ -2,6 +2,7 @@
 
 import { Chart, Series } from "/static/chart.js";
 import { ask, follow, refreshSoon } from "/static/pages.js";
+import { Rounds } from "/static/rounds.js";
 import { Timeline } from "/static/timeline.js";
 
 const FULL = { evaluate: "evaluation", train: "training" };
@@ -10,9 +11,8 @@ const WORTH = new Set(["opened", "closed", "failed", "lost", "returned", "finish
 const MOST_CHARTS = 24;
 
 export async function show({ run, since, higher, now }) {
-  const page = new Page(higher.split(" "));
+  const path = `/api/runs/${encodeURIComponent(run)}`, page = new Page(higher.split(" "), path);
   page.timeline.skew = Number(now) - Date.now() / 1000;
-  const path = `/api/runs/${encodeURIComponent(run)}`;
   page.begin(await ask(`${path}/curves`));
   page.draw();
   follow((last) => `${path}/events?after=${last}`, (event) => page.take(event), Number(since));
@@ -21,19 +21,46 @@ export async function show({ run, since, higher, now }) {
 }
 
 class Page {
-  constructor(higher) {
-    this.higher = higher;
+  constructor(higher, path) {
+    Object.assign(this, { higher, path, held: null });
     this.box = document.getElementById("charts");
     this.charts = new Map();
     this.failing = document.getElementById("failing");
+    this.part = document.getElementById("curves-part");
+    this.part?.addEventListener("change", () => this.choose(this.part.value));
     this.timeline = new Timeline(...["timeline", "timeline-readout", "timeline-legend"].map((id) => document.getElementById(id)));
+    this.rounds = new Rounds(this.timeline, document.getElementById("timeline-rounds"), (until) => ask(`${path}/timeline?until=${until}`));
   }
   take(event) {
     if (event === null) return refreshSoon(0);
     this.timeline.take(event);
-    if (event.kind === "closed") { this.close({ ...event.detail, number: event.number, phase: event.phase }); this.failing.replaceChildren(); this.draw(); }
+    if (event.kind === "opened") this.rounds.write();
+    if (event.kind === "closed") {
+      const row = { ...event.detail, number: event.number, phase: event.phase };
+      if (this.held) this.held.push(row);
+      else { this.close(row); this.draw(); }
+      this.failing.replaceChildren();
+    }
     if (event.kind === "failed" || event.kind === "lost") this.told(event);
     if (WORTH.has(event.kind)) refreshSoon();
+  }
+  /** Draw every round of a part, up to that round, or, with "", the whole run again; what closes meanwhile is held until then. */
+  async choose(until) {
+    if (!until) this.held = [];
+    const told = this.part.parentElement.querySelector("output");
+    try {
+      const curves = await ask(`${this.path}/curves?until=${until || 0}`);
+      if (this.part.value !== until) return;
+      this.charts.clear();
+      this.box.replaceChildren();
+      this.begin(curves);
+      if (!until) this.held.forEach((row) => this.close(row));
+      this.held = until ? [] : null;
+      told.textContent = curves.charts.length ? "" : "nothing was measured in these rounds";
+      this.draw();
+    } catch (error) {
+      told.textContent = error.message;
+    }
   }
   /** The curves so far. */
   begin({ charts, moved, closed }) {

@@ -17,7 +17,7 @@ const HEIGHT = { wait: [11, 13], download: [12, 21], train: [3, 21], evaluate: [
 
 export class Timeline {
   constructor(canvas, readout, legend) {
-    Object.assign(this, { canvas, readout, rounds: [], progress: new Map(), now: 0, lane: 0, part: -1, skew: 0 });
+    Object.assign(this, { canvas, readout, rounds: [], past: null, progress: new Map(), now: 0, lane: 0, part: -1, skew: 0 });
     for (const [name, text] of [...Object.entries(STAGES).map(([stage, [words]]) => [stage, words]), ["again", "tried again"]]) {
       const item = document.createElement("li"), box = document.createElement("span");
       box.className = `key-box phase-${name}`;
@@ -33,6 +33,14 @@ export class Timeline {
   get open() {
     const last = this.rounds.at(-1);
     return last?.end === null ? last : undefined;
+  }
+  /** What is drawn: the newest rounds, or those of long ago that somebody looks at. */
+  get shown() { return this.past ?? this.rounds; }
+  /** Show rounds of long ago; with `null` follow the newest ones again. */
+  look(past) {
+    Object.assign(this, { past: past?.map((round) => ({ ...round, lanes: new Map(Object.entries(round.lanes)) })) ?? null, part: -1 });
+    this.readout.textContent = "";
+    this.redraw();
   }
   /** Note an event of the run, in the order in which they come. */
   take({ kind, node, phase, number, at, detail }) {
@@ -69,14 +77,15 @@ export class Timeline {
   }
   /** What time the axis ends at: the coordinator's now while a round is open, so that lanes grow between events. */
   get ends() {
+    if (this.past) return this.past.at(-1)?.end ?? 0;
     return this.open ? Math.max(this.now, Date.now() / 1000 + this.skew) : this.now;
   }
   get sites() {
-    return [...new Set(this.rounds.flatMap((round) => [...round.lanes.keys()]))];
+    return [...new Set(this.shown.flatMap((round) => [...round.lanes.keys()]))];
   }
   /** The parts of a site's lane through all rounds. */
   parts(site) {
-    return this.rounds.flatMap((round) => (round.lanes.get(site) ?? []).map(([stage, at], place, lane) => {
+    return this.shown.flatMap((round) => (round.lanes.get(site) ?? []).map(([stage, at], place, lane) => {
       const end = stage === "failed" ? at : lane[place + 1]?.[1] ?? (round.end ?? this.ends) - round.opened;
       const going = round.end === null && place === lane.length - 1;
       return { stage, round, from: round.opened + at, to: round.opened + Math.max(end, at), again: lane[place - 1]?.[0] === stage, going };
@@ -85,7 +94,7 @@ export class Timeline {
   draw() {
     const sites = this.sites, lanes = sites.map((site) => this.parts(site));
     this.canvas.style.height = `${Math.max(sites.length, 1) * LANE + FOOT}px`;
-    const { pen, width, height } = sized(this.canvas), c = colours(), ends = this.ends, begins = this.rounds[0]?.opened ?? 0, label = this.label = Math.min(120, width / 4);
+    const { pen, width, height } = sized(this.canvas), c = colours(), ends = this.ends, begins = this.shown[0]?.opened ?? 0, label = this.label = Math.min(120, width / 4);
     if (!sites.length) return this.empty(pen, c);
     const x = (this.x = (at) => label + ((at - begins) / Math.max(ends - begins, 1e-3)) * (width - label - 10));
     pen.font = "12px system-ui, 'DejaVu Sans', sans-serif"; pen.textBaseline = "middle";
@@ -105,13 +114,13 @@ export class Timeline {
   numbers(pen, x, width, height, c) {
     let free = -Infinity;
     pen.textAlign = "center";
-    for (const { phase, number, opened } of this.rounds) {
+    for (const { phase, number, opened } of this.shown) {
       const left = x(opened);
       pen.fillStyle = c.line; pen.fillRect(left, 0, 1, height - FOOT);
       if (phase === "train" && left > free && left < width - TOTAL) { pen.fillStyle = c.soft; pen.fillText(String(number), left, height - FOOT / 2); free = left + 34; }
     }
     pen.textAlign = "right"; pen.fillStyle = c.soft; pen.fillText("round", this.label - 12, height - FOOT / 2);
-    pen.fillText(`${lasts(this.ends - this.rounds[0].opened)} in all`, width - 10, height - FOOT / 2);
+    pen.fillText(`${lasts(this.ends - this.shown[0].opened)} in all`, width - 10, height - FOOT / 2);
   }
   draw_lane(pen, site, parts, row, x, c) {
     const top = row * LANE, chosen = row === this.lane && document.activeElement === this.canvas;
