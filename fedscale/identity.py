@@ -51,6 +51,7 @@ _LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _IPV6 = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\]")
 _WORD = re.compile("[A-Za-z0-9_-]{1,64}")
+_WRAPPING = re.compile("[\\s<>()\"'`\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}\N{ZERO WIDTH NO-BREAK SPACE}\N{ZERO WIDTH SPACE}]")
 _HASH = re.compile("[A-Za-z0-9_-]{43}")
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 _UNUSABLE = (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
@@ -234,8 +235,11 @@ def verify_issued(leaf_pem: bytes, ca_pem: bytes, now: datetime, usage: x509.Obj
         except (*_UNREADABLE, InvalidSignature):
             raise TicketError(f"{what} is not signed by the authority's key") from None
         if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            why = "it has expired" if now > certificate.not_valid_after_utc else "it is not valid yet"
-            raise TicketError(f"{what} is not valid now", why=why, hint="check this machine's clock")
+            begins, ends = (f"{at:%Y-%m-%d %H:%M} UTC" for at in (certificate.not_valid_before_utc, certificate.not_valid_after_utc))
+            why = f"it is valid from {begins} to {ends}, and this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+            raise TicketError(
+                f"{what} is not valid now", why=why, hint="set the clock that is wrong, here or there, and try again with the same ticket"
+            )
     usages = _extension(leaf, x509.ExtendedKeyUsage)
     if usages is None or usage not in usages:
         raise TicketError("the certificate was issued for another use")
@@ -425,12 +429,12 @@ class Ticket:
 
     @classmethod
     def parse(cls, text: str) -> Ticket:
-        """Read a token back; spaces and line breaks that mail programs add are ignored.
+        """Read a token back; spaces, line breaks, quotes and brackets that mail programs and shells add are ignored, and so is the command before it.
 
         Raises:
             TicketError: not a ticket, of another version, cut or altered, or with a bad address.
         """
-        match = re.fullmatch(r"fs([0-9]{1,3})\.(.*)", "".join(text.split()))
+        match = re.fullmatch(r"(?:fedscalenodejoin)?fs([0-9]{1,3})\.(.*)", _WRAPPING.sub("", text))
         if not match or len(text) > MAX_TICKET:
             raise TicketError("this is not a ticket", why=f"a ticket starts with 'fs{TICKET_VERSION}.'", hint=PASTE)
         if int(match[1]) != TICKET_VERSION:

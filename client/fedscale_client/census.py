@@ -16,7 +16,7 @@ from typing import Any
 
 from fedscale.data import Dataset
 from fedscale.errors import DataError, FedscaleError
-from fedscale.privacy.rounds import units_of
+from fedscale.privacy.units import units_of
 from fedscale_client import datasets, failures
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome, make_private, open_private

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -16,6 +14,7 @@ from fedscale_client.datasets import check
 from fedscale_client.declarations import listed
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger import reading
+from fedscale_client.ledger.claims import to_set
 from fedscale_client.options import HOME, HomeFolder, opened
 from fedscale_client.standing import REJOIN, refusal
 
@@ -51,9 +50,9 @@ def _posture(node: NodeHome) -> Iterator[Finding]:
     rules = policy.load(node)
     if status["paused"]:
         yield Finding("paused", WARNING, "nothing begins and nothing leaves", "go on: fedscale node resume")
-    readable = [path for path in (node.key_file, node.identity_file) if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077]
-    hint = f"chmod -R go= {shlex.quote(str(node.path))}" if readable else ""
-    yield Finding("keys", FAULT if readable else FINE, "others on this machine can read them" if readable else "only their owner can read them", hint)
+    for name, problem in facts.exposed(node).items():
+        sound = f"only their owner can {'read' if name == 'keys' else 'change'} them"
+        yield Finding(name, FAULT if problem else FINE, problem or sound, facts.closing(node) if problem else "")
     if node.ledger.exists():
         problem, _ = reading.verify(node)
         yield Finding("ledger", FAULT if problem else FINE, problem or "verifies", "see: fedscale privacy ledger --verify" if problem else "")
@@ -63,7 +62,7 @@ def _posture(node: NodeHome) -> Iterator[Finding]:
     for name in status["datasets"]:
         cap = rules.of(name).cap
         found = f"at most epsilon {cap.epsilon:g} for each {cap.unit}" if cap else "no cap on what it gives away"
-        yield Finding(f"budget {name}", FINE if cap else WARNING, found, "" if cap else f"fedscale node policy set datasets.{name}.epsilon=4")
+        yield Finding(f"budget {name}", FINE if cap else WARNING, found, "" if cap else to_set(name, epsilon=4, units='["record"]'))
     apps = f"{len(rules.apps)} approved" if rules.apps else "any may run"
     yield Finding("apps", FINE if rules.apps else WARNING, apps, "" if rules.apps else "approve them one by one: fedscale node console")
 

@@ -13,6 +13,7 @@ from fedscale.cli.lazy import later
 from fedscale.cli.logs import LogFormat, configure
 from fedscale.heap import share_one_heap
 from fedscale_client.chronicle import Chronicle
+from fedscale_client.facts import closing, exposed
 from fedscale_client.options import HOME, HomeFolder, opened
 
 WORRYING = frozenset({"disconnected", "failed", "not renewed", "datasets not read", "ledger rolled back"})
@@ -31,6 +32,9 @@ def start(*, home: HomeFolder = HOME, log: LogFormat = "text") -> None:
         except OSError as error:  # it proves nothing: not worth an answer, and the full disk is told of elsewhere
             structlog.get_logger().warning("chronicle not written", why=error.strerror)
 
+    for name, problem in exposed(joined).items():
+        if problem:
+            structlog.get_logger().warning(f"{name} of this site are open", problem=problem, hint=closing(joined))
     share_one_heap()
     asyncio.run(later("fedscale_client.node:run")(joined, on_event=happened))
 

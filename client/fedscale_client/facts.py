@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import stat
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fedscale.errors import Conflict
 from fedscale_client import policy
+from fedscale_client.credentials import Credentials
 from fedscale_client.declarations import listed
 from fedscale_client.home import NodeHome
 from fedscale_client.policy import Policy
@@ -19,7 +24,7 @@ def status(node: NodeHome) -> dict[str, Any]:
     Raises:
         ConfigError: it has not joined, or a file of its home cannot be read.
     """
-    settings, until = node.settings(), node.credentials().expires()
+    settings, until = node.settings(), Credentials.of(node).expires()
     data = settings.model_dump(include={"name", "project", "federation", "address"}) | {"home": str(node.path)}
     return data | {
         "running": node.is_held(),
@@ -27,6 +32,26 @@ def status(node: NodeHome) -> dict[str, Any]:
         "valid_until": until.isoformat(),
         "datasets": sorted(listed(node)),
     }
+
+
+def exposed(node: NodeHome) -> dict[str, str]:
+    """What others on this machine can do with a node's ``keys`` and ``rules``; each empty where only their owner can do anything."""
+    keys = (node.key_file, node.identity_file)
+    rules = (node.path, node.policy_file, node.settings_file, node.datasets_file, node.ledger)
+    return {
+        "keys": "others on this machine can read them" if _lets_in(keys, 0o077) else "",
+        "rules": "others on this machine can change what this site allows" if _lets_in(rules, 0o022) else "",
+    }
+
+
+def _lets_in(paths: Iterable[Path], bits: int) -> bool:
+    """Whether the permissions of one of these files or folders have one of these bits."""
+    return any(stat.S_IMODE(path.stat().st_mode) & bits for path in paths if path.exists())
+
+
+def closing(node: NodeHome) -> str:
+    """The command that lets only the owner in."""
+    return f"chmod -R go= {shlex.quote(str(node.path))}"
 
 
 def pause(node: NodeHome, *, paused: bool) -> None:

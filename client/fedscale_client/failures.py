@@ -35,6 +35,9 @@ FULL = f"disk full or over quota ({os.strerror(errno.ENOSPC).lower()})"
 OURS = (*(Path(folder).resolve() for folder in fedscale.__path__), Path(__file__).resolve().parent)
 LIBRARIES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib", "platstdlib")))
 
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, object.h: made at run time, as every class of Python is
+COMPILED = frozenset({"OutOfMemoryError", "AcceleratorError", "error"})  # names in compiled modules, where nobody can look them up
+
 HINTS = {
     Cause.CODE: "the site finds the full message in the log of its worker",
     Cause.DATA: "the site can look with: fedscale node data check",
@@ -112,12 +115,12 @@ def _foreign(error: BaseException, cause: Cause, context: Context) -> str:
     if cause is Cause.DISK:
         return FULL
     if cause is Cause.MEMORY:
-        return f"out of memory ({_kind(error)})"
+        return f"out of memory ({_kind(error, context)})"
     if isinstance(error, ModuleNotFoundError) and _imported(error):
         return f"the app needs the package '{error.name}', which this node does not have"
     if context.loading:
-        return f"the dataset '{context.dataset}' could not be loaded: {_kind(error)}"
-    return f"the app raised {_kind(error)}"
+        return f"the dataset '{context.dataset}' could not be loaded: {_kind(error, context)}"
+    return f"the app raised {_kind(error, context)}"
 
 
 def _imported(error: ModuleNotFoundError) -> bool:
@@ -128,12 +131,27 @@ def _imported(error: ModuleNotFoundError) -> bool:
     return last is not None and last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["IMPORT_NAME"]
 
 
-def _kind(error: BaseException) -> str:
+def _kind(error: BaseException, context: Context) -> str:
     """The type, by the first class of its line that a module defines: one made up at run time could be named after data."""
     for kind in type(error).__mro__:
-        if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind:
+        if getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind and _written(kind, context):
             return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     return "Exception"
+
+
+def _written(kind: type, context: Context) -> bool:
+    """Whether a class's name stands in code of the bundle or of a package: an app can put a class of any name into any module, or make one up."""
+    if not kind.__flags__ & HEAP_TYPE:
+        return True
+    file = Path(getattr(sys.modules[kind.__module__], "__file__", None) or os.devnull)
+    place = [*file.parent.parts, *([] if file.stem == "__init__" else [file.name.partition(".")[0]])]
+    module = kind.__module__.split(".")
+    if place[-len(module) :] != module or not _below(file, (context.bundle, *OURS, *LIBRARIES)):
+        return False
+    try:
+        return kind.__name__ in COMPILED or (kind.__name__.isidentifier() and kind.__name__ in file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
 
 
 def _place(where: str, context: Context) -> str:
@@ -152,7 +170,7 @@ def _traceback(error: BaseException, context: Context) -> str:
         chain.append(before)
     lines: list[str] = []
     for part in reversed(chain):
-        lines += [*_frames(part, context), _kind(part) if part is error else f"{_kind(part)}, then"]
+        lines += [*_frames(part, context), _kind(part, context) if part is error else f"{_kind(part, context)}, then"]
     return "\n".join(lines)[-LONGEST:]
 
 

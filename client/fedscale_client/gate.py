@@ -7,16 +7,17 @@ that it has arrived. ``close`` gives back what was set aside for a task of which
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedscale.clock import Clock
 from fedscale.errors import ConfigError, FedscaleError, PolicyRefusal
 from fedscale.learner import Phase
-from fedscale.privacy.rounds import spend_of
+from fedscale.privacy.events import Spend
+from fedscale.privacy.rounds import spend_of, spends_over
 from fedscale.vector import Schema
 from fedscale.wire.convert import Key
 from fedscale_client import declarations, policy
@@ -33,6 +34,7 @@ from fedscale_client.policy import Policy
 OWN = "the site's owner looks with: fedscale node policy show, fedscale privacy ledger --verify"
 BROKEN = "the privacy ledger of this site cannot be used"
 
+LOOK_SECONDS = 0.5
 T = TypeVar("T")
 
 
@@ -78,7 +80,7 @@ class Gate:
             kept: digest of the answer that is there already, if any.
 
         Raises:
-            PolicyRefusal: the policy does not allow the task, or it would pass a cap.
+            PolicyRefusal: the policy does not allow the task, or it or what its run has planned would pass a cap.
             DataError: the dataset cannot be counted.
             PlanError: the plan's privacy cannot be made.
             OSError: the disk refuses.
@@ -87,8 +89,8 @@ class Gate:
             raise PolicyRefusal(BROKEN, hint=OWN)
         rules = _rules(self._home)
         rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
-        claim = await self._claim(assignment, declaration, rules)
-        reserving = asyncio.create_task(asyncio.to_thread(self._reserve, claim, rules, kept))
+        claim, run = await self._claim(assignment, declaration, rules)
+        reserving = asyncio.create_task(asyncio.to_thread(self._reserve, claim, run, rules, kept))
         permit = self._permits[assignment.key] = Permit(assignment, reserving)
         await asyncio.shield(reserving)
         return permit
@@ -121,6 +123,21 @@ class Gate:
         permit.counts = await asyncio.to_thread(_trusted, lambda: self._open().release(permit.reserving.result(), parcel))
         return self._open().end
 
+    async def passing(self, leaving: Coroutine[Any, Any, T]) -> T:
+        """What lets an answer leave, to its end, or broken off as soon as the owner pauses the site; what has left by then stays spent.
+
+        Raises:
+            PolicyRefusal: the site was paused meanwhile.
+        """
+        sending = asyncio.create_task(leaving)
+        try:
+            while not (await asyncio.wait({sending}, timeout=LOOK_SECONDS))[0]:
+                _rules(self._home).going()
+            return await sending
+        finally:
+            sending.cancel()
+            await asyncio.wait({sending})
+
     async def commit(self, key: Key, verdict: str, reason: str) -> None:
         """Note what became of an answer; that it left is on record already, so a ledger that fails now is told of before the next task."""
         permit = self._permits[key]
@@ -139,8 +156,8 @@ class Gate:
             reservation = await reserving
             await asyncio.to_thread(lambda: self._open().refund(reservation, "nothing left this site"))
 
-    async def _claim(self, assignment: Assignment, declaration: Declaration, rules: Policy) -> Claim:
-        """What a task claims, all of it computed here."""
+    async def _claim(self, assignment: Assignment, declaration: Declaration, rules: Policy) -> tuple[Claim, tuple[Spend, ...]]:
+        """What a task claims, and what its run would cost from there to its end, all of it computed here."""
         plan, task = assignment.plan, assignment.task
         dp, name = plan.privacy, plan.job.data
         claim = Claim(
@@ -155,15 +172,18 @@ class Gate:
             coordinator=f"{self._settings.federation} at {self._settings.address}",
         )
         if dp is None:
-            return claim
+            return claim, ()
         rounds, masked = plan.strategy.rounds, plan.secagg.enabled
         if task.number > rounds:
             raise PolicyRefusal(f"round {task.number} is beyond the {rounds} rounds of the plan", where="strategy.rounds")
         counted = await self._census(declaration, dp.unit)
-        spend = await asyncio.to_thread(spend_of, dp, plan.train, rounds, task.phase, counted.units, masked=masked)
-        # Metrics of the rows held out leave as they are: no noise covers them. The first model comes from the app alone.
-        spends = (spend,) if spend else None if task.phase is Phase.EVALUATE else ()
-        return replace(claim, spends=spends, unit=dp.unit, delta=dp.delta, data=counted.data)
+        claim = replace(claim, unit=dp.unit, delta=dp.delta, data=counted.data)
+        if task.phase is Phase.EVALUATE:
+            return claim, ()  # metrics of the rows held out leave as they are: no noise covers them
+        spend = await asyncio.to_thread(spend_of, dp, plan.train, rounds, Phase.TRAIN, counted.units, masked=masked)
+        left = rounds - max(task.number, 1) + 1
+        # The first model comes from the app alone and costs nothing; whoever makes it is asked for all the rounds after it.
+        return replace(claim, spends=(spend,) if spend and task.phase is Phase.TRAIN else ()), spends_over(spend, left) if spend else ()
 
     async def _census(self, declaration: Declaration, unit: str) -> Census:
         """The census of a dataset, taken again when its declaration or files have changed."""
@@ -172,10 +192,10 @@ class Gate:
             self._counted = (key, await census(self._home, declaration, unit))
         return self._counted[1]
 
-    def _reserve(self, claim: Claim, rules: Policy, kept: str) -> int:
+    def _reserve(self, claim: Claim, run: tuple[Spend, ...], rules: Policy, kept: str) -> int:
         """Set the claim aside in the ledger; of metrics under a private plan the policy has decided already."""
         cap = None if claim.unit and claim.spends is None else rules.of(claim.dataset).cap
-        return _trusted(lambda: self._open().reserve(claim, cap, kept))
+        return _trusted(lambda: self._open().reserve(claim, cap, kept, run))
 
     def _open(self) -> Ledger:
         """The ledger, opened when it is first needed."""

@@ -42,7 +42,9 @@ from fedscale.identity import (
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.wire.limits import CHANNEL_OPTIONS
-from fedscale_client.home import Credentials, NodeHome, NodeSettings, identity_key, make_private, parse, write_private, write_toml
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeHome, NodeSettings, make_private, parse, write_private, write_toml
+from fedscale_client.keys import identity_key
 from fedscale_client.rpc import REACH, error_of
 from fedscale_client.standing import refusal
 
@@ -134,7 +136,7 @@ def _former(home: NodeHome) -> dict[str, object]:
         return {}
     settings = home.settings()
     try:
-        home.credentials().check(datetime.now(UTC))
+        Credentials.of(home).check(datetime.now(UTC))
     except FedscaleError:
         return settings.model_dump()
     if isinstance(refusal(home, ASK_SECONDS), AccessDenied):

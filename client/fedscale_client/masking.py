@@ -30,7 +30,8 @@ from fedscale.wire.convert import Key
 from fedscale_client import failures, policy
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
-from fedscale_client.home import NodeHome, identity_key, make_private, read_toml, write_private, write_toml
+from fedscale_client.home import NodeHome, make_private, read_toml, write_private, write_toml
+from fedscale_client.keys import identity_key
 
 MOST_SEATS = 64
 SUFFIX = ".masked"

@@ -23,8 +23,9 @@ from fedscale_client import declarations, failures, renewal, states
 from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
 from fedscale_client.connection import Assignment, Connection
+from fedscale_client.credentials import Credentials
 from fedscale_client.gate import Gate
-from fedscale_client.home import Credentials, NodeHome
+from fedscale_client.home import NodeHome
 from fedscale_client.masking import Masking, Seat
 from fedscale_client.performer import Performer
 from fedscale_client.transfer import Transfer
@@ -118,7 +119,7 @@ class Node:
     async def _renew(self) -> None:
         """Keep the certificate from running out."""
         while True:
-            credentials = self._home.credentials()
+            credentials = Credentials.of(self._home)
             if renewal.is_due(credentials, self._clock.now()):
                 try:
                     credentials = await renewal.renew(self._home, self._clock.now(), self._connection.settings)
@@ -259,7 +260,7 @@ class Node:
         self._delivering.add(key)
         try:
             head = await self._gate.release(key, answer, masked=masked)
-            verdict, reason, keep = await self._transfer.submit(key, answer, str(head))
+            verdict, reason, keep = await self._gate.passing(self._transfer.submit(key, answer, str(head)))
             if keep:
                 self._answers.keep(answer)
             await self._gate.commit(key, verdict, reason)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedscale.errors import ConfigError, Conflict, PlanError, PolicyRefusal
-from fedscale.tables import NAME, Document
+from fedscale.tables import NAME, Document, dotted
 from fedscale_client.home import NodeHome, exclusive, parse, write_toml
 from fedscale_client.ledger.claims import Cap
 
@@ -181,7 +181,7 @@ def without(policy: Policy, names: Iterable[str]) -> Policy:
     """
     tree = policy.model_dump(mode="json", exclude_defaults=True)
     for name in names:
-        *path, last = name.split(".")
+        *path, last = dotted(name)
         table: Any = tree
         for part in path:
             table = table.get(part) if isinstance(table, dict) else None

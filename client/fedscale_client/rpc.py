@@ -12,7 +12,8 @@ import grpc.aio
 from fedscale.errors import AccessDenied, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
 from fedscale.wire.faults import ERROR_KEY, RETRY_KEY, unpacked
 from fedscale.wire.limits import CHANNEL_OPTIONS
-from fedscale_client.home import Credentials, NodeSettings
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeSettings
 
 LEAST_PAUSE, MOST_PAUSE = 0.1, 5.0
 MOST_RETRY_AFTER = 60.0
@@ -42,17 +43,21 @@ KINDS: Mapping[grpc.StatusCode, type[FedscaleError]] = {
 # What gRPC says about a connection that failed, in the words of the person who has to mend it.
 REASONS = {
     "refused": "nothing listens there",
+    "certificate is not yet valid": "by this machine's clock the server's certificate is not valid yet",
+    "certificate has expired": "by this machine's clock the server's certificate has expired",
     "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not the federation's",
     "handshake": "the TLS handshake failed",
     "Hostname Verification": "the server's certificate is for another host",
     "name resolution": "the host name is not known",
     "Domain name": "the host name is not known",
     "DNS": "the host name is not known",
-    "Socket closed": "the server closed the connection",
+    "Socket closed": "the server closed the connection: it stops, or by its clock this node's certificate is not valid",
     "unreachable": "there is no way to that network",
     "Deadline": "no answer in time",
     "Timeout": "no answer in time",
 }
+RELEASES = "update the one of both that is older; the coordinator first"
+CLOCK = "compare the clocks of both machines, by: date --utc"
 REACH = "check the address, the network and the firewall; only an outbound connection to that port is needed"
 
 
@@ -73,7 +78,9 @@ def error_of(error: CallError, address: str) -> FedscaleError:
     kind, details = KINDS.get(error.code(), ProtocolError), error.details() or ""
     if kind is Unreachable:
         reason = next((reason for sign, reason in REASONS.items() if sign.lower() in details.lower()), error.code().name.lower().replace("_", " "))
-        return Unreachable("the server cannot be reached", where=address, why=reason, hint=REACH)
+        return Unreachable("the server cannot be reached", where=address, why=reason, hint=CLOCK if "clock" in reason else REACH)
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return ProtocolError("the server does not know what this node asks of it", where=address, why="it runs another release", hint=RELEASES)
     return kind(details[:LONGEST] or f"the server answered {error.code().name}", where=address)
 
 

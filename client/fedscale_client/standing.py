@@ -7,7 +7,8 @@ import grpc
 from fedscale.errors import AccessDenied, FedscaleError, Unreachable
 from fedscale.proto.v1 import bulk_pb2 as pb
 from fedscale.wire.codec import OFFSET
-from fedscale_client.home import Credentials, NodeHome, NodeSettings
+from fedscale_client.credentials import Credentials
+from fedscale_client.home import NodeHome, NodeSettings
 from fedscale_client.rpc import error_of
 
 REJOIN = "ask the coordinator; a revoked node joins again with a new ticket: fedscale node join TICKET"
@@ -23,7 +24,7 @@ def refusal(home: NodeHome, seconds: float) -> FedscaleError | None:
     Raises:
         ConfigError: the node has not joined, or a file of its home cannot be read.
     """
-    credentials, found = home.credentials(), None
+    credentials, found = Credentials.of(home), None
     for settings in home.servers():
         found = _asked(settings, credentials, seconds)
         if not isinstance(found, Unreachable):

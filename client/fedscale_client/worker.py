@@ -30,7 +30,7 @@ from fedscale.letters import Correspondent, Post
 from fedscale.plan import Plan
 from fedscale.task import FirstModel, Task, layout_for, perform, portion, private_for
 from fedscale.vector import Schema, Vector
-from fedscale.wire.codec import digest_of, model_from
+from fedscale.wire.codec import digest_of
 from fedscale_client import datasets, failures, pipe
 from fedscale_client.declarations import Declaration
 from fedscale_client.failures import Context
@@ -146,7 +146,7 @@ def _model(path: str, schema: Schema | None) -> Vector | None:
     if schema is None:
         return None
     with Path(path).open("rb") as file:
-        return model_from(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)), schema.size)
+        return schema.read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def _write(path: Path, values: np.ndarray[Any, Any]) -> Message:

@@ -176,7 +176,11 @@ def certificates(home: Path, now: datetime) -> Iterator[Finding]:
         except (OSError, ValueError):
             continue
         left = certificate.not_valid_after_utc - now
+        if certificate.not_valid_before_utc > now:
+            when = f"valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC, and this machine's clock says {now:%Y-%m-%d %H:%M} UTC"
+            yield Finding(f"certificate {path}", FAULT, when, "set this machine's clock")
+            continue
         state = FAULT if left <= timedelta() else WARNING if left < timedelta(hours=2) else FINE
         when = f"{'expired' if state == FAULT else 'valid until'} {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-        hint = "" if state == FINE else "start the coordinator or the node to renew it; once expired, join again with a new ticket"
+        hint = "" if state == FINE else "start the coordinator or the node to renew it; once expired, and by a right clock, join with a new ticket"
         yield Finding(f"certificate {path}", state, when, hint)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import MutableMapping
 from contextlib import suppress
-from typing import Annotated, Literal, TextIO, TypeAlias, cast
+from typing import Annotated, Any, Literal, TextIO, TypeAlias, cast
 
 import typer
 
@@ -25,10 +26,15 @@ def configure(form: Literal["text", "json"]) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        *([structlog.processors.format_exc_info] if form == "json" else []),
+        structlog.processors.format_exc_info if form == "json" else _cleaned,
     ]
     out = cast("TextIO", Unfailing(sys.stderr))
     structlog.configure(processors=[*shared, render], logger_factory=structlog.PrintLoggerFactory(out), cache_logger_on_first_use=False)
+
+
+def _cleaned(_: object, __: str, facts: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What is logged, for a terminal: texts may come from other machines."""
+    return {name: console.clean(value) if isinstance(value, str) else value for name, value in facts.items()}
 
 
 class Unfailing(io.TextIOBase):

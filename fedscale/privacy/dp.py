@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from fedscale.tables import Section
 
 
-class DP(BaseModel):
+class DP(Section):
     """Differential privacy of a run: at most ``epsilon`` at ``delta`` for all its planned rounds together.
 
     ``unit`` is whose presence is hidden: a ``record`` (a row), a ``patient`` (all rows of one group) or a whole ``node``. ``clip`` bounds the
@@ -23,8 +25,6 @@ class DP(BaseModel):
     Rows held out for evaluation are never trained on, and ``epsilon`` says nothing about them: ``metrics`` lets their exact sums leave
     inside secure aggregation only (``pooled``) or from each site in the clear (``exact``). The same holds for a node's held-out rows.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epsilon: float = Field(gt=0, allow_inf_nan=False)
     delta: float = Field(gt=0, lt=1)

@@ -12,8 +12,8 @@ from fedscale.learner import Phase, Training
 from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.clip import BIT
 from fedscale.privacy.dp import DP
-from fedscale.privacy.events import Mechanism, Spend, repeated
-from fedscale.privacy.rounds import NODES, SHARED, Way, spend_of, way_of
+from fedscale.privacy.events import Spend
+from fedscale.privacy.rounds import NODES, SHARED, Way, spend_of, spends_over, way_of
 from fedscale.privacy.statement import Statement, state
 
 FACTORS = tuple(2.0 ** (at / 2) for at in range(-2, 6))
@@ -84,7 +84,7 @@ def trades(prospect: Prospect, delta: float) -> list[Trade]:
     found = []
     for factor in FACTORS:
         spend = replace(prospect.spend, noise_multiplier=prospect.spend.noise_multiplier * factor)
-        cost = epsilon(_over(spend, prospect.rounds), delta)
+        cost = epsilon(spends_over(spend, prospect.rounds), delta)
         found.append(Trade(prospect.mechanism, prospect.units, spend.noise_multiplier, prospect.noise * factor, cost))
     return found
 
@@ -98,11 +98,6 @@ def _ways(dp: DP, units: Sequence[int]) -> Iterator[tuple[Way, int]]:
     yield "fedavg", 1
     if dp.mechanism == "ftrl":
         yield "ftrl", 1
-
-
-def _over(spend: Spend, rounds: int) -> tuple[Spend, ...]:
-    """What all rounds of one kind cost a unit; each tree goes over as many rounds as it has steps."""
-    return repeated(spend, -(-rounds // spend.steps) if spend.mechanism == Mechanism.TREE else rounds)
 
 
 def _loudness(dp: DP, way: Way, spend: Spend) -> float:
@@ -122,5 +117,5 @@ def _prospect(dp: DP, training: Training, rounds: int, way: Way, count: int, uni
     noise = spend.noise_multiplier * _loudness(dp, way, spend) / (len(units) if way in NODES else spend.sampling_rate * count)
     if way == "dpsgd":
         noise /= math.sqrt(len(units))
-    about = state(_over(spend, rounds), dp.delta, unit)
+    about = state(spends_over(spend, rounds), dp.delta, unit)
     return Prospect(way, way == own, count, spend, rounds, noise, epsilon([spend], dp.delta), about)

@@ -267,8 +267,9 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A text that ends no cell and begins no markup."""
-    return " ".join("".join(f"\\{c}" if c in "\\|`*_<>[]#" else c for c in text).split())
+    """A text that ends no cell, begins no markup, and steers no terminal it is shown in."""
+    printable = "".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return " ".join("".join(f"\\{c}" if c in "\\|`*_<>[]#" else c for c in printable).split())
 
 
 def _ticks(text: str) -> list[str]:

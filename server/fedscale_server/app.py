@@ -24,6 +24,7 @@ from fedscale.wire.limits import SERVER_OPTIONS
 from fedscale_server.certificates import Certificates
 from fedscale_server.coordinator import Coordinator
 from fedscale_server.curves import Curves
+from fedscale_server.deeds import Deed
 from fedscale_server.engine import Engine
 from fedscale_server.home import Home
 from fedscale_server.leadership import Leadership, Place
@@ -40,7 +41,7 @@ from fedscale_server.store.blobs import Blobs
 from fedscale_server.store.depot import Shelf, depot_of
 from fedscale_server.store.leases import STANDBY
 from fedscale_server.store.store import Store
-from fedscale_server.trail import Deed, Trail
+from fedscale_server.trail import Trail
 from fedscale_server.web.serve import dashboard, open_door
 
 log = structlog.get_logger()
@@ -164,8 +165,8 @@ async def _wind_down(main: grpc.aio.Server, doors: grpc.aio.Server, engine: Engi
 
 def _open_ports(main: grpc.aio.Server, doors: grpc.aio.Server, certificates: Certificates, settings: Settings) -> Settings:
     """Open both ports; returns the settings with the ports that were taken."""
-    port = _bind(main, settings.host, settings.port, certificates.credentials(members=True))
-    enrolment_port = _bind(doors, settings.host, settings.enrolment_port, certificates.credentials(members=False))
+    port = _bind(main, settings.host, settings.port, certificates.credentials(members=True), "--port")
+    enrolment_port = _bind(doors, settings.host, settings.enrolment_port, certificates.credentials(members=False), "--enrolment-port")
     return settings.model_copy(update={"port": port, "enrolment_port": enrolment_port})
 
 
@@ -181,17 +182,16 @@ def _add_services(
     return coordinator
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials) -> int:
-    """Open a port; returns its number."""
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials, option: str) -> int:
+    """Open a port, which people choose by an option; returns its number."""
     shown = f"[{host}]" if _is_ipv6(host) else host
     try:
         taken = server.add_secure_port(f"{shown}:{port}", credentials)
     except RuntimeError:
         taken = 0
     if not taken:
-        raise ConfigError(
-            f"cannot listen on {shown}:{port}", why="the port is taken or the address is not this machine's", hint="choose another with --port"
-        )
+        why = "the port is taken or the address is not this machine's"
+        raise ConfigError(f"cannot listen on {shown}:{port}", why=why, hint=f"choose another with {option}")
     return int(taken)
 
 

@@ -16,8 +16,9 @@ from fedscale import console, files
 from fedscale.cli.options import Json
 from fedscale.errors import Conflict
 from fedscale_server.cli_start import DEFAULT_HOME, ServerHome
+from fedscale_server.deeds import Deed, head_of
 from fedscale_server.home import Home
-from fedscale_server.trail import Deed, Trail, head_of
+from fedscale_server.trail import Trail
 
 COLUMNS = (">line", "at (UTC)", "who", "by way of", "what", "to what", "facts")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,18 +11,16 @@ from fedscale.cli.options import Json
 from fedscale.errors import ConfigError, RunFailed
 from fedscale.web.serving import is_loopback
 from fedscale_server.cli_start import DEFAULT_HOME, ServerHome
-from fedscale_server.home import Home
+from fedscale_server.home import Home, closing, exposed
 from fedscale_server.settings import Settings, load
 from fedscale_server.trail import Trail
-
-SECRETS = ("ca", "server", "admin", "web")
 
 
 def doctor(*, home: ServerHome = DEFAULT_HOME, json: Json = False) -> None:
     """Check this coordinator: certificates, database, audit trail, what is open to whom."""
     Home.load(home)
     settings = load(home, {})
-    findings = [*certificates(home, datetime.now(UTC)), *database(home), disk(home), _trail(home), private(home, SECRETS), *_posture(settings)]
+    findings = [*certificates(home, datetime.now(UTC)), *database(home), disk(home), _trail(home), _private(home), *_posture(settings)]
     tell([*findings, *(finding for finding in packages() if finding.name == "grpc")], as_json=json)
 
 
@@ -37,13 +33,11 @@ def _trail(home: Path) -> Finding:
     return Finding("audit trail", FINE, f"{lines} lines verify")
 
 
-def private(home: Path, folders: tuple[str, ...]) -> Finding:
+def _private(home: Path) -> Finding:
     """Whether only the owner can read what proves something."""
-    paths = [path for folder in folders for path in (home / folder).glob("**/*") if path.suffix != ".pem" or path.name == "key.pem"]
-    open_to_all = [path for path in paths if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077]
-    if not open_to_all:
+    if (path := exposed(home)) is None:
         return Finding("keys", FINE, f"only their owner can read them in {home}")
-    return Finding("keys", FAULT, f"others on this machine can read {open_to_all[0]}", f"chmod -R go= {shlex.quote(str(home))}")
+    return Finding("keys", FAULT, f"others on this machine can read {path}", closing(home))
 
 
 def _posture(settings: Settings) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ from fedscale.cli.logs import LogFormat, configure
 from fedscale.cli.options import DryRun, Json, at
 from fedscale.errors import Conflict
 from fedscale.heap import share_one_heap
-from fedscale_server.home import Home, load_authority
+from fedscale_server.home import Home, closing, exposed, load_authority
 from fedscale_server.room import make_room
 from fedscale_server.settings import load
 
@@ -86,5 +86,7 @@ def start(
     share_one_heap()
     if warning := make_room():
         console.note(warning)
+    if path := exposed(home):
+        console.note(f"others on this machine can read {path}; let only its owner in: {closing(home)}")
     asyncio.run(later("fedscale_server.app:serve")(home, settings, ready))
     console.note("the coordinator has stopped; runs go on where they are when it is started again")

@@ -21,6 +21,9 @@ from fedscale_server.options import ProfileFolder, connect
 from fedscale_server.packing import pack_folder, pack_job
 from fedscale_server.parcels import put
 
+TABLES = {".csv", ".tsv", ".parquet", ".xlsx", ".npy", ".npz", ".dcm", ".sav", ".dta", ".h5", ".sqlite"}
+SHOWN = 3
+
 
 def submit(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="The job file; its folder is the app that the sites run. Or a Flower app's directory.")],
@@ -35,6 +38,8 @@ def submit(
 ) -> None:
     """Send a job to a project's sites."""
     plan, packed = _parcel(job, settings or ())
+    if tables := _tables(packed):
+        console.note(f"every site will be given {', '.join(tables)}: if these are data of a site, keep them out of the job's folder")
     with connect(profile) as control:
         chosen = project or only_project(control)
         if dry_run:
@@ -57,6 +62,12 @@ def _parcel(job: Path, settings: Iterable[str]) -> tuple[Plan, bytes]:
         return plan, pack_job(job, plan)
     directory, plan = later("fedscale.flower.deployment:job_of")(job, settings)
     return plan, pack_folder(directory.path, later("fedscale.flower.deployment:module_of")(directory))
+
+
+def _tables(packed: bytes) -> list[str]:
+    """What in a bundle looks like data: the first few names."""
+    names = [name for name in sorted(bundle.read(packed)) if Path(name).suffix.lower() in TABLES]
+    return [*names[:SHOWN], *([f"{len(names) - SHOWN} more"] if len(names) > SHOWN else [])]
 
 
 def only_project(control: Control) -> str:

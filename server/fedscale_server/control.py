@@ -9,20 +9,21 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 import grpc
 
-from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
-from fedscale.letters import Letter
+from fedscale.errors import FedscaleError, ProtocolError, Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import control_pb2_grpc
-from fedscale.wire.faults import ERROR_KEY, unpacked
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_server.answers import Detail, Event, Invitation, Project, RunInfo, Site, Status
 from fedscale_server.profile import Profile
+from fedscale_server.reasons import explained
+
+if TYPE_CHECKING:
+    from fedscale.letters import Letter
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -33,29 +34,6 @@ ELECTION = 30.0  # within which one of several coordinators leads
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 OVER = ("completed", "failed", "stopped")
 RUN = re.compile("[A-Za-z0-9][A-Za-z0-9._-]*")
-KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
-    grpc.StatusCode.UNAVAILABLE: Unreachable,
-    grpc.StatusCode.DEADLINE_EXCEEDED: Unreachable,
-    grpc.StatusCode.UNAUTHENTICATED: AccessDenied,
-    grpc.StatusCode.PERMISSION_DENIED: AccessDenied,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.ALREADY_EXISTS: Conflict,
-    grpc.StatusCode.FAILED_PRECONDITION: Conflict,
-    grpc.StatusCode.ABORTED: Conflict,
-    grpc.StatusCode.INVALID_ARGUMENT: ConfigError,
-}
-# What gRPC says about a connection that failed, in the words of the person who has to mend it.
-NAMELESS = "the host name is not known on this machine"
-HINTS = {NAMELESS: "correct the name, or let this machine know it"}
-REASONS = {
-    "Connection refused": "nothing listens there",
-    "CERTIFICATE_VERIFY_FAILED": "it is not the coordinator this profile was made for",
-    "Peer name": "its certificate is for another host",
-    "Hostname Verification": "its certificate is for another host",
-    "resolution": NAMELESS,
-    "resolving": NAMELESS,
-    "unreachable": "there is no way to that network",
-}
 
 
 def _calls(method: Callable[P, T]) -> Callable[P, T]:
@@ -103,7 +81,7 @@ class Control:
             try:
                 return call()
             except grpc.RpcError as error:
-                problem = self.explain(error)
+                problem = explained(error, self.addresses[0], self.profile)
                 if not isinstance(problem, Unreachable) or len(self.addresses) == 1 or time.monotonic() > ends:
                     raise problem from None
             self.turn()
@@ -197,7 +175,7 @@ class Control:
         try:
             yield from self._stub.Collect(pb.CollectRequest(run=run, after=after))
         except grpc.RpcError as error:
-            raise self.explain(error) from None
+            raise explained(error, self.addresses[0], self.profile) from None
 
     def watch(self, run: str, after: int = 0, *, patience: float = PATIENCE, wait: Callable[[float], None] = time.sleep) -> Iterator[Event]:
         """What happens to a run, from the event behind ``after`` on until it ends; a broken connection is taken up again where it broke.
@@ -219,7 +197,7 @@ class Control:
                     return
                 problem: FedscaleError = Unreachable("the coordinator ends the stream of events", where=self.addresses[0])
             except grpc.RpcError as error:
-                problem = self.explain(error)
+                problem = explained(error, self.addresses[0], self.profile)
             except Unreachable as error:
                 problem = error
             if not isinstance(problem, Unreachable) or tried >= patience:
@@ -228,33 +206,6 @@ class Control:
                 self.turn()
             wait(pause)
             pause, tried = min(2 * pause, LONGEST_PAUSE), tried + pause
-
-    def explain(self, error: grpc.RpcError) -> FedscaleError:
-        """What gRPC raised as an error of ours: the coordinator's own where it sent one."""
-        call: Any = error
-        if raised := unpacked(dict(call.trailing_metadata() or ()).get(ERROR_KEY)):
-            return raised
-        code, details = call.code(), call.details() or ""
-        kind = KINDS.get(code, ProtocolError)
-        if kind is not Unreachable:
-            return kind(f"the coordinator answered with {code.name}", where=self.addresses[0], why=details)
-        until = _valid_until(self.profile.certificate)
-        if until < datetime.now(UTC):
-            why, hint = f"it was valid until {until:%Y-%m-%d}", "ask whoever runs the coordinator for a new profile"
-            return AccessDenied("this profile's certificate has expired", where=str(self.profile.folder), why=why, hint=hint)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unreachable("the coordinator does not answer in time", where=self.addresses[0], hint="see its log, or try again")
-        why = next((reason for sign, reason in REASONS.items() if sign in details), details)
-        return Unreachable(
-            "the coordinator cannot be reached", where=self.addresses[0], why=why, hint=HINTS.get(why, "is it running? fedscale server start")
-        )
-
-
-def _valid_until(certificate: bytes) -> datetime:
-    """When a certificate ends; cryptography is loaded for this alone, where a call has failed already."""
-    from cryptography import x509
-
-    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
 
 
 def _read(kind: Callable[P, T], message: Any, **given: Any) -> T:

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from fedscale import console
 from fedscale.cli.rounds import results, totals
 from fedscale.errors import FedscaleError, RunFailed
+from fedscale.progress import Bar
 from fedscale.record import RunRecord
 from fedscale_server.answers import Detail
 from fedscale_server.board import Board
@@ -33,7 +34,7 @@ def follow(control: Control, run: str, *, as_json: bool, as_lines: bool, after: 
     view = View(control.run(run).info.rounds)
     board = Board(view)
     try:
-        with console.Bar(run, quiet=as_lines, below=board) as bar:
+        with Bar(run, quiet=as_lines, below=board) as bar:
             for event in control.watch(run, after):
                 board.heard(event.at)
                 if as_lines:

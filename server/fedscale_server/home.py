@@ -18,6 +18,8 @@ import fcntl
 import ipaddress
 import os
 import secrets
+import shlex
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +49,7 @@ OPERATOR = "admin"
 OPERATOR_DAYS = 365
 SERVER_DAYS = 90
 KEY, CERTIFICATE, AUTHORITY, ADDRESS, TOKEN = "key.pem", "cert.pem", "ca.pem", "address", "token"
+SECRETS = ("ca", "server", "admin", "web")
 TOKEN_BYTES = 16
 
 
@@ -148,11 +151,14 @@ class Home:
             Whether the server's certificate is new.
 
         Raises:
-            ConfigError: the settings name another federation, or a certificate cannot be read or made.
+            ConfigError: the settings name another federation, a certificate cannot be read or made, or the clock is before the federation's time.
         """
         if settings.federation != self.authority.federation:
             why = f"this home is of '{self.authority.federation}'"
             raise ConfigError(f"the settings name the federation '{settings.federation}'", where=str(self.path / FILE), why=why)
+        if now < (begins := self.authority.certificate.not_valid_before_utc):
+            why = f"it says {now:%Y-%m-%d %H:%M} UTC, and the federation's authority is valid from {begins:%Y-%m-%d %H:%M} UTC"
+            raise ConfigError("this machine's clock is wrong", where=str(self.path), why=why, hint="set it; until then nobody could connect")
         if (self.profile / CERTIFICATE).exists():
             if _due(load_certificate(_read(self.profile / CERTIFICATE)), now):
                 self._certify_operator(now)
@@ -184,6 +190,17 @@ class Home:
         request = new_request(_own_key(self.profile), OPERATOR)
         certificate = self.authority.issue(request, identity, now, OPERATOR_DAYS * 24)
         files.write(self.profile / CERTIFICATE, certificate_pem(certificate))
+
+
+def exposed(home: Path) -> Path | None:
+    """A file in a coordinator's home that proves something and that others on this machine can read."""
+    paths = (path for folder in SECRETS for path in sorted((home / folder).glob("**/*")) if path.suffix != ".pem" or path.name == KEY)
+    return next((path for path in paths if path.is_file() and stat.S_IMODE(path.stat().st_mode) & 0o077), None)
+
+
+def closing(home: Path) -> str:
+    """The command that lets only the owner in."""
+    return f"chmod -R go= {shlex.quote(str(home))}"
 
 
 def load_authority(folder: Path) -> Authority:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -23,5 +23,5 @@ def connect(folder: Path | None) -> Control:
 
 
 def moment(seconds: float) -> str:
-    """A time of day on this machine's clock; ``never`` for 0."""
-    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S}" if seconds else "never"
+    """A time of day in UTC, as all times are told; ``never`` for 0."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" if seconds else "never"

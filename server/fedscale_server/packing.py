@@ -12,7 +12,8 @@ from fedscale.errors import BundleError, PlanError
 from fedscale.plan import Plan
 
 RESULTS, HOMES = "runs", ("fedscale-server", "fedscale-node")
-SECRET = (".pem", ".key")
+SECRET = (".pem", ".key", ".p12", ".pfx", ".env")
+SECRET_NAMES = ("id_rsa", "id_ecdsa", "id_ed25519", "credentials.json")
 
 
 def pack_job(job: Path, plan: Plan) -> bytes:
@@ -46,13 +47,17 @@ def pack_folder(folder: Path, extra: Mapping[str, str] | None = None) -> bytes:
 
 
 def _copy(folder: Path, stage: Path) -> None:
-    """Copy what belongs to the job, at most as much as a bundle may hold."""
+    """Copy what belongs to the job, at most as much as a bundle may hold.
+
+    Raises:
+        BundleError: it is more, a secret is among it, or a file is none that can be read.
+    """
     room = bundle.MAX_BYTES
 
     def leave_out(inside: str, names: list[str]) -> set[str]:
         nonlocal room
         for path in (Path(inside, name) for name in names if not name.startswith(".")):
-            if path.suffix in SECRET or path.name in HOMES:
+            if path.suffix in SECRET or path.name in (*HOMES, *SECRET_NAMES):
                 where, hint = path.relative_to(folder), "keep job.toml and its code in a folder of their own"
                 raise BundleError("the job's folder holds what must not leave this machine", where=str(where), hint=hint)
             room -= path.lstat().st_size if path.is_file() and not _result(path, folder) else 0
@@ -60,7 +65,12 @@ def _copy(folder: Path, stage: Path) -> None:
             raise BundleError(f"the job's folder holds more than {bundle.MAX_BYTES >> 20} MiB", where=str(folder), hint="keep data out of it")
         return {name for name in names if name.startswith(".") or name == "__pycache__" or _result(Path(inside, name), folder)}
 
-    shutil.copytree(folder, stage, symlinks=True, ignore=leave_out)
+    try:
+        shutil.copytree(folder, stage, symlinks=True, ignore=leave_out)
+    except shutil.Error as error:
+        path, _, why = error.args[0][0]
+        hint = "keep what is not code out of the job's folder"
+        raise BundleError("a file of the job cannot be read", where=str(Path(path).relative_to(folder)), why=str(why), hint=hint) from None
 
 
 def _result(path: Path, folder: Path) -> bool:

@@ -19,13 +19,14 @@ TICKS = 8
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """The open control stream of one node; ``None`` in the queue ends it."""
+    """The open control stream of one node; ``None`` in the queue ends it, ``replaced`` once another has taken its place."""
 
     node: str
     project: str
     datasets: frozenset[str]
     version: str
     identity: str = ""
+    replaced: bool = False
     outbox: asyncio.Queue[pb.ServerMessage | None] = field(default_factory=lambda: asyncio.Queue(QUEUE))
 
     def send(self, message: pb.ServerMessage) -> bool:
@@ -54,6 +55,7 @@ class Sessions:
     def add(self, session: Session) -> None:
         """Take a new session; an older one of the same node is closed, for a node has one life."""
         if older := self._open.get(session.node):
+            older.replaced = True
             older.close()
         self._open[session.node] = session
 

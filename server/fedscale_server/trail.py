@@ -10,59 +10,26 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 from fedscale import files
 from fedscale.errors import ConfigError, RunFailed, Unreachable
+from fedscale_server.deeds import LOOK, ORIGIN, Deed, Head, deed_of, flaw, head_of, line_of, other
 
 NAME = "audit.jsonl"
-CONTEXT = b"fedscale/audit/v1\0"
-ORIGIN = hashlib.sha256(CONTEXT).hexdigest()
 TAIL_BYTES, PIECE_BYTES = 64 << 10, 1 << 20
 LONGEST = 200
-LOOK = "look at it: fedscale audit verify"
-Head: TypeAlias = tuple[int, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """One line.
-
-    Args:
-        seq: its number, from 1.
-        at: when, in ISO 8601.
-        who: the account, the certificate's name, or ``system user NAME`` at the command line.
-        door: by which it came in: ``dashboard``, ``certificate`` or ``command line``.
-        action: what was done, such as ``run submitted``.
-        target: to what.
-        facts: what belongs to it; never a secret.
-        previous: SHA-256 of the line before.
-        digest: of this one.
-    """
-
-    seq: int
-    at: str
-    who: str
-    door: str
-    action: str
-    target: str
-    facts: Mapping[str, Any]
-    previous: str
-    digest: str
-
-    def hashed(self) -> str:
-        """The digest that everything it says comes to."""
-        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "digest"}
-        return hashlib.sha256(CONTEXT + json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+MEND = "compare it with the server's log, or a copy; where a new one is to begin, keep this one and its .head elsewhere"
+GONE = "the note of where it ends is gone"
+UNWRITTEN = "the audit trail cannot be written"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +64,8 @@ class Trail:
         with self._lock, self._opened() as descriptor:
             seq, digest = _last(descriptor, self.path)
             noted = self._noted()
+            if noted is None and seq > 1:  # a crash can come between the first line and its head
+                raise ConfigError("the audit trail cannot be trusted", where=str(self.path.with_suffix(".head")), why=GONE, hint=LOOK)
             # A head that is behind the file is what a crash leaves, one that is ahead is not.
             if noted and (noted[0] > seq or (noted[0] == seq and noted[1] != digest)):
                 why = f"line {noted[0]} was noted, the last one is {seq}" if noted[0] > seq else f"line {seq} is another than the one that was noted"
@@ -104,8 +73,13 @@ class Trail:
             at = self._now().isoformat(timespec="milliseconds")
             deed = Deed(seq + 1, at, who[:LONGEST], door, action, target[:LONGEST], facts, digest, "")
             deed = Deed(**{**asdict(deed), "digest": deed.hashed()})
-            _append(descriptor, json.dumps(asdict(deed), separators=(",", ":")).encode() + b"\n")
-            files.write(self.path.with_suffix(".head"), f"{deed.seq}:{deed.digest}\n".encode())
+            size = _append(descriptor, line_of(deed))
+            try:
+                files.write(self.path.with_suffix(".head"), f"{deed.seq}:{deed.digest}\n".encode())
+            except OSError:
+                if self._noted() == noted:  # else the head is ahead of the trail for ever
+                    os.ftruncate(descriptor, size)  # what is refused now does not happen, so it must not stand there
+                raise
         self._tell(deed)
         return deed
 
@@ -117,8 +91,12 @@ class Trail:
         """
         try:
             return self.note(who, door, action, target, **facts)
-        except (OSError, ConfigError) as error:
-            raise Unreachable("the audit trail cannot be written", why=str(error), hint="see: fedscale audit verify") from None
+        except OSError as error:
+            raise Unreachable(
+                "the audit trail cannot be written", why=error.strerror or "", hint="see to the coordinator's disk, and try again"
+            ) from None
+        except ConfigError as error:
+            raise Unreachable(UNWRITTEN, why=str(error), hint="see: fedscale audit verify") from None
 
     def read(self) -> Iterator[Deed]:
         """All lines, the oldest first; one that was cut off by a crash was never answered for and is none.
@@ -129,7 +107,7 @@ class Trail:
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             # Not a line further: what is half there may be whole by then, and its rest is no line.
             whole = takewhile(lambda line: line.endswith(b"\n"), file)
-            yield from (_deed(line, at, self.path) for at, line in enumerate(whole, 1))
+            yield from (deed_of(line, at, self.path) for at, line in enumerate(whole, 1))
 
     def newest(self, count: int, before: int = 0, who: str = "") -> list[Deed]:
         """Some lines, the newest first; of a long trail no more is read than it takes.
@@ -143,7 +121,7 @@ class Trail:
             ConfigError: a line is none of a trail.
         """
         with suppress(FileNotFoundError), self.path.open("rb") as file:
-            deeds = (_deed(line, 0, self.path) for line in _backwards(file, _end(file, before, self.path)))
+            deeds = (deed_of(line, 0, self.path) for line in _backwards(file, _end(file, before, self.path)))
             return list(islice((deed for deed in deeds if (not before or deed.seq < before) and who in ("", deed.who)), count))
         return []
 
@@ -155,9 +133,19 @@ class Trail:
 
         Raises:
             RunFailed: with the first thing that is wrong.
-            ConfigError: a line is none of a trail.
         """
-        heads = [head for head in (known, self._noted()) if head]  # before the lines, to which somebody may be adding
+        try:
+            last, problem = self._verified(known)
+        except ConfigError as error:
+            raise RunFailed("the audit trail does not verify", where=error.where, why=error.what, hint=MEND) from None
+        if problem:
+            raise RunFailed("the audit trail does not verify", where=str(self.path), why=problem, hint=MEND)
+        return last
+
+    def _verified(self, known: Head | None) -> tuple[Head, str]:
+        """The end of what verifies, and what is wrong behind it; empty when nothing is."""
+        noted = self._noted()  # before the lines, to which somebody may be adding
+        heads = [head for head in (known, noted) if head]
         last, problem = (0, ORIGIN), ""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             size, digest, last = self._checked
@@ -165,22 +153,25 @@ class Trail:
             if content.digest() != digest or any(head[0] <= last[0] and head != last for head in heads):
                 size, content, last = file.seek(0), hashlib.sha256(), (0, ORIGIN)
             for line in takewhile(lambda line: line.endswith(b"\n"), file):
-                deed = _deed(line, last[0] + 1, self.path)
-                problem = _flaw(deed, last) or _other(deed, heads)
+                deed = deed_of(line, last[0] + 1, self.path)
+                problem = flaw(deed, last) or other(deed, heads) or ("" if line == line_of(deed) else f"line {deed.seq} is not as it was written")
                 if problem:
                     break
                 last, size = (deed.seq, deed.digest), size + len(line)
                 content.update(line)
             self._checked = size, content.digest(), last
         problem = problem or next((f"it ends with line {last[0]}, and had {number}" for number, _ in heads if number > last[0]), "")
-        if problem:
-            raise RunFailed("the audit trail does not verify", where=str(self.path), why=problem, hint="compare it with the server's log, or a copy")
-        return last
+        return last, problem or (GONE if noted is None and last[0] > 1 else "")
 
     def _noted(self) -> Head | None:
-        """What the file beside the trail says of its end."""
+        """What the file beside the trail says of its end.
+
+        Raises:
+            ConfigError: it says none.
+        """
         try:
-            return head_of(self.path.with_suffix(".head").read_text(encoding="ascii").strip())
+            noted = self.path.with_suffix(".head")
+            return head_of(noted.read_text(encoding="ascii", errors="replace").strip(), str(noted))
         except FileNotFoundError:
             return None
 
@@ -195,25 +186,14 @@ class Trail:
             os.close(descriptor)
 
 
-def head_of(text: str) -> Head:
-    """Read ``NUMBER:HASH``.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    number, _, digest = text.partition(":")
-    if not (number.isascii() and number.isdigit() and len(digest) == 64):
-        raise ConfigError("the end of an audit trail is written NUMBER:HASH", where="--head", hint="as 'fedscale audit verify' prints it")
-    return int(number), digest
-
-
-def _append(descriptor: int, line: bytes) -> None:
-    """Add a whole line, durably, or nothing."""
+def _append(descriptor: int, line: bytes) -> int:
+    """Add a whole line, durably, or nothing; the size before."""
     size = os.fstat(descriptor).st_size
     if os.write(descriptor, line) != len(line):
         os.ftruncate(descriptor, size)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fsync(descriptor)
+    return size
 
 
 def _last(descriptor: int, path: Path) -> Head:
@@ -225,21 +205,8 @@ def _last(descriptor: int, path: Path) -> Head:
         os.ftruncate(descriptor, size - len(tail) + len(whole))
     if not whole:
         return 0, ORIGIN
-    deed = _deed(whole.splitlines()[-1], 0, path)
+    deed = deed_of(whole.splitlines()[-1], 0, path)
     return deed.seq, deed.digest
-
-
-def _deed(line: bytes, number: int, path: Path) -> Deed:
-    """Read one line.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        return Deed(**json.loads(line))
-    except (ValueError, TypeError):
-        where = f"{path}:{number}" if number else str(path)
-        raise ConfigError("this is no line of an audit trail", where=where, hint=LOOK) from None
 
 
 def _hashed(file: BinaryIO, size: int) -> Any:
@@ -249,20 +216,6 @@ def _hashed(file: BinaryIO, size: int) -> Any:
         content.update(piece)
         size -= len(piece)
     return content
-
-
-def _flaw(deed: Deed, last: Head) -> str:
-    """Why a line cannot stand behind the last one; empty when it can."""
-    if deed.seq != last[0] + 1:
-        return f"line {last[0] + 1} is missing or stands elsewhere"
-    if deed.digest != deed.hashed():
-        return f"line {deed.seq} was edited"
-    return "" if deed.previous == last[1] else f"line {deed.seq} does not follow the one before it"
-
-
-def _other(deed: Deed, heads: Iterable[Head]) -> str:
-    """That a line is not the one that was noted under its number; empty when it is."""
-    return next((f"line {deed.seq} is another than the one that was noted" for head in heads if head[0] == deed.seq and head[1] != deed.digest), "")
 
 
 def _backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
@@ -290,7 +243,7 @@ def _end(file: BinaryIO, before: int, path: Path) -> int:
         begins = file.tell()
         if begins >= high:
             break
-        if _deed(file.readline(), 0, path).seq < before:
+        if deed_of(file.readline(), 0, path).seq < before:
             low = middle
         else:
             high = begins

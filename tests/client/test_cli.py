@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import pytest
 from fedscale.cli.logs import configure
 from fedscale.errors import AccessDenied, FedscaleError, ProtocolError, Unreachable
 from fedscale_client import cli_doctor, cli_start, declarations
+from fedscale_client.credentials import Credentials
+from fedscale_client.facts import exposed
 from fedscale_client.home import NodeHome
 from fedscale_client.options import opened
 from tests.client.conftest import write_csv
@@ -95,7 +98,7 @@ async def test_before_joining_every_verb_names_the_next_step(words: list[str], t
 
 async def test_status(home: NodeHome, coordinator: Coordinator) -> None:
     data = (await node("status", "--home", home.path, "--json")).data
-    assert data["valid_until"] == home.credentials().expires().isoformat()
+    assert data["valid_until"] == Credentials.of(home).expires().isoformat()
     assert {key: data[key] for key in ("name", "project", "running", "datasets")} == {
         "name": "mercy",
         "project": "p",
@@ -227,20 +230,27 @@ async def test_a_problem_of_the_data_is_told_without_its_values(home: NodeHome, 
 async def test_the_doctor_of_a_sound_node(home: NodeHome, coordinator: Coordinator) -> None:
     done = await node("doctor", "--home", home.path, "--json")
     states = {check["name"].partition(str(home.path))[0].strip(): check["state"] for check in done.data["checks"]}
-    posture = {"keys": "ok", "updates": "warning", "budget heart": "warning", "apps": "warning"}
+    posture = {"keys": "ok", "rules": "ok", "updates": "warning", "budget heart": "warning", "apps": "warning"}
+    advice = {check["name"]: shlex.split(check["hint"])[1:] for check in done.data["checks"] if check["name"] in ("updates", "budget heart")}
     assert states == {"certificate": "ok", "coordinator": "ok", "dataset heart": "ok", "disk": "ok", "grpc": "ok", "torch": "ok"} | posture
-    settings = ("require_secagg=true", f'apps=["{"0" * 64}"]', "datasets.heart.epsilon=4", 'datasets.heart.units=["record"]', "paused=true")
-    assert (await node("policy", "set", *settings, "--home", home.path)).code == 0
+    for words in (*advice.values(), ["node", "policy", "set", f'apps=["{"0" * 64}"]', "paused=true"]):
+        assert (await node(*words[1:], "--home", home.path)).code == 0, "what the doctor prescribes works as it stands"
     home.key_file.chmod(0o640)
+    home.policy_file.chmod(0o664)
     checks = {check["name"]: check for check in json.loads((await node("doctor", "--home", home.path, "--json")).out)["data"]["checks"]}
-    found = {name: (checks[name]["state"], checks[name]["found"]) for name in ("keys", "updates", "budget heart", "apps", "paused")}
+    found = {name: (checks[name]["state"], checks[name]["found"]) for name in ("keys", "rules", "updates", "budget heart", "apps", "paused")}
     assert found == {
         "keys": ("fault", "others on this machine can read them"),
+        "rules": ("fault", "others on this machine can change what this site allows"),
         "updates": ("ok", "answers leave by secure aggregation only"),
         "budget heart": ("ok", "at most epsilon 4 for each record"),
         "apps": ("ok", "1 approved"),
         "paused": ("warning", "nothing begins and nothing leaves"),
     }
+    assert (await asyncio.to_thread(subprocess.run, shlex.split(checks["keys"]["hint"]), check=False)).returncode == 0
+    assert exposed(home) == {"keys": "", "rules": ""}
+    home.path.chmod(0o770)
+    assert exposed(home) == {"keys": "", "rules": "others on this machine can change what this site allows"}
 
 
 async def test_the_doctor_finds_what_is_wrong(home: NodeHome, coordinator: Coordinator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,9 +312,7 @@ async def start(home: NodeHome, *words: str) -> asyncio.subprocess.Process:
     """The real process."""
     environment = os.environ | {"FEDSCALE_NODE_HOME": str(home.path)}
     pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "fedscale.cli", "node", "start", *words, stdout=pipe, stderr=pipe, env=environment
-    )
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "fedscale", "node", "start", *words, stdout=pipe, stderr=pipe, env=environment)
 
 
 async def test_a_started_node_connects_logs_and_stops_when_told(home: NodeHome, coordinator: Coordinator) -> None:

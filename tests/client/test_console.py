@@ -304,7 +304,7 @@ def test_a_line_that_was_cut_off_is_left_out(home: NodeHome) -> None:
 def test_a_real_console_is_opened_and_stopped(home: NodeHome) -> None:
     closed = fedscale("node", "open", "--home", home.path, "--json").error
     assert (closed["exit_code"], closed["what"]) == (2, "no console runs here")
-    words = [sys.executable, "-m", "fedscale.cli", "node", "console", "--home", str(home.path), "--port", "0"]
+    words = [sys.executable, "-m", "fedscale", "node", "console", "--home", str(home.path), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
         try:
             assert process.stdout is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import importlib
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -36,6 +38,7 @@ from fedscale_client.failures import Context
 CANARY = "Erika_Mustermann_1951"
 
 APP = '''
+import sys
 import numpy as np
 from fedscale.errors import DataError, AppError
 
@@ -78,6 +81,35 @@ def own_class():
 def made_up_class():
     raise type(PATIENT, (LookupError,), {})(PATIENT)
 
+def planted(name, module):
+    made = type(name, (LookupError,), {"__module__": module})
+    setattr(sys.modules[module], name, made)
+    raise made(PATIENT)
+
+def planted_in_the_app():
+    planted(PATIENT, __name__)
+
+def planted_in_a_package():
+    planted(PATIENT, "numpy")
+
+def planted_in_a_compiled_module():
+    planted(PATIENT, "math")
+
+def planted_in_builtins():
+    planted(PATIENT, "builtins")
+
+def planted_in_a_module_of_its_own():
+    import types
+    sys.modules[PATIENT] = types.ModuleType(PATIENT)
+    sys.modules[PATIENT].__file__ = __file__
+    planted("PatientError", PATIENT)
+
+def planted_escape():
+    planted("\\x1b[2J<img>", __name__)
+
+def of_numpy():
+    np.linalg.inv(np.zeros((2, 2)))
+
 def no_words_of_ours():
     raise DataError(f"row of {PATIENT}", where=PATIENT, why=PATIENT, hint=PATIENT)
 
@@ -105,7 +137,7 @@ def deep(n=300):
 def endless():
     return endless()
 '''
-RAISING = [line.split("(")[0].removeprefix("def ") for line in APP.splitlines() if line.startswith("def ")]
+RAISING = [line.split("(")[0].removeprefix("def ") for line in APP.splitlines() if line.startswith("def ") and not line.startswith("def planted(")]
 
 
 @pytest.fixture
@@ -134,6 +166,9 @@ def caught(context: Context, name: str) -> Failure:
         return failures.of_error(raised(getattr(importlib.import_module("heart"), name)), context)
     finally:
         sys.path.remove(str(context.bundle))
+        sys.modules.pop(CANARY, None)
+        for module in (math, np, builtins):
+            vars(module).pop(CANARY, None)
 
 
 def line_of(text: str) -> int:
@@ -184,6 +219,14 @@ def test_causes_are_shown_by_type_in_their_order(context: Context) -> None:
 def test_a_class_of_the_app_is_named_one_made_of_data_is_not(context: Context) -> None:
     assert caught(context, "own_class").what == "the app raised heart.PatientError"
     assert caught(context, "made_up_class").what == "the app raised LookupError"
+
+
+def test_a_name_that_no_code_has_is_not_told(context: Context) -> None:
+    """Whatever module an app puts such a class into, or makes up for it."""
+    for name in RAISING:
+        if name.startswith("planted"):
+            assert caught(context, name).what == "the app raised LookupError", name
+    assert caught(context, "of_numpy").what == "the app raised numpy.linalg.LinAlgError"
 
 
 def test_only_our_own_code_may_use_words(context: Context) -> None:

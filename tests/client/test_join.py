@@ -16,6 +16,7 @@ import pytest
 from fedscale import identity
 from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, TicketError, Unreachable
 from fedscale_client import declarations
+from fedscale_client.credentials import Credentials
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome, write_toml
 from fedscale_client.join import join
@@ -42,7 +43,7 @@ def mode(path: Path) -> str:
 
 async def test_a_ticket_becomes_a_home(coordinator: Coordinator, tmp_path: Path) -> None:
     home = await joined(coordinator.ticket("st-mary"), tmp_path / "new/node")
-    settings, credentials = home.settings(), home.credentials()
+    settings, credentials = home.settings(), Credentials.of(home)
     assert (settings.name, settings.project, settings.address) == ("st-mary", "p", coordinator.address)
     assert (settings.federation, settings.server_name) == (FEDERATION, "")
     assert identity.identity_of(credentials.certificate).uri == f"fedscale://{FEDERATION}/node/st-mary"
@@ -148,12 +149,12 @@ async def test_an_expired_node_joins_again_and_keeps_what_is_its_own(coordinator
     home = coordinator.home(tmp_path / "node", "mercy", hours=1 / 36_000)
     declarations.add(home, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "h.csv")), label="y"))
     write_toml(home.settings_file, {**home.settings().model_dump(), "workers": 7})
-    ends = home.credentials().expires()
+    ends = Credentials.of(home).expires()
     async with asyncio.timeout(10):
         while datetime.now(UTC) < ends:
             await asyncio.sleep(0.02)
     again = await joined(coordinator.ticket("mercy"), home.path)
-    again.credentials().check(datetime.now(UTC))
+    Credentials.of(again).check(datetime.now(UTC))
     assert again.settings().workers == 7
     assert list(declarations.listed(again)) == ["heart"]
 
@@ -181,7 +182,7 @@ async def test_a_home_whose_key_was_lost_joins_again(coordinator: Coordinator, t
     home = coordinator.home(tmp_path / "node")
     home.key_file.unlink()
     again = await joined(coordinator.ticket("mercy"), home.path)
-    again.credentials().check(datetime.now(UTC))
+    Credentials.of(again).check(datetime.now(UTC))
     assert again.settings().name == "mercy"
 
 
@@ -216,7 +217,7 @@ async def test_a_reply_that_is_lost_costs_no_ticket(coordinator: Coordinator, tm
         await refused(ticket, tmp_path / "node", Unreachable)
         assert mode(NodeHome(tmp_path / "node").joining_file) == "0o600"
     home = await joined(ticket, tmp_path / "node")
-    home.credentials().check(datetime.now(UTC))
+    Credentials.of(home).check(datetime.now(UTC))
     assert not home.joining_file.exists()
     await refused(ticket, tmp_path / "other", TicketError)
 
@@ -225,7 +226,7 @@ async def test_a_kept_key_that_is_damaged_is_made_anew(coordinator: Coordinator,
     (tmp_path / "node").mkdir()
     NodeHome(tmp_path / "node").joining_file.write_bytes(b"-----BEGIN")
     home = await joined(coordinator.ticket("mercy"), tmp_path / "node")
-    home.credentials().check(datetime.now(UTC))
+    Credentials.of(home).check(datetime.now(UTC))
     assert not home.joining_file.exists()
 
 
@@ -234,7 +235,7 @@ async def test_a_crash_while_joining_again_leaves_a_home_that_can_join_once_more
     write_toml(home.settings_file, {**home.settings().model_dump(), "workers": 7})
     home.key_file.write_bytes(identity.key_pem(identity.new_key()))
     again = await joined(coordinator.ticket("mercy"), home.path)
-    again.credentials().check(datetime.now(UTC))
+    Credentials.of(again).check(datetime.now(UTC))
     assert again.settings().workers == 7
 
 

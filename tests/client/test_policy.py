@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -14,7 +15,7 @@ from fedscale.learner import Phase
 from fedscale.plan import Plan
 from fedscale_client import facts, policy
 from fedscale_client.home import NodeHome, NodeSettings, write_toml
-from fedscale_client.ledger.claims import Cap
+from fedscale_client.ledger.claims import Cap, to_set
 from fedscale_client.policy import DatasetPolicy, Policy
 from tests.command import fedscale
 
@@ -156,6 +157,32 @@ def test_a_bad_file_is_told_with_its_line(site: NodeHome, text: str, line: int, 
         policy.load(site)
     assert raised.value.what.startswith(what)
     assert raised.value.where == f"{site.policy_file}:{line}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "hint"),
+    [
+        ("datasets.heart.epsilom=4", "did you mean 'epsilon'?"),
+        ("datasets.heart-2.zeal=4", "known: epsilon, delta, units, population, metrics, require_dp"),
+        ("datasets.paused.requiredp=true", "did you mean 'require_dp'?"),
+        ('datasets."heart.v2".delt=1', "did you mean 'delta'?"),
+    ],
+)
+def test_a_slip_in_a_datasets_rules_is_told_with_what_there_is(site: NodeHome, setting: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        policy.load(site, [setting])
+    name = setting.partition("=")[0].replace('"', "")
+    assert (raised.value.what, raised.value.where, raised.value.hint) == (f"'{name}' is not a setting", f"--set {setting}", hint)
+
+
+@pytest.mark.parametrize("dataset", ["heart", "heart-2", "heart.v2", "0"])
+def test_the_command_that_sets_a_rule_sets_it_whatever_the_dataset_is_called(site: NodeHome, dataset: str) -> None:
+    words = shlex.split(to_set(dataset, epsilon=4, units='["record"]'))
+    assert words[:4] == ["fedscale", "node", "policy", "set"]
+    policy.change(site, lambda: policy.load(site, words[4:]))
+    assert policy.load(site).datasets == {dataset: DatasetPolicy(epsilon=4.0, units=("record",))}
+    names = [word.partition("=")[0] for word in words[4:]]
+    assert policy.without(policy.load(site), names).datasets == {dataset: DatasetPolicy()}
 
 
 def test_a_file_that_is_no_text_is_told(site: NodeHome) -> None:

@@ -49,6 +49,7 @@ def test_statuses(code: Code, kind: type[FedscaleError]) -> None:
     [
         ("ipv4:127.0.0.1:1: Failed to connect to remote host: Connection refused", "nothing listens there"),
         ("Tls handshake failed (TSI): SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: unable", "the server's certificate is not the federation's"),
+        ("SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: self signed certificate", "the server's certificate is not the federation's"),
         ("Hostname Verification Check failed.", "the server's certificate is for another host"),
         ("address lookup failed for nosuch.invalid:1: Domain name not found", "the host name is not known"),
         ("Deadline Exceeded", "no answer in time"),
@@ -58,6 +59,11 @@ def test_statuses(code: Code, kind: type[FedscaleError]) -> None:
 def test_why_a_server_cannot_be_reached(details: str, why: str) -> None:
     error = rpc.error_of(failed(Code.UNAVAILABLE, details), "host:1")
     assert (error.why, error.hint) == (why, rpc.REACH)
+
+
+def test_a_request_of_another_release_is_told_as_such() -> None:
+    error = rpc.error_of(failed(Code.UNIMPLEMENTED, "Method not found!"), "host:1")
+    assert (type(error), error.why, error.hint) == (ProtocolError, "it runs another release", rpc.RELEASES)
 
 
 def test_no_answer_at_all() -> None:

@@ -51,8 +51,14 @@ def test_records_are_hidden_and_paid_for_at_the_nodes(tmp_path: Path) -> None:
         records = {name: federation.finished(federation.submit(job(tmp_path / name, tables))) for name, tables in ways.items()}
         accounts = {site: federation.ask("privacy", "spent", "--home", federation.node_home(site))["accounts"] for site in SITES}
         stated = federation.ask("privacy", "statement", records["moving"].run, "--home", federation.node_home("ada"))
+        federation.ask("node", "policy", "set", "datasets.rows.epsilon=6", 'datasets.rows.units=["record"]', "--home", federation.node_home("ada"))
+        refused = federation.finished(federation.submit(job(tmp_path / "beyond", {"privacy": {"epsilon": 4.0, "delta": 1e-5}})))
+        after = federation.ask("privacy", "spent", "--home", federation.node_home("ada"))["accounts"]
     assert [record.status for record in records.values()] == ["completed"] * 4, records
     assert len({record.model_digest for record in records.values()}) == 4
+    assert (refused.status, refused.rounds) == ("failed", ()), "one round of it would have fitted"
+    assert "ada: policy: rows: the run would pass the privacy cap of this site before its end (the cap is epsilon 6 " in refused.reason
+    assert [account["epsilon"] for account in after] == [account["epsilon"] for account in accounts["ada"]]
     moving, trees = records.pop("moving"), records.pop("trees")
     assert all(row.weight == 3 and not row.metrics for record in records.values() for row in record.rounds), "counts and losses stay at the sites"
     assert [set(row.metrics) for row in moving.rounds] == [{"clip"}] * 2

@@ -347,6 +347,15 @@ def with_issuer(certificate: x509.Certificate, issuer: Authority) -> bytes:
 DAY = timedelta(days=1)
 LATER = authority().certificate.not_valid_after_utc + DAY
 OLD = identity.new_authority("heart", NOW - 5_000 * DAY)
+INVALID = "the certificate is not valid now"
+CLOCK = "set the clock that is wrong, here or there, and try again with the same ticket"
+
+
+def life(made: datetime, days: int) -> str:
+    """What is said of a certificate that was made then, up to the time by the clock."""
+    return f"it is valid from {made - 5 * DAY / 1440:%Y-%m-%d %H:%M} UTC to {made + days * DAY:%Y-%m-%d %H:%M} UTC, and this machine's clock says"
+
+
 NOT_ISSUED: dict[str, tuple[Callable[[], tuple[bytes, bytes, datetime]], str]] = {
     "another authority": (
         lambda: (pem(authority(number=1).issue_server(key().public_key(), ["a"], NOW)), CA, NOW),
@@ -368,15 +377,18 @@ NOT_ISSUED: dict[str, tuple[Callable[[], tuple[bytes, bytes, datetime]], str]] =
     "authority as leaf": (lambda: (CA, CA, NOW), "the certificate was issued for another use"),
     "member as server": (lambda: (pem(member()), CA, NOW), "the certificate was issued for another use"),
     "no use": (lambda: (forged(x509.DNSName("localhost")), CA, NOW), "the certificate was issued for another use"),
-    "expired": (lambda: (pem(server()), CA, NOW + 91 * DAY), "the certificate is not valid now (it has expired); check this machine's clock"),
-    "not yet": (lambda: (pem(server(now=NOW + DAY)), CA, NOW), "the certificate is not valid now (it is not valid yet); check this machine's clock"),
+    "expired": (lambda: (pem(server()), CA, NOW + 91 * DAY), f"{INVALID} ({life(NOW, 90)} 2031-08-05 07:08 UTC); {CLOCK}"),
+    "not yet": (
+        lambda: (pem(server(now=NOW + DAY)), CA, NOW),
+        f"{INVALID} ({life(NOW + DAY, 90)} 2031-05-06 07:08 UTC); {CLOCK}",
+    ),
     "authority not yet": (
         lambda: (pem(server()), CA, NOW - DAY),
-        "the authority's certificate is not valid now (it is not valid yet); check this machine's clock",
+        f"the authority's certificate is not valid now ({life(NOW, 3_653)} 2031-05-05 07:08 UTC); {CLOCK}",
     ),
     "authority expired": (
         lambda: (pem(OLD.issue_server(key().public_key(), ["a"], NOW - 4_000 * DAY)), pem(OLD.certificate), NOW),
-        "the authority's certificate is not valid now (it has expired); check this machine's clock",
+        f"the authority's certificate is not valid now ({life(NOW - 5_000 * DAY, 3_653)} 2031-05-06 07:08 UTC); {CLOCK}",
     ),
     "no leaf": (lambda: (b"", CA, NOW), "a certificate cannot be read (expected exactly one in PEM form)"),
     "no authority": (lambda: (pem(server()), b"", NOW), "a certificate cannot be read (expected exactly one in PEM form)"),
@@ -469,6 +481,13 @@ def test_spaces_and_line_breaks_of_a_mail_do_no_harm() -> None:
     assert Ticket.parse(f"  {token[:2]}\n{token[2:50]}\r\n\t{token[50:]} \n") == ticket()
 
 
+@pytest.mark.parametrize("around", ['"{}"', "'{}'", "<{}>", "({})", "`{}`", "\ufeff{}\r\n", "> {}\n", "fedscale node join {}", "\u201c{}\u201d"])
+def test_what_programs_put_around_a_ticket_does_no_harm(around: str) -> None:
+    token = str(ticket())
+    assert Ticket.parse(around.format(token)) == ticket()
+    assert Ticket.parse(around.format("\n> ".join((token[:76], token[76:])))) == ticket()
+
+
 NO_TICKET = "this is not a ticket (a ticket starts with 'fs1.'); paste the whole ticket as you received it"
 CUT = "the ticket is cut short or was altered (its checksum does not fit); paste the whole ticket as you received it"
 VERSION = "the ticket is of version {} (this release reads version 1); install the release that the coordinator runs"
@@ -498,7 +517,6 @@ BAD_TICKETS: dict[str, tuple[Callable[[], str], str]] = {
     "altered": (lambda: str(ticket()).replace("MGYz", "MGYy"), CUT),
     "foreign character": (lambda: str(ticket())[:20] + "!" + str(ticket())[20:], CUT),
     "not ascii": (lambda: str(ticket())[:20] + "\u0430" + str(ticket())[21:], CUT),
-    "quoted": (lambda: str(ticket()) + "'", CUT),
     "no fields": (lambda: seal(""), MALFORMED),
     "three fields": (lambda: seal(f"0f3a.s.{HASH}"), ADDRESS),
     "no text": (lambda: seal(b"\xff\xfe"), MALFORMED),
@@ -535,7 +553,7 @@ def test_each_address_of_a_ticket_is_checked(address: str) -> None:
 
 @given(st.text(max_size=300))
 def test_no_text_is_a_ticket_by_chance(text: str) -> None:
-    for token in (text, "fs1." + text, str(ticket()) + text.strip() + "."):
+    for token in (text, "fs1." + text, f"{ticket()}.{text}"):
         with pytest.raises(TicketError) as error:
             Ticket.parse(token)
         assert "swordfish" not in str(error.value)

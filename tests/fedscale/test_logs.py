@@ -36,6 +36,18 @@ def restored() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+def test_what_another_machine_says_does_not_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class names, versions and reasons come from others; a word without spaces is written as it is."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    configure("text")
+    structlog.get_logger().warning("failed", what="\x1b[2J\x1b]0;owned\x07", why="a\nb", site="n\u202eord", tries=3)
+    (line,) = stream.getvalue().splitlines()
+    assert not any(sign in line for sign in "\x1b\x07\u202e")
+    assert "what=\ufffd[2J\ufffd]0;owned\ufffd" in line
+    assert "tries=3" in line
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_who_logs_is_not_broken_off_by_a_full_disk(form: Literal["text", "json"], monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Full()

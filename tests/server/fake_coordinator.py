@@ -97,7 +97,7 @@ def bulk_handler(coordinator: Coordinator) -> grpc.GenericRpcHandler:
         FETCH: grpc.unary_stream_rpc_method_handler(coordinator.fetch, bulk_pb2.FetchRequest.FromString, sealed),
         PUT: grpc.stream_unary_rpc_method_handler(coordinator.put, unsealed, bulk_pb2.Receipt.SerializeToString),
     }
-    return grpc.method_handlers_generic_handler("fedscale.v1.Bulk", {path.rpartition("/")[2]: method for path, method in methods.items()})
+    return grpc.method_handlers_generic_handler("fedscale.v1.Frames", {path.rpartition("/")[2]: method for path, method in methods.items()})
 
 
 def write_profile(folder: Path, authority: identity.Authority, address: str, *, hours: float = 1, name: str = "admin") -> Path:

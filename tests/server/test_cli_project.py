@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def test_a_ticket_is_one_word_on_the_narrowest_terminal(coordinator: Coordinator
     with caught(Terminal(), Terminal()) as (out, _):
         assert cli.main(["project", "invite", "heart"]) == 0
     assert out.getvalue() == "fs1." + "x" * 200 + "\n"
+
+
+def test_times_are_told_in_utc(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is given a ticket may sit in another zone than whoever made it."""
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    time.tzset()
+    try:
+        assert "until 2027-01-15 08:00:00 UTC;" in fedscale("project", "invite", "heart").err
+        assert "2023-11-14 22:13:20 UTC" in fedscale("project", "nodes").out
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_invite_as_data(coordinator: Coordinator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fedscale import bundle, cli, console
+from fedscale import bundle, cli, console, progress
 from fedscale.errors import BundleError, Cause, Conflict, Failure, NotFound, PlanError
 from fedscale.flower.deployment import job_of
 from fedscale.plan import Plan
@@ -268,7 +269,7 @@ def test_leaving_a_watch_says_that_the_run_goes_on(coordinator: Coordinator, mon
     def update(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(console.Bar, "update", update)
+    monkeypatch.setattr(progress.Bar, "update", update)
     done = fedscale("run", "watch", "risk-1")
     assert (done.code, done.err) == (130, "interrupted; the run goes on; watch it again: fedscale run watch risk-1\n")
 
@@ -378,13 +379,33 @@ def test_packing_is_the_same_after_a_simulation(job: Path) -> None:
     assert pack_job(job, Plan.load(job)) == before
 
 
-@pytest.mark.parametrize("name", ["key.pem", "deep/server.key", "fedscale-node/node.toml", "fedscale-server/server.toml"])
+@pytest.mark.parametrize(
+    "name",
+    ["key.pem", "deep/server.key", "fedscale-node/node.toml", "fedscale-server/server.toml", "prod.env", "id_ed25519", "deep/credentials.json"],
+)
 def test_packing_refuses_keys_and_homes(job: Path, name: str) -> None:
     (job.parent / name).parent.mkdir(parents=True, exist_ok=True)
     (job.parent / name).write_text("secret")
     with pytest.raises(BundleError, match="must not leave this machine") as caught_error:
         pack_job(job, Plan.load(job))
     assert name.startswith(caught_error.value.where)
+
+
+def test_packing_refuses_what_is_no_file(job: Path) -> None:
+    os.mkfifo(job.parent / "pipe")
+    with pytest.raises(BundleError, match="pipe: a file of the job cannot be read") as caught_error:
+        pack_job(job, Plan.load(job))
+    assert caught_error.value.hint == "keep what is not code out of the job's folder"
+
+
+def test_tables_in_a_jobs_folder_are_pointed_at_before_they_leave(coordinator: Coordinator, job: Path) -> None:
+    """They may be somebody's patients."""
+    assert "will be given" not in fedscale("run", "submit", job, "--dry-run").err
+    (job.parent / "data").mkdir()
+    for name in ("a.csv", "b.parquet", "c.NPZ", "d.csv", "notes.txt"):
+        (job.parent / "data" / name).write_text("x")
+    told = fedscale("run", "submit", job, "--dry-run").err
+    assert "every site will be given data/a.csv, data/b.parquet, data/c.NPZ, 1 more:" in told
 
 
 def test_packing_refuses_what_is_too_large_before_copying_it(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def started(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """The real process, from its readiness on."""
-    command = [sys.executable, "-m", "fedscale.cli", "server", "start", "--json", *words]
+    command = [sys.executable, "-m", "fedscale", "server", "start", "--json", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=os.environ) as process:
         try:
             assert process.stdout is not None
@@ -103,7 +103,7 @@ def test_a_started_coordinator_answers_refuses_a_taken_port_and_stops_when_told(
         fedscale("server", "init", "--home", "other")
         for home, code, words in (("fedscale-server", 6, "a server is running in this home already"), ("other", 2, "cannot listen")):
             ports = ("--port", port, "--enrolment-port", "0", "--web-port", "0")
-            line = [sys.executable, "-m", "fedscale.cli", "server", "start", "--home", home, *ports]
+            line = [sys.executable, "-m", "fedscale", "server", "start", "--home", home, *ports]
             second = subprocess.run(line, capture_output=True, text=True, check=False)
             assert (second.returncode, words in second.stderr) == (code, True), second.stderr
         process.send_signal(signal.SIGTERM)

@@ -261,6 +261,12 @@ def test_a_bare_status_becomes_an_error(coordinator: Coordinator, control: Contr
     assert error.where == control.profile.address
 
 
+def test_a_request_of_another_release_is_told_as_such(coordinator: Coordinator, control: Control) -> None:
+    coordinator.answers["Status"] = grpc.StatusCode.UNIMPLEMENTED
+    error = refused(control)
+    assert (type(error), error.why, error.hint) == (ProtocolError, "it runs another release", "update the one of both that is older")
+
+
 def test_nobody_there(profile: Profile, tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

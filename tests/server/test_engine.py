@@ -206,14 +206,15 @@ async def test_a_submission_whose_caller_goes_away_is_a_run_nevertheless(server:
     assert server.engine.drivers()[0].id == await server.submit(plan_text(), key="k")
 
 
-async def test_a_port_that_is_taken_is_said_so(server: Running, tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--port", "--enrolment-port"])
+async def test_a_port_that_is_taken_is_said_so(server: Running, tmp_path: Path, option: str) -> None:
     port = int(server.ready.address.rpartition(":")[2])
-    settings = Settings(port=port, enrolment_port=0)
+    settings = Settings(**{"port": 0, "enrolment_port": 0, option.strip("-").replace("-", "_"): port})
     Home.create(tmp_path / "other", settings, server.engine.now())
     with pytest.raises(ConfigError) as caught:
         await serve(tmp_path / "other", settings, lambda _: None)
     assert str(caught.value) == (
-        f"cannot listen on 127.0.0.1:{port} (the port is taken or the address is not this machine's); choose another with --port"
+        f"cannot listen on 127.0.0.1:{port} (the port is taken or the address is not this machine's); choose another with {option}"
     )
 
 

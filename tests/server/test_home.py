@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from datetime import timedelta
@@ -49,6 +50,16 @@ def test_nobody_else_can_read_it(home: Home) -> None:
     modes = {path: oct(path.stat().st_mode & 0o777) for path in (home.path, *home.path.rglob("*"))}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {"0o700"}
     assert {mode for path, mode in modes.items() if path.is_file()} == {"0o600"}
+
+
+def test_what_others_can_read_is_found_and_closed_by_the_command_that_is_named(home: Home) -> None:
+    assert module.exposed(home.path) is None
+    (home.path / "ca/cert.pem").chmod(0o644)
+    assert module.exposed(home.path) is None, "a certificate is no secret"
+    (home.path / "ca/key.pem").chmod(0o640)
+    assert module.exposed(home.path) == home.path / "ca/key.pem"
+    subprocess.run(shlex.split(module.closing(home.path)), check=True)
+    assert module.exposed(home.path) is None
 
 
 def test_the_servers_certificate_is_for_its_hosts(home: Home) -> None:
@@ -177,6 +188,15 @@ def test_the_authority_of_another_home_is_refused(home: Home, tmp_path: Path) ->
 
 
 # ------------------------------------------------------------------------------------------------------------ refreshing
+
+
+def test_a_clock_before_the_federations_time_is_refused(home: Home) -> None:
+    """Nobody's certificate would be valid yet."""
+    before = contents(home.path)
+    with pytest.raises(ConfigError, match="this machine's clock is wrong") as raised:
+        home.refresh(SETTINGS, NOW - timedelta(days=2))
+    assert raised.value.why.startswith(f"it says {NOW - timedelta(days=2):%Y-%m-%d %H:%M} UTC")
+    assert contents(home.path) == before
 
 
 def test_nothing_is_renewed_that_is_fresh(home: Home) -> None:

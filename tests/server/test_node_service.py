@@ -6,19 +6,21 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import grpc
 import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedscale.errors import Cause
+from fedscale.errors import Cause, Conflict
 from fedscale.identity import Role, new_key, new_request, serial_of
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.proto.v1 import node_pb2, node_pb2_grpc
 from fedscale.secagg.authority import claim
 from fedscale.wire.convert import key_to_proto
+from fedscale_client.rpc import error_of
 from fedscale_server.services.node import MAX_DATASETS
 from tests.server.running import Node, Receipt, Running, plan_text, refusal, soon, until
 
@@ -217,6 +219,19 @@ async def test_failures_are_heard_for_tasks_that_are_the_nodes_own(server: Runni
     assert (failure["cause"], failure["what"]) == ("worker", "x" * 4000)
     [told] = [e for e in await server.events(run) if e.kind == "failed"]
     assert (told.node, json.loads(told.detail)["cause"]) == ("ada", Cause.WORKER)
+
+
+async def test_whoever_is_replaced_by_another_process_of_its_name_is_told_so(server: Running) -> None:
+    """A home that was copied, or restored beside the old one: both sides read why the connection never lasts."""
+    ada = await server.node("ada")
+    twin = replace(ada, heard=[], asks=[], released=[], _outbox=None, _tasks=[])
+    await twin.connect()
+    await until(lambda: ada.ended)
+    told = error_of(cast("Any", ada.ended), server.ready.address)
+    assert (type(told), told.what, told.why) == (Conflict, "another process has connected as node 'ada'", "each needs a home of its own")
+    assert told.hint.endswith("fedscale project revoke NAME")
+    assert (twin.ended, twin.connected) == (None, True)
+    await twin.leave()
 
 
 async def test_a_certificate_is_renewed_for_the_same_identity(server: Running) -> None:

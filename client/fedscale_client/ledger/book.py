@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
-from fedscale.errors import ConfigError, PolicyRefusal
-from fedscale.privacy.accountant import epsilon
-from fedscale.privacy.events import Mechanism
-from fedscale_client.home import NodeHome, identity_key, make_private, open_private
+from fedscale.errors import ConfigError
+from fedscale.privacy.events import Spend
+from fedscale_client.home import NodeHome, make_private, open_private
+from fedscale_client.keys import identity_key
+from fedscale_client.ledger.admission import Change, admitted
 from fedscale_client.ledger.chain import Signer, flaw, sealed
 from fedscale_client.ledger.claims import Cap, Claim, Parcel
 from fedscale_client.ledger.head import LOOK, Head, HeadFile
 from fedscale_client.ledger.lines import Kind
-from fedscale_client.ledger.state import Item, State, spends_of
+from fedscale_client.ledger.state import Item, State
 from fedscale_client.ledger.tables import RULES, Entry, Table
 
 BUSY_SECONDS = 120
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL")
-RAISE = "train fewer rounds or with more noise, or ask the site's owner to raise the cap"
-Change: TypeAlias = tuple[Kind, int, Mapping[str, Any]]
 
 
 class Ledger:
@@ -71,19 +69,20 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------------------ three steps
 
-    def reserve(self, claim: Claim, cap: Cap | None, kept: str = "") -> int:
+    def reserve(self, claim: Claim, cap: Cap | None, kept: str = "", run: tuple[Spend, ...] = ()) -> int:
         """Set aside what a task will cost; the number of the reservation.
 
         Args:
             claim: what it will cost.
             cap: what must not be passed.
             kept: digest of an answer that is there already; where it has left for this task before, it costs nothing now and passes no cap.
+            run: what the run costs from this task to its end, which must fit as well before anything of it has been set aside.
 
         Raises:
             PolicyRefusal: the cap would be passed.
             ConfigError: the ledger does not verify.
         """
-        return self._add(lambda state: _admitted(state, claim, None if kept and state.sent(claim.key, kept) else cap)).seq
+        return self._add(lambda state: admitted(state, claim, None if kept and state.sent(claim.key, kept) else cap, run)).seq
 
     def release(self, reservation: int, parcel: Parcel) -> int:
         """Note that an answer leaves now; the reservation it counts under.
@@ -250,43 +249,6 @@ class Ledger:
 
     def _broken(self, problem: str) -> ConfigError:
         return ConfigError("the privacy ledger of this site cannot be used", where=str(self._path), why=problem, hint=LOOK)
-
-
-def _admitted(state: State, claim: Claim, cap: Cap | None) -> Change:
-    """A reservation, if it fits under the cap.
-
-    Raises:
-        PolicyRefusal: it does not. What others have spent is not said: it is none of the coordinator's business.
-    """
-    if cap is not None and claim.spends != ():
-        limit = f"the cap is epsilon {cap.epsilon:g} at delta {cap.delta:g} for each {cap.unit}"
-        if claim.spends is None:
-            raise PolicyRefusal("this site answers with differential privacy only", where=claim.dataset, why=limit, hint="add [privacy] to the job")
-        if claim.unit != cap.unit:
-            hint = f'set privacy.unit = "{cap.unit}"'
-            raise PolicyRefusal(f"this site does not count its privacy by the {claim.unit}", where=claim.dataset, why=limit, hint=hint)
-        former = spends_of(state.counted(claim.population, claim.unit, claim.data))
-        if not epsilon((*former, *claim.spends), cap.delta) <= cap.epsilon:
-            need = f"{limit}, this task alone needs {epsilon(claim.spends, cap.delta):.3g}"
-            raise PolicyRefusal("the privacy cap of this site would be passed", where=claim.dataset, why=need, hint=RAISE)
-    _require_turn(state, claim)
-    return Kind.RESERVE, 0, claim.to_json()
-
-
-def _require_turn(state: State, claim: Claim) -> None:
-    """Refuse a second answer in one tree of noise, which hides one answer of a site and no more.
-
-    Raises:
-        PolicyRefusal: this site has answered in the tree, in another round.
-    """
-    length = next((spend.steps for spend in claim.spends or () if spend.mechanism == Mechanism.TREE), 0)
-    for item in state.items.values() if length else ():
-        run, phase, number = item.claim.key
-        same = (run, phase) == claim.key[:2] and (number - 1) // length == (claim.number - 1) // length
-        if same and number != claim.number and item.refund is None:
-            why = f"it answered in round {number}, and a tree goes over {length} rounds"
-            hint = "lower clients.select or privacy.tree_rounds"
-            raise PolicyRefusal("this site has answered in this tree of noise already", where=claim.dataset, why=why, hint=hint)
 
 
 @lru_cache(maxsize=8)

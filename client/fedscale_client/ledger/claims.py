@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -85,6 +86,12 @@ class Parcel:
     size: int
     parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
     masked: bool = False
+
+
+def to_set(dataset: str, **rules: object) -> str:
+    """The command that gives a dataset some rules, by name and value as one types them."""
+    own = f'"{dataset}"' if "." in dataset else dataset
+    return " ".join(("fedscale node policy set", *(shlex.quote(f"datasets.{own}.{name}={value}") for name, value in rules.items())))
 
 
 def canonical(tree: Any) -> str:

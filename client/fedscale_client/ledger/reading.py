@@ -9,7 +9,8 @@ from dataclasses import fields
 from urllib.parse import quote
 
 from fedscale.errors import ConfigError
-from fedscale_client.home import NodeHome, identity_key
+from fedscale_client.home import NodeHome
+from fedscale_client.keys import identity_key
 from fedscale_client.ledger.chain import Signer, flaw
 from fedscale_client.ledger.head import LOOK, Head, HeadFile
 from fedscale_client.ledger.lines import Line

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 import fedscale
-from fedscale.errors import ProtocolError
+from fedscale.errors import Conflict, ProtocolError
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.secagg.authority import claimed
@@ -28,6 +28,7 @@ from fedscale_server.store.admission import Arrival
 
 log = structlog.get_logger()
 MAX_DATASETS = 256
+TWICE = "stop one of them, a second machine joins by a ticket of its own; where it was a stranger: fedscale project revoke NAME"
 
 
 class NodeService(node_pb2_grpc.NodeServicer):
@@ -59,6 +60,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
                 if message is None:
                     break
                 yield message
+            _require_alone(session)
             if reader.done():
                 reader.result()
         finally:
@@ -100,6 +102,19 @@ class NodeService(node_pb2_grpc.NodeServicer):
     async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: ARG002, N802 - gRPC's names
         """A fresh certificate for the same identity."""
         return pb.RenewReply(certificate=await asyncio.to_thread(self._registry.renew, caller(), request.request))
+
+
+def _require_alone(session: Session) -> None:
+    """Tell a node why its stream ends where another has taken its place.
+
+    A node that had lost its connection is not there to hear it; whoever is shares its name with another process.
+
+    Raises:
+        Conflict: it was replaced.
+    """
+    if session.replaced:
+        log.warning("two processes may have connected as one node", node=session.node)
+        raise Conflict(f"another process has connected as node '{session.node}'", why="each needs a home of its own", hint=TWICE)
 
 
 def _offered(hello: pb.Hello) -> tuple[str, ...]:

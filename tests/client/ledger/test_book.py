@@ -12,8 +12,9 @@ import pytest
 
 from fedscale.errors import ConfigError, PolicyRefusal
 from fedscale.privacy.accountant import epsilon
-from fedscale.privacy.events import Spend
+from fedscale.privacy.events import Spend, repeated
 from fedscale_client.home import NodeHome
+from fedscale_client.ledger import admission
 from fedscale_client.ledger.book import Ledger
 from fedscale_client.ledger.claims import Cap, Claim
 from fedscale_client.ledger.head import Head
@@ -198,6 +199,46 @@ def test_under_a_cap_nothing_goes_uncounted(ledger: Ledger, changes: dict[str, o
         ledger.reserve(claim(1, **changes), WIDE)
     assert raised.value.what == what
     assert ledger.entries() == ()
+
+
+def test_a_run_begins_only_where_all_of_it_fits(ledger: Ledger) -> None:
+    whole = repeated(SPEND, 5)
+    cap = Cap(epsilon(whole, DELTA), DELTA, "record")
+    for number in range(1, 6):
+        ledger.reserve(claim(number), cap, "", repeated(SPEND, 6 - number))
+    wide = Cap(epsilon(repeated(SPEND, 9), DELTA), DELTA, "record")
+    left = math.floor(100 * (wide.epsilon - cap.epsilon)) / 100
+    for spends in ((SPEND,), ()):
+        with pytest.raises(PolicyRefusal, match="before its end") as raised:
+            ledger.reserve(claim(1, run="run-2", spends=spends), wide, "", whole)
+        assert f"of which {left:g} is left, and all rounds of the run need {cap.epsilon:.3g}" in raised.value.why
+        assert raised.value.hint.endswith(f"datasets.heart.epsilon={math.ceil(100 * epsilon(repeated(SPEND, 10), DELTA)) / 100:g}")
+    ledger.reserve(claim(1, run="run-2"), wide, "", repeated(SPEND, 4))
+    assert len(ledger.items()) == 6
+
+
+def test_a_run_that_has_begun_is_held_to_the_cap_task_by_task(ledger: Ledger) -> None:
+    """A round that was lost and is asked for again takes the room of the last one, and not of all."""
+    whole = repeated(SPEND, 3)
+    cap = Cap(epsilon(whole, DELTA), DELTA, "record")
+    for number in (1, 1, 2):
+        ledger.reserve(claim(number), cap, "", repeated(SPEND, 4 - number))
+    with pytest.raises(PolicyRefusal, match="the privacy cap of this site would be passed"):
+        ledger.reserve(claim(3), cap, "", (SPEND,))
+
+
+def test_a_run_begins_anew_where_all_that_was_set_aside_was_given_back(ledger: Ledger) -> None:
+    cap = Cap(epsilon(repeated(SPEND, 3), DELTA), DELTA, "record")
+    ledger.refund(ledger.reserve(CLAIM, cap, "", repeated(SPEND, 3)), "nothing left this site")
+    with pytest.raises(PolicyRefusal, match="before its end"):
+        ledger.reserve(claim(2), cap, "", repeated(SPEND, 4))
+
+
+def test_a_run_without_a_finite_cost_is_refused_without_a_number_to_allow(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "epsilon", lambda spends, _: math.inf if spends else 0.0)
+    with pytest.raises(PolicyRefusal) as raised:
+        ledger.reserve(CLAIM, Cap(4.0, DELTA, "record"), "", (SPEND,))
+    assert raised.value.hint == "lower privacy.epsilon or leave this site out, or its owner allows more"
 
 
 def test_a_refusal_names_cap_and_need_and_nobody_elses_spending(ledger: Ledger) -> None:

@@ -17,7 +17,7 @@ from fedscale.errors import Cause
 from fedscale.learner import Phase
 from fedscale.privacy.accountant import epsilon
 from fedscale.proto.v1 import bulk_pb2
-from fedscale_client import declarations, policy
+from fedscale_client import declarations, facts, policy
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
@@ -29,6 +29,7 @@ from tests.client.coordinator import PATIENCE, Coordinator, plan_text, until
 from tests.client.ledger.samples import opened_database
 
 ROUNDS, DELTA = 2, 1e-5
+BEYOND = "the run would pass the privacy cap of this site before its end"
 
 # Trains with the privacy that is asked for, or not at all.
 PRIVATE = (
@@ -75,9 +76,9 @@ async def test_a_run_is_counted_and_one_round_more_is_refused(coordinator: Coord
         (one, two) = await settled(home, "committed", "committed")
         asked = {
             "run-1": (3, private_plan(), "round 3 is beyond the 2 rounds of the plan"),
-            "run-2": (1, private_plan(), "the privacy cap of this site would be passed"),
-            "run-3": (1, private_plan(100.0), "the privacy cap of this site would be passed"),
-            "run-4": (1, private_plan(strategy={"rounds": 1000}), "the privacy cap of this site would be passed"),
+            "run-2": (1, private_plan(), BEYOND),
+            "run-3": (1, private_plan(100.0), BEYOND),
+            "run-4": (1, private_plan(strategy={"rounds": 1000}), BEYOND),
             "run-5": (1, plan_text(), "this site answers with differential privacy only"),
         }
         told = []
@@ -94,6 +95,51 @@ async def test_a_run_is_counted_and_one_round_more_is_refused(coordinator: Coord
     assert epsilon(spends_of((one, two)), DELTA) == pytest.approx(2.0, abs=0.02)
     assert (one.claim.run, one.claim.app, one.claim.unit, one.claim.delta) == ("run-1", app, "record", DELTA)
     assert (one.release or {})["parts"] == [["w", [3]], ["b", [1]], ["weight", []]]
+
+
+@pytest.mark.parametrize(("phase", "number"), [(Phase.INIT, 0), (Phase.TRAIN, 1)])
+async def test_a_run_that_could_not_end_within_the_cap_is_refused_before_anything_of_it_leaves(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str, phase: Phase, number: int
+) -> None:
+    """Its first rounds alone would fit."""
+    policy.save(home, capped(4.0))
+    async with start():
+        await coordinator.connected()
+        failure = await coordinator.failure(coordinator.assign(app, phase, number, plan=private_plan(8.0, strategy={"rounds": 20}))[0])
+    assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, BEYOND)
+    assert "the cap is epsilon 4 at delta 1e-05 for each record, of which 4 is left, and all rounds of the run need 8" in failure.what
+    owner = failure.hint.removeprefix("lower privacy.epsilon or leave this site out, or its owner allows more: fedscale node policy set ")
+    policy.save(home, policy.load(home, [owner]))
+    assert (coordinator.answers, items(home)) == ([], ())
+    async with start():
+        await coordinator.connected(2)
+        await coordinator.answer(coordinator.assign(app, phase, number, run="run-2", plan=private_plan(8.0, strategy={"rounds": 20}))[0])
+
+
+async def test_whoever_comes_late_needs_room_for_the_rounds_that_are_left(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    policy.save(home, capped(4.0))
+    asked = private_plan(8.0, strategy={"rounds": 20})
+    async with start():
+        await coordinator.connected()
+        assert (await coordinator.failure(coordinator.assign(app, number=10, plan=asked)[0])).what.startswith(BEYOND)
+        await coordinator.answer(coordinator.assign(app, number=18, run="late", plan=asked)[0])
+    assert [item.claim.number for item in items(home)] == [18]
+
+
+async def test_a_cap_that_is_lowered_while_a_run_goes_on_ends_it_where_it_is_reached(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str
+) -> None:
+    """What has begun is not for nothing: the site helps for as long as the new cap allows."""
+    policy.save(home, capped(2.0))
+    asked = private_plan(strategy={"rounds": 4})
+    async with start():
+        await coordinator.connected()
+        await coordinator.answer(coordinator.assign(app, plan=asked)[0])
+        policy.save(home, capped(1.5))
+        await coordinator.answer(coordinator.assign(app, number=2, plan=asked)[0])
+        policy.save(home, capped(1.0))
+        failure = await coordinator.failure(coordinator.assign(app, number=3, plan=asked)[0])
+    assert failure.what.startswith("the privacy cap of this site would be passed (the cap is epsilon 1 at")
 
 
 async def test_units_are_counted_in_the_sites_own_data(coordinator: Coordinator, home: NodeHome, start: Start, app: str, tmp_path: Path) -> None:
@@ -119,6 +165,24 @@ async def test_an_answer_is_on_record_before_its_first_byte_leaves(coordinator: 
         body = await coordinator.answer(key)
         (item,) = await settled(home, "committed")
     assert ((item.release or {})["size"], (item.commit or {})["verdict"]) == (len(body), "accepted")
+
+
+async def test_a_pause_breaks_off_an_answer_that_is_on_its_way(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    """What has left by then counts; not a byte more leaves, and the coordinator hears why."""
+    async with start():
+        await coordinator.connected()
+        coordinator.verdicts.extend([grpc.StatusCode.UNAVAILABLE] * 500)
+        key, _ = coordinator.assign(app, plan=private_plan())
+        await until(lambda: coordinator.attempts)
+        facts.pause(home, paused=True)
+        failure = await coordinator.failure(key)
+        tried = coordinator.attempts
+        assert (failure.cause, failure.what) == (Cause.POLICY, "this site is paused by its owner")
+        facts.pause(home, paused=False)
+        coordinator.verdicts.clear()
+        await coordinator.answer(coordinator.assign(app, number=2, plan=private_plan())[0])
+        assert coordinator.attempts == tried + 1
+    assert [item.standing for item in items(home)] == ["released", "committed"]
 
 
 async def test_what_never_left_is_given_back_and_what_was_told_is_not(coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path) -> None:

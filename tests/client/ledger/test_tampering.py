@@ -12,7 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedscale.errors import ConfigError
-from fedscale_client.home import NodeHome, identity_key
+from fedscale_client.home import NodeHome
+from fedscale_client.keys import identity_key
 from fedscale_client.ledger import reading
 from fedscale_client.ledger.book import Ledger
 from fedscale_client.ledger.chain import Signer, digest_of, sealed

@@ -128,6 +128,7 @@ def test_nothing_that_a_site_or_a_plan_says_becomes_markup() -> None:
     assert outline(card_page(made)).all("script") == []
     text = markdown(made)
     assert "<script>" not in text
+    assert markdown(told(name="a\x1b[2J\u202e\x07\nb")).startswith("# Model card: a\ufffd\\[2J\ufffd\ufffd b\n"), "nor steers a terminal"
     assert text.count("````") == 2, "the fence is longer than any in the plan"
 
 
