@@ -11,8 +11,9 @@ from fedscale.learner import Phase
 from fedscale.plan import Plan
 from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.events import Spend, repeated
-from fedscale.privacy.rounds import spend_of, units_of
+from fedscale.privacy.rounds import spend_of
 from fedscale.privacy.statement import promised
+from fedscale.privacy.units import units_of
 from fedscale.record import JSON
 
 MOST_SITES = 1000
@@ -26,7 +27,7 @@ def spends(plan: Plan, data: Mapping[str, Any], history: Iterable[Outcome]) -> d
     answered = Counter(name for outcome in history if outcome.phase == Phase.TRAIN for name in outcome.answered)
     released: dict[str, tuple[Spend, ...]] = {}
     for name in sorted(answered):
-        units = units_of(data[name], dp.unit)
+        units = 1 if dp.unit == "node" else units_of(data[name], dp.unit)  # whole clients are not opened to be counted
         each = spend_of(dp, plan.train, plan.strategy.rounds, Phase.TRAIN, units, masked=plan.secagg.enabled)
         if each is not None:
             released[name] = repeated(each, answered[name])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -170,3 +171,25 @@ def test_losses_and_gradients_are_torchs(form: Callable[..., tuple[Tensor, Tenso
     each = theirs(flat, targets.reshape(10), reduction="none") if classes > 1 else theirs(flat[:, 0], targets.reshape(10).float(), reduction="none")
     assert torch.allclose(losses.reshape(10), each, rtol=1e-6)
     assert torch.allclose(gradient, torch.autograd.grad(each.sum(), outputs)[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 63])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_cross_entropy_is_torchs_for_logits_of_any_size(classes: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    outputs = (scale * torch.randn(3, 7, classes, generator=generator)).requires_grad_()
+    targets = torch.randint(0, classes, (3, 7), generator=generator)
+    before = outputs.detach().clone()
+    losses, gradient = cross_entropy(before, targets)
+    each = functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    assert torch.allclose(losses.flatten(), each, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(gradient, torch.autograd.grad(each.sum(), outputs)[0], rtol=1e-6, atol=1e-7)
+    assert torch.equal(before, outputs)
+
+
+def test_cross_entropy_takes_what_a_model_rules_out_and_shows_what_diverged() -> None:
+    outputs = torch.tensor([[[0.0, -math.inf, 1.0], [0.0, math.inf, 1.0], [0.0, math.nan, 1.0]]])
+    losses, gradient = cross_entropy(outputs, torch.tensor([[2, 0, 0]]))
+    assert losses[0, 0] == pytest.approx(math.log1p(math.exp(-1)))
+    assert gradient[0, 0].tolist() == pytest.approx([1 / (1 + math.e), 0.0, 1 / (1 + math.exp(-1)) - 1])
+    assert not losses[0, 1:].isfinite().any()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import sys
 import tracemalloc
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from fedscale.errors import PlanError
 from fedscale.record import JSON
 from fedscale.torch_learner import TorchLearner, one_thread
+from fedscale_simulations import checkpoint
 from fedscale_simulations.engines import choice
 from fedscale_simulations.engines.choice import Choice, Chooser, opened, processors
 from fedscale_simulations.engines.forms import Alone, Form
@@ -141,7 +143,9 @@ def test_blocks_end_where_clients_alone_end() -> None:
 
 
 @pytest.mark.parametrize("form", ["sequential", "vectorized"])
-def test_a_run_goes_on_in_the_form_in_which_it_began(form: str, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_the_form_in_which_it_began(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "CHEAP", math.inf)  # a slow disk must not cost the round that says how it began
+
     def stop(progress: Any) -> None:
         if progress.closed and progress.number == 2 and progress.phase == "train":
             raise KeyboardInterrupt

@@ -18,6 +18,7 @@ from fedscale.events import Answered, Failed, Summed
 from fedscale.learner import Phase, Result, Work
 from fedscale.ring import WORD
 from fedscale.torch_learner import one_thread
+from fedscale_simulations.engines import pool
 from fedscale_simulations.engines.desk import Answer, Engine
 from fedscale_simulations.engines.forms import Alone, together
 from fedscale_simulations.engines.pool import MOST_LETTERS, Pool
@@ -116,6 +117,16 @@ def test_a_round_that_fails_is_the_same_in_a_pool() -> None:
     results = [run_of(Mean(faults), engine=engine, clients={"min_per_round": 9}) for engine in ("sequential", "pool")]
     assert outcome(results[0]) == outcome(results[1])
     assert results[0].status == "failed"
+
+
+def test_memory_is_given_back_while_the_workers_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = stand(ZOO["softmax"], rows=(5,) * 20)
+    engine, at_work = Pool(here.desk, Alone(here.desk), 2), list[list[int]]()
+    monkeypatch.setattr(pool, "give_back", lambda: at_work.append([seat.outstanding for seat in engine._crew.seats] if engine._crew else []))
+    _, nodes, _ = played(engine, here)
+    assert len(nodes) == 20
+    assert [len(clients) for clients in at_work] == [2]
+    assert min(at_work[0]) > 1
 
 
 def test_clients_that_come_first_are_in_the_sum_and_no_others() -> None:

@@ -57,7 +57,6 @@ class Pool:
         apart = self._desk.apart(first.phase)
         patience = self._desk.plan.clients.deadline
         course = Course(self._crew, first, self._serial, patience, apart=apart, tick=tick)
-        give_back()
         waves = Waves(tasks, None if apart else wanted)
         for wave in waves:
             for answer in course.play([(task,) for task in wave] if apart else self._form.blocks(wave)):
@@ -101,12 +100,9 @@ class Course:
     def play(self, blocks: Sequence[Block]) -> Iterator[Answer]:
         """Have blocks done; the answers that are told one by one."""
         self._queue.extend(blocks)
-        while True:
-            for seat in list(self._crew.seats):
-                self._feed(seat)
-            busy: dict[Any, Seat] = {seat.pipe: seat for seat in self._crew.seats if seat.done < len(seat.given)}
-            if not busy:
-                return
+        self._feed()
+        give_back()  # while the workers have something to do
+        while busy := self._busy():
             heard = wait(list(busy), self._patience * max(seat.outstanding for seat in busy.values()))
             for pipe in heard:
                 yield from self._hear(busy[pipe])
@@ -114,6 +110,11 @@ class Course:
                 # Killed, they are heard of as any that die: what hangs is done again, a few times.
                 for seat in busy.values():
                     seat.process.kill()
+            self._feed()
+
+    def _busy(self) -> dict[Any, Seat]:
+        """The workers that have not done all they were given, by their pipes."""
+        return {seat.pipe: seat for seat in self._crew.seats if seat.done < len(seat.given)}
 
     def sums(self) -> Iterator[Summed]:
         """What each worker has added up."""
@@ -131,14 +132,15 @@ class Course:
         seat.given, seat.done = [], 0
         self._send(seat, self._header)
 
-    def _feed(self, seat: Seat) -> None:
-        """Give a worker its next chunks: large ones at first, single blocks in the end, so that all end together."""
-        while self._queue and len(seat.given) - seat.done < AHEAD:
-            most = max(1, MOST_LETTERS // sum(len(task.node) + 1 for task in self._queue[0]))
-            size = min(most, max(1, len(self._queue) // (2 * AHEAD * len(self._crew.seats))))
-            chunk = [self._queue.popleft() for _ in range(size)]
-            seat.given.append(chunk)
-            self._send(seat, message(b"C", self._serial, json.dumps([[task.node for task in block] for block in chunk]).encode()))
+    def _feed(self) -> None:
+        """Give workers their next chunks: large ones at first, single blocks in the end, so that all end together."""
+        for seat in list(self._crew.seats):
+            while self._queue and len(seat.given) - seat.done < AHEAD:
+                most = max(1, MOST_LETTERS // sum(len(task.node) + 1 for task in self._queue[0]))
+                size = min(most, max(1, len(self._queue) // (2 * AHEAD * len(self._crew.seats))))
+                chunk = [self._queue.popleft() for _ in range(size)]
+                seat.given.append(chunk)
+                self._send(seat, message(b"C", self._serial, json.dumps([[task.node for task in block] for block in chunk]).encode()))
 
     def _send(self, seat: Seat, content: bytes) -> None:
         """Send to a worker; one that has died is noticed when it is heard."""
