@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from fedscale.errors import (
@@ -13,6 +13,7 @@ from fedscale.errors import (
     Cause,
     ConfigError,
     DataError,
+    Failure,
     FedscaleError,
     NotFound,
     PolicyRefusal,
@@ -35,6 +36,8 @@ CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
 )
 # Errors of ours that are about values which training has blown up use these words.
 DIVERGED = re.compile("not finite|beyond")
+# So many names, and so many kinds of failures, are read.
+FEW = 8
 
 
 def attempted(work: Callable[[], T]) -> T | Exception:
@@ -63,6 +66,20 @@ def cause_of(error: BaseException, *, ours: bool) -> Cause | None:
     if ours or isinstance(error, DataError):
         return next((cause for kind, cause in CAUSES if isinstance(error, kind)), Cause.CODE)
     return None
+
+
+def listed(failures: Mapping[str, Failure]) -> str:
+    """Failures by node in one sentence: those that are alike together, and of a crowd not every name."""
+    alike: dict[str, list[str]] = {}
+    for node, failure in sorted(failures.items()):
+        alike.setdefault(str(failure), []).append(node)
+    shown = [f"{_some(nodes)}: {told}" for told, nodes in list(alike.items())[:FEW]]
+    rest = sum(len(nodes) for nodes in list(alike.values())[FEW:])
+    return "; ".join([*shown, *([f"and {rest} more"] if rest else [])])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
 
 
 def is_memory(error: BaseException) -> bool:

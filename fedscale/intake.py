@@ -157,9 +157,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 def _array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     try:
         return np.asarray(values)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RuntimeError):
         # numpy's message may quote the data
-        raise DataError(f"the {what} are not one array", hint="give every row the same shape") from None
+        hint = "detach the tensor, and move it to the CPU" if hasattr(values, "detach") else "give every row the same shape"
+        raise DataError(f"the {what} are not one array", hint=hint) from None
 
 
 def _utf8_lines(stream: TextIO, where: str) -> Iterator[str]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from fedscale.errors import AppError
 from fedscale.metrics import Sums
+from fedscale.tables import Section
 from fedscale.vector import Arrays
 
 
@@ -22,10 +24,8 @@ class Phase(StrEnum):
     MESSAGE = "message"
 
 
-class LocalOptimizer(BaseModel):
+class LocalOptimizer(Section):
     """The optimiser of local training, by torch's names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.05, gt=0, allow_inf_nan=False)
@@ -33,14 +33,12 @@ class LocalOptimizer(BaseModel):
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
-class Training(BaseModel):
+class Training(Section):
     """How a node trains in one round.
 
     ``epochs`` passes over the local data in batches of ``batch_size``, at most ``max_steps`` steps; ``device`` is
     ``auto`` (CUDA when present), ``cpu`` or ``cuda``; ``amp`` turns on mixed precision.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(1, ge=1, le=10_000)
     batch_size: int = Field(32, ge=1)
@@ -149,3 +147,28 @@ class App:
     loss: Callable[[Any, Any], Any]
     metrics: Sequence[str] | Mapping[str, Callable[[Any, Any], Any]] = ()
     prepare: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Find what every client would fail with.
+
+        Raises:
+            AppError: a part is of a wrong kind.
+        """
+        if isinstance(self.loss, type):
+            raise AppError(f"the app's loss is the class {self.loss.__name__}", hint=f"make one: loss={self.loss.__name__}()")
+        if hasattr(self.model, "state_dict") and not isinstance(self.model, type):
+            why, hint = "a function is expected, so that each client begins with one of its own", "write model=lambda: ..."
+            raise AppError("the app's model is a module that is made already", why=why, hint=hint)
+        for part, value in {"model": self.model, "loss": self.loss, "prepare": self.prepare or callable}.items():
+            if not callable(value):
+                raise AppError(f"the app's {part} is of type {type(value).__name__}", why="a function is expected")
+        _require_metrics(self.metrics)
+
+
+def _require_metrics(metrics: object) -> None:
+    """Refuse what names no metrics."""
+    if not isinstance(metrics, Sequence | Mapping) or not all(isinstance(name, str) for name in metrics):
+        why = "names out of accuracy, auc, brier, or a mapping of names to functions are expected"
+        raise AppError("the app's metrics are of a wrong type", why=why, hint='write metrics=["accuracy"], or metrics={"mine": function}')
+    if isinstance(metrics, Mapping) and (odd := [name for name, measure in metrics.items() if not callable(measure)]):
+        raise AppError(f"the app's metric '{odd[0]}' is no function", why="one value for each example is expected of (outputs, targets)")

@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,6 +33,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 def generator(seed: int) -> np.random.Generator:
     """A counter-based generator: the same seed gives the same stream on every machine."""
+    if not isinstance(seed, Integral):
+        raise DataError(f"the seed is of type {type(seed).__name__}", hint="use a whole number from 0 up")
     if seed < 0:
         raise DataError("the seed is negative", hint="use a whole number from 0 up")
     return np.random.Generator(np.random.Philox(seed))
@@ -208,6 +210,8 @@ def is_classes(labels: Labels) -> bool:
 
 
 def _require_rows(n: int, clients: int) -> None:
+    if not isinstance(clients, Integral):
+        raise DataError(f"the number of clients is of type {type(clients).__name__}", hint="give a whole number")
     if clients < 1:
         raise DataError("there must be at least one client")
     if n < clients:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fedscale.errors import PlanError
 from fedscale.learner import Training
@@ -23,16 +23,11 @@ from fedscale.privacy import rounds
 from fedscale.privacy.dp import DP
 from fedscale.privacy.rounds import Way
 from fedscale.ring import SPARE_BITS, FixedPoint
-from fedscale.secagg.graph import FEWEST
+from fedscale.secagg.parameters import FEWEST
 from fedscale.secagg.table import Secagg
 from fedscale.strategy import STRATEGIES, Strategy
-from fedscale.tables import NAME, Document, suggest
+from fedscale.tables import APP, NAME, Document, Section, suggest
 
-APP = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
-FORMS = {
-    NAME: "a name is 1 to 63 letters, digits, '.', '_' and '-', a letter or digit first",
-    APP: "write module:attribute, as in 'app:app'",
-}
 # Tables of a job file that say how to simulate or to search, not what to run: no part of the plan and of its hash.
 BESIDES = ("devices", "sweep", "tracking")
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -103,13 +98,7 @@ Duration = Annotated[float, BeforeValidator(seconds), Field(gt=0, le=30 * 86400)
 Select = Annotated[Literal["all"] | int | float, BeforeValidator(selection)]
 
 
-class _Section(BaseModel):
-    """A table of the plan: frozen, and nothing unknown passes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Job(_Section):
+class Job(Section):
     """What is trained: ``app`` is ``module:attribute`` in the bundle, ``data`` the dataset name every site has declared."""
 
     name: str = Field(pattern=NAME)
@@ -118,10 +107,10 @@ class Job(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class StrategyTable(BaseModel):
+class StrategyTable(Section):
     """Which strategy for how many rounds; all other keys are the strategy's own arguments."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     name: str = "fedavg"
     rounds: int = Field(10, ge=1, le=1_000_000)
@@ -154,7 +143,7 @@ class StrategyTable(BaseModel):
         return STRATEGIES[self.name](**(self.model_extra or {}))
 
 
-class Clients(_Section):
+class Clients(Section):
     """Who takes part, and how long the round waits.
 
     ``select``: ``"all"``, a number or a fraction of the eligible nodes. A round closes when that many have answered;
@@ -176,14 +165,14 @@ class Clients(_Section):
         return min(eligible, share(target, self.over_select)), target
 
 
-class Aggregate(_Section):
+class Aggregate(Section):
     """Bounds that make the sum safe: ``bound`` on one coordinate of a change, ``weight_cap`` on the examples one node may count."""
 
     bound: float = Field(8.0, gt=0, le=2.0**16)
     weight_cap: float = Field(16384.0, ge=1, le=2.0**26)
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     """Evaluation on held-out data every ``every`` rounds (0: never) by ``select`` nodes.
 
     ``holdout`` is the fraction of each dataset kept out of training (0: evaluate on all of it). ``per_site`` shows each
@@ -221,7 +210,7 @@ class Evaluate(_Section):
         return ("loss", *(m for m in self.metrics if m != "loss"))
 
 
-class Plan(_Section):
+class Plan(Section):
     """The whole configuration of a run."""
 
     job: Job
@@ -331,7 +320,7 @@ class Plan(_Section):
         Raises:
             PlanError: with file and line of the first problem.
         """
-        return Document.of(text, file, overrides, FORMS).read(cls, besides=BESIDES)
+        return Document.of(text, file, overrides).read(cls, besides=BESIDES)
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Plan:
@@ -340,4 +329,4 @@ class Plan(_Section):
         Raises:
             PlanError: unreadable, or as ``from_toml``.
         """
-        return Document.load(path, overrides, FORMS).read(cls, besides=BESIDES)
+        return Document.load(path, overrides).read(cls, besides=BESIDES)

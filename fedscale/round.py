@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedscale.aggregate import Aggregate, Aggregator, Partial
+from fedscale.causes import listed
 from fedscale.errors import Cause, Failure, FedscaleError
 from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Lost, Outcome, Release, Returned, Spoke, Summed, Tell
 from fedscale.learner import Phase
@@ -406,6 +407,6 @@ class Round:
 
     def reason(self) -> str:
         """Why a failed round failed, in one sentence that names each cause."""
-        causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.failures.items()))
+        causes = listed(self.failures)
         counts = self.fault or f"{len(self.answered())} of {len(self.places)} nodes answered, {self.terms.quorum} are needed"
         return f"round {self.terms.number} ({self.terms.phase}): {counts}" + (f": {causes}" if causes else "")

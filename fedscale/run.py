@@ -17,6 +17,7 @@ import numpy as np
 
 from fedscale import transform
 from fedscale.aggregate import Aggregate
+from fedscale.causes import listed
 from fedscale.errors import Cause, Failure, PlanError, ProtocolError
 from fedscale.events import (
     Arm,
@@ -145,8 +146,7 @@ class Run:
         if self.phase is Phase.INIT:
             able = nodes if not self.unable else [n for n in nodes if n not in self.unable]
             if not able:
-                causes = "; ".join(f"{node}: {failure}" for node, failure in sorted(self.unable.items()))
-                return self._finish("failed", f"no node could make the first model: {causes}")
+                return self._finish("failed", f"no node could make the first model: {listed(self.unable)}")
             return self._ask(cohort(self.plan.job.seed, 0, able, 1)[0])
         if tired := self.resting():
             nodes = Names.of([node for node in nodes if node not in tired])

@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import cache, wraps
 from importlib import import_module
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec, get_args
 
 from pydantic import Field, ValidationError, validate_call
 
@@ -62,16 +62,30 @@ class Strategy:
     name: str = field(default="custom", init=False)
     params: Mapping[str, Any] = field(default_factory=dict, init=False)
 
+    def __post_init__(self) -> None:
+        """Refuse parts that no round could be closed with.
+
+        Raises:
+            PlanError: one of them.
+        """
+        if not isinstance(self.optimizer, Optimizer):
+            what = f"the optimizer is of type {type(self.optimizer).__name__}"
+            raise PlanError(what, where="Strategy", hint="make one as in fedscale.optimizers.sgd(1.0)")
+        if self.weighting not in get_args(Weighting):
+            raise PlanError(f"there is no weighting '{self.weighting}'", where="Strategy", hint=f"known: {', '.join(get_args(Weighting))}")
+        if not (self.proximal >= 0 and self.staleness >= 0 and self.buffer >= 0):
+            raise PlanError("proximal, staleness and buffer are numbers from 0 up", where="Strategy")
+
 
 def _strategy(make: Callable[P, Strategy]) -> Callable[P, Strategy]:
     """Validate the arguments and note them, with the function's name, in the value it returns."""
-    checked = validate_call(make)
+    checked = cache(lambda: validate_call(make))
     name = make.__name__.replace("_", "")
 
     @wraps(make)
     def named(*args: P.args, **kwargs: P.kwargs) -> Strategy:
         try:
-            value = checked(*args, **kwargs)
+            value = checked()(*args, **kwargs)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])

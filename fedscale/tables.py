@@ -8,16 +8,19 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedscale.errors import FedscaleError, PlanError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+APP = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 FORMS = {
+    NAME: "a name is 1 to 63 letters, digits, '.', '_' and '-', a letter or digit first",
+    APP: "write module:attribute, as in 'app:app'",
     "model_type": "this is a table, with settings of its own",
     "tuple_type": 'this is a list, as in ["accuracy"]',
 }
@@ -31,7 +34,7 @@ class Document:
         file: its name in errors.
         tree: what stands in it, with the overrides applied.
         lines: where each table and key stands: dotted path to line number, or to the override.
-        forms: what to say of a value that does not fit a pattern, by the pattern.
+        forms: what to say of a value that does not fit a pattern, by the pattern; besides ``FORMS``.
     """
 
     file: str
@@ -65,9 +68,13 @@ class Document:
             PlanError: unreadable, or as ``of``.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError("cannot read the plan", where=str(path), why=_reason(error), hint="give the path of a job.toml") from None
+            # Editors of some systems begin a text with a mark of its encoding.
+            text = path.read_text(encoding="utf-8-sig")
+        except OSError as error:
+            hint = "give the path of a job.toml"
+            raise PlanError("cannot read the plan", where=str(path), why=error.strerror or type(error).__name__, hint=hint) from None
+        except UnicodeDecodeError:
+            raise PlanError("cannot read the plan", where=str(path), why="it is not UTF-8 text", hint="save it as UTF-8") from None
         return cls.of(text, str(path), overrides, forms)
 
     def read(self, model: type[Model], within: str = "", besides: Iterable[str] = ()) -> Model:
@@ -86,7 +93,7 @@ class Document:
         try:
             return model.model_validate(tree)
         except ValidationError as error:
-            raise self._explained(error, model, prefix) from None
+            raise self.explained(error, model, prefix) from None
         except FedscaleError as error:
             where = self.where((*prefix, *error.where.split(".")))
             raise PlanError(error.what, where=where, why=error.why, hint=error.hint) from None
@@ -99,17 +106,19 @@ class Document:
             path = path[:-1]
         return self.file
 
-    def _explained(self, error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...]) -> PlanError:
+    def explained(self, error: ValidationError, model: type[BaseModel], prefix: tuple[str, ...] = ()) -> PlanError:
         """The first problem of a validation as an error people can act on."""
         problems = error.errors()
         first = problems[0]
-        inside = tuple(str(part) for part in first["loc"] if str(part).replace(".", "_").isidentifier())
+        inside = self._inside(prefix, first["loc"])
         path = (*prefix, *inside)
         name, hint = ".".join(path), ""
         problem, forms = first.get("ctx", {}).get("pattern", first["type"]), {**FORMS, **self.forms}
         what = f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}".replace("value error, ", "")
         if problem in forms:
             what = f"{name}: {forms[problem]}"
+            known = _fields(model, inside) if problem == "model_type" else []
+            hint = f"known: {', '.join(known)}" if known else ""
         elif first["type"] == "extra_forbidden":
             what, hint = f"'{name}' is not a setting", suggest(path[-1], _fields(model, inside[:-1]))
         elif first["type"] == "missing":
@@ -117,10 +126,37 @@ class Document:
         more = f"and {len(problems) - 1} more" if len(problems) > 1 else ""
         return PlanError(what, where=self.where(path), why=more, hint=hint)
 
+    def _inside(self, prefix: tuple[str, ...], places: Iterable[object]) -> tuple[str, ...]:
+        """Where a problem is, without what only pydantic's own words for kinds of values say."""
+        found: list[str] = []
+        tree: Any = self.tree
+        for part in prefix:
+            tree = tree.get(part, {})
+        for place in map(str, places):
+            if place.isidentifier() or (isinstance(tree, dict) and place in tree):
+                found.append(place)
+                tree = tree.get(place) if isinstance(tree, dict) else None
+        return tuple(found)
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    """Why a file cannot be read, without what it holds."""
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else "it is not UTF-8 text"
+
+class Section(BaseModel):
+    """A table of settings, frozen, in which nothing unknown passes; what is wrong with one that is made in Python is said as of one in a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **settings: Any) -> None:
+        """Check the settings.
+
+        Raises:
+            PlanError: one is missing, unknown or out of its range.
+        """
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise Document(type(self).__name__, {}, {}).explained(error, type(self)) from None
+
+    # A table within another is checked as part of it and not by this, so that an error names the whole path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -144,10 +180,15 @@ def _lines(text: str) -> dict[tuple[str, ...], str]:
     return found
 
 
+def dotted(name: str) -> tuple[str, ...]:
+    """The parts of ``a.b`` or, where a part holds a dot itself, ``a."b.c"``."""
+    return tuple(quoted or bare.strip() for quoted, bare in re.findall(r'(?:^|\.)\s*(?:"([^"]*)"\s*(?=\.|$)|([^.]*))', name))
+
+
 def _override(tree: dict[str, Any], setting: str) -> tuple[str, ...]:
     """Apply ``a.b=value`` to the tree and return the path."""
     key, equals, value = setting.partition("=")
-    path = tuple(part.strip() for part in key.split("."))
+    path = dotted(key)
     if not equals or not all(path):
         raise PlanError(f"cannot read the setting '{setting}'", hint="write it as table.key=value")
     try:
@@ -164,9 +205,14 @@ def _override(tree: dict[str, Any], setting: str) -> tuple[str, ...]:
 
 def _fields(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     """Names of the settings in a table of a model."""
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+            next(parts, None)  # the name that the file's author gave
+        kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not kinds:
             return []
-        model = annotation
+        model = kinds[0]
     return list(model.model_fields)

@@ -91,6 +91,8 @@ def _run(arguments: Sequence[str]) -> int:
     console.forgive_encoding()
     try:
         status = typer.main.get_command(app).main(words, prog_name="fedscale", standalone_mode=False, obj=words)
+    except click.Abort:
+        return console.interrupted("", as_json=as_json)
     except click.exceptions.NoArgsIsHelpError as asked:
         asked.show()
         return asked.exit_code
@@ -103,6 +105,8 @@ def _run(arguments: Sequence[str]) -> int:
 def _explained(error: Exception) -> FedscaleError | None:
     """An error in our terms; None for one that nobody foresaw."""
     if isinstance(error, FedscaleError):
+        if isinstance(error.__cause__, OSError):
+            error.hint = error.hint or REFUSALS.get(error.__cause__.errno or 0, "")
         return error
     if isinstance(error, click.ClickException):
         return _usage(error)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import unicodedata
+from collections.abc import Iterator
+from importlib.abc import Traversable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +24,7 @@ def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write it; made when it is missing.")] = Path(),
     *,
     template: Annotated[
-        Literal["tabular", "image", "text", "survival", "sklearn", "hospitals"], typer.Option(help="What to begin with.")
+        Literal["tabular", "image", "text", "survival", "sklearn", "hospitals", "flower"], typer.Option(help="What to begin with.")
     ] = "tabular",
     dry_run: DryRun = False,
     json: Json = False,
@@ -32,7 +35,8 @@ def init(
         raise Conflict("there is a job here already", where=str(there[0]), hint="choose another folder: fedscale init DIR")
     if not dry_run:
         _write(texts)
-    job = folder / "job.toml"
+    # A Flower app is its directory.
+    job = next((path for path in texts if path.name == "job.toml"), folder)
     data = {"template": template, "files": [str(path) for path in texts], "dry_run": dry_run}
     console.emit(data, "\n".join(f"{'would write' if dry_run else 'wrote'} {path}" for path in texts), as_json=json)
     console.note(f"try it: fedscale simulate {shlex.quote(str(job))}")
@@ -40,13 +44,23 @@ def init(
 
 def contents(template: str, name: str) -> dict[str, str]:
     """The files of a template by name, made out for a job of this name."""
-    found = sorted(files("fedscale").joinpath("templates", template).iterdir(), key=lambda entry: entry.name)
-    return {entry.name.removesuffix(".txt"): entry.read_text("utf-8").replace(PLACEHOLDER, name) for entry in found}
+    found = dict(_below(files("fedscale").joinpath("templates", template)))
+    return {path.removesuffix(".txt"): found[path].replace(PLACEHOLDER, name) for path in sorted(found)}
 
 
 def job_name(folder: Path) -> str:
     """A job's name after its folder."""
-    return re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:40] or PLACEHOLDER
+    plain = unicodedata.normalize("NFKD", folder.resolve().name.casefold()).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40] or PLACEHOLDER
+
+
+def _below(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The files in a folder and in those below it: path and text of each."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _below(entry, f"{prefix}{entry.name}/")
+        else:
+            yield f"{prefix}{entry.name}", entry.read_text("utf-8")
 
 
 def _write(texts: dict[Path, str]) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedscale import intake, partition
-from fedscale.errors import DataError
+from fedscale.causes import attempted
+from fedscale.errors import DataError, FedscaleError
 from fedscale.names import Numbered
 
 Features: TypeAlias = npt.NDArray[np.float32]
@@ -45,6 +46,10 @@ class Dataset:
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes."""
+        parts: tuple[object, ...] = (self.x, self.y)
+        if not all(isinstance(part, np.ndarray) for part in parts):
+            what = f"features of type {type(self.x).__name__} and labels of type {type(self.y).__name__}"
+            raise DataError(what, hint="build the dataset with from_arrays")
         if self.x.dtype != np.float32 or self.y.dtype not in (np.int64, np.float32):
             raise DataError(f"features of dtype {self.x.dtype} and labels of dtype {self.y.dtype}", hint="build the dataset with from_arrays")
         if self.y.ndim != 1 or self.x.shape[:1] != self.y.shape:
@@ -153,13 +158,14 @@ class Population(Mapping[str, Dataset]):
         Raises:
             DataError: there are none, one is empty, has another layout or a name that a node could not have.
         """
+        if not isinstance(parts, Mapping):
+            raise DataError(f"clients of type {type(parts).__name__}", why="a mapping from their names to datasets is expected")
         if not parts:
             raise DataError("a population needs at least one client")
         first = next(iter(parts.values()))
         _require_names(parts)
         for name, dataset in parts.items():
-            if not len(dataset):
-                raise DataError(f"client '{name}' has no rows")
+            _require_rows(dataset, name)
             _require_same_layout(first, dataset, f"client '{name}'")
         return cls(dict(zip(parts, _same_labels(list(parts.values())), strict=True)))
 
@@ -184,13 +190,15 @@ class Population(Mapping[str, Dataset]):
             DataError: there are no clients, or a name is given twice or could not be a node's. What ``make`` returns is
                 checked when it is asked for.
         """
-        names: Sequence[str] = Numbered(clients) if isinstance(clients, int) else tuple(clients)
+        names: Sequence[str] = Numbered(max(clients, 0)) if isinstance(clients, int) else tuple(clients)
         if not len(names):
             raise DataError("a population needs at least one client")
         if isinstance(names, tuple):
             _require_names(names)
-        sizes = None if rows is None else np.broadcast_to(np.asarray(rows, np.int64), len(names))
-        return cls(Made(names, make, keep), sizes)
+        sizes = None if rows is None else np.asarray(rows, np.int64)
+        if sizes is not None and sizes.shape not in ((), (len(names),)):
+            raise DataError(f"rows of shape {sizes.shape} for {len(names)} clients", hint="give one number for all, or one each")
+        return cls(Made(names, make, keep), None if sizes is None else np.broadcast_to(sizes, len(names)))
 
     @property
     def names(self) -> Sequence[str]:
@@ -266,20 +274,32 @@ class Made(Mapping[str, Dataset]):
 
     def _checked(self, at: int) -> Dataset:
         """A dataset, made now; all must be of the layout of the one made first."""
-        made = self._make(at)
-        if not isinstance(made, Dataset):
-            raise DataError(f"client '{self.names[at]}' is of type {type(made).__name__}", why="a Dataset is expected", hint="see from_arrays")
-        if not len(made):
-            raise DataError(f"client '{self.names[at]}' has no rows")
+        made = attempted(lambda: self._make(at))
+        if isinstance(made, FedscaleError):
+            raise made  # which says itself what is wrong
+        if isinstance(made, Exception):
+            # The data that are made here are those of whoever simulates.
+            raise DataError(f"the data of client '{self.names[at]}' cannot be made", why=f"{type(made).__name__}: {made}") from made
+        _require_rows(made, self.names[at])
         self._first = self._first or made
         _require_same_layout(self._first, made, f"client '{self.names[at]}'")
         return made
+
+
+def _require_rows(made: object, name: str) -> None:
+    """Refuse what is no dataset, or has no rows."""
+    if not isinstance(made, Dataset):
+        raise DataError(f"client '{name}' is of type {type(made).__name__}", why="a Dataset is expected", hint="see from_arrays")
+    if not len(made):
+        raise DataError(f"client '{name}' has no rows")
 
 
 def _require_names(names: Iterable[str]) -> None:
     """Refuse names that a node could not have, or that are there twice."""
     seen: set[str] = set()
     for name in names:
+        if not isinstance(name, str):
+            raise DataError(f"the name of a client is of type {type(name).__name__}", why="text is expected")
         if not partition.NAME.fullmatch(name):
             raise DataError(f"'{name}' cannot be a client's name", hint=f"use '{partition.slug(name)}'")
         if name in seen:

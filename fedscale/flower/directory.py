@@ -123,7 +123,9 @@ def _tree(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "give a Flower app's directory, or a job file as in: fedscale simulate DIR/job.toml"
+        job = path.with_name("job.toml")
+        otherwise = "give a Flower app's directory, or a job file as in: fedscale simulate DIR/job.toml"
+        hint = f"it holds a job: give {job}" if job.is_file() else otherwise
         raise ConfigError(f"there is no {path.name}", where=str(path.parent), hint=hint) from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path.name} cannot be read", where=str(path), why=str(error)) from None

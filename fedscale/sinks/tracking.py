@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from fedscale import console
 from fedscale.errors import ConfigError
 from fedscale.record import RoundRecord, RunRecord
@@ -16,21 +14,19 @@ from fedscale.sinks.mlflow import MLflow
 from fedscale.sinks.protocol import Sink
 from fedscale.sinks.table import Table
 from fedscale.sinks.tensorboard import TensorBoard
-from fedscale.tables import Document
+from fedscale.tables import Document, Section
 
 TABLE = "tracking"
 Warn: TypeAlias = Callable[[str], None]
 T = TypeVar("T")
 
 
-class Tracking(BaseModel):
+class Tracking(Section):
     """The ``[tracking]`` table of a job file: where the curves of its runs go besides the report.
 
     ``sinks`` are ``csv``, ``tensorboard`` and ``mlflow``; each writes into a folder of its name in the run's own, except that
     MLflow logs to ``mlflow_uri`` where one is given.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sinks: tuple[Literal["csv", "tensorboard", "mlflow"], ...] = ()
     mlflow_uri: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,15 +18,24 @@ from fedscale.cli.lazy import later
 from fedscale.cli.options import Json, Settings
 from fedscale.cli.rounds import failure, fraction, round_line
 from fedscale.errors import ConfigError, RunFailed
+from fedscale.progress import Bar
 from fedscale.record import RoundRecord, RunRecord, summary
 from fedscale.report.units import number
 from fedscale.sinks import Tracker, read, track
+from fedscale_simulations.folders import claimed, interrupted, latest
 
 if TYPE_CHECKING:
     from fedscale_simulations.job import Table
     from fedscale_simulations.result import Progress, Simulation
 
-OPTIONS = {"dirichlet": "alpha", "quantity": "alpha", "shards": "per_client", "column": "column"}
+# The option that each way to spread rows has, and how it is written.
+SPREADS = {
+    "iid": ("", "iid"),
+    "dirichlet": ("alpha", "dirichlet:0.5"),
+    "shards": ("per_client", "shards:2"),
+    "quantity": ("alpha", "quantity:1"),
+    "column": ("column", "column:NAME"),
+}
 FAILURES_SHOWN = 5
 # A bar drawn for every client would cost more than a small client's training.
 REDRAW_SECONDS = 0.1
@@ -38,45 +48,64 @@ def simulate(
     settings: Settings = None,
     data: Annotated[Path | None, typer.Option(help="A CSV file to spread over the clients, in place of the app's own population.")] = None,
     label: Annotated[str, typer.Option(help="The column of the CSV file to predict.")] = "",
-    partition: Annotated[str, typer.Option(help="How to spread it: iid, dirichlet:0.5, shards:2, quantity:1 or column:NAME.")] = "iid",
-    out: Annotated[Path | None, typer.Option(help="Where checkpoints and results go; runs/JOB-NAME by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in that folder.")] = False,
+    partition: Annotated[str | None, typer.Option(help="How to spread it: iid, dirichlet:0.5, shards:2, quantity:1 or column:NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go; runs/JOB-NAME by default, with a number where that is taken.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in that folder, or of the job's last run.")] = False,
     engine: Annotated[str, typer.Option(help="How clients are trained: auto, sequential, vectorized, pool or ray.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=1, help="How many processes; one for each processor by default.")] = None,
     json: Json = False,
 ) -> None:
     """Run a job with virtual clients on this machine."""
     if later("fedscale.flower.directory:is_app")(job):
-        _refuse_for_flower({"--data": data, "--resume": resume, "--engine": engine not in ("auto", "sequential"), "--workers": (workers or 1) > 1})
+        own = {"--data": data, "--label": label, "--partition": partition}
+        _refuse_for_flower({**own, "--resume": resume, "--engine": engine not in ("auto", "sequential"), "--workers": (workers or 1) > 1})
         raise typer.Exit(_flower(job, clients, settings or (), out, as_json=json))
-    folder = out or Path("runs", later("fedscale.plan:Plan").load(job, settings or ()).job.name)
-    given = {"table": _table(data, label, partition), "resume": folder if resume else None, "engine": engine, "workers": workers}
-    with console.Bar("simulating") as bar, _tracker(job, settings or (), folder, bar, resume=resume) as tracker:
-        show = Show(bar, tracker)
-        try:
-            ended: Simulation = later("fedscale_simulations.simulator:simulate_file")(job, clients, settings or (), folder, show, **given)
-            tracker.close(ended.record)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on where it stopped: {_again()}" if show.rounds else "") from None
-    raise typer.Exit(_conclude(ended, folder, as_json=json))
+    name = later("fedscale.plan:Plan").load(job, settings or ()).job.name
+    given = {"table": _table(data, label, partition), "engine": engine, "workers": workers}
+    with _folder(name, out, resume=resume) as folder:
+        with Bar("simulating") as bar, _tracker(job, settings or (), folder, bar, resume=resume) as tracker:
+            show, run = Show(bar, tracker), later("fedscale_simulations.simulator:simulate_file")
+            try:
+                with console.results_only():
+                    ended: Simulation = run(job, clients, settings or (), folder, show, resume=folder if resume else None, **given)
+                tracker.close(ended.record)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"go on where it stopped: {_again(folder)}" if show.rounds else "") from None
+            except ConfigError as error:
+                if show.rounds and not error.hint:
+                    error.hint = f"when that is mended, go on where it stopped: {_again(folder)}"
+                raise
+        raise typer.Exit(_conclude(ended, folder, as_json=json))
 
 
-def _again() -> str:
-    """The command that goes on with this simulation: as it was typed, and ``--resume``."""
-    typed = [str(word) for word in click.get_current_context().find_root().obj]
-    return shlex.join(["fedscale", *typed, *([] if "--resume" in typed else ["--resume"])])
+def _folder(name: str, out: Path | None, *, resume: bool) -> AbstractContextManager[Path]:
+    """Where a run of that name goes, or lies where it goes on."""
+    last = out or latest(name)
+    if resume:
+        return nullcontext(last)
+    if out is None and interrupted(last):
+        console.note(f"{last} holds a run that was interrupted; to go on with it: {_again(last)}")
+    return claimed(name, out)
+
+
+def _again(folder: Path) -> str:
+    """The command that goes on with this simulation: as it was typed, with its folder and ``--resume``."""
+    context = click.get_current_context()
+    typed = [str(word) for word in context.find_root().obj]
+    out = [] if context.params["out"] else ["--out", str(folder)]
+    return shlex.join(["fedscale", *typed, *out, *([] if "--resume" in typed else ["--resume"])])
 
 
 def _flower(job: Path, clients: int | None, settings: Iterable[str], out: Path | None, *, as_json: bool) -> int:
     """Run a Flower app's directory; returns the exit code."""
     directory = later("fedscale.flower.directory:read")(job, settings, clients)
-    folder = out or Path("runs", directory.name)
-    with console.Bar("simulating") as bar:
-        ended = later("fedscale_simulations.flower:simulate_app")(job, clients, settings, folder, Show(bar))
-    return _conclude(ended.plain, folder, as_json=as_json)
+    with claimed(directory.name, out) as folder:
+        with Bar("simulating") as bar, console.results_only():
+            ended = later("fedscale_simulations.flower:simulate_app")(job, clients, settings, folder, Show(bar))
+        return _conclude(ended.plain, folder, as_json=as_json)
 
 
-def _tracker(job: Path, settings: Iterable[str], folder: Path, bar: console.Bar, *, resume: bool) -> Tracker:
+def _tracker(job: Path, settings: Iterable[str], folder: Path, bar: Bar, *, resume: bool) -> Tracker:
     """The sinks that a job file asks for; when a simulation goes on, they have its earlier rounds already."""
     tracking, name = read(job, settings), later("fedscale.plan:Plan").load(job, settings).job.name
     before: RunRecord | None = later("fedscale_simulations.checkpoint:recorded")(folder) if resume and tracking.sinks else None
@@ -100,7 +129,7 @@ class Show:
         tracker: told of every round too.
     """
 
-    def __init__(self, bar: console.Bar, tracker: Tracker | None = None) -> None:
+    def __init__(self, bar: Bar, tracker: Tracker | None = None) -> None:
         self._bar, self.tracker, self.rounds = bar, tracker or Tracker(()), 0
         self._step, self._before, self._loss = ("", 0, 0), 0, ""
         self._began = self._drawn = time.monotonic()
@@ -134,16 +163,30 @@ class Show:
         self._bar.note(round_line(at, detail))
 
 
-def _table(data: Path | None, label: str, partition: str) -> Table | None:
+def _table(data: Path | None, label: str, partition: str | None) -> Table | None:
     """The CSV file to spread, where there is one."""
     if data is None:
+        if label or partition:
+            what = f"{'--label' if label else '--partition'} is given, and no file to spread"
+            raise ConfigError(what, why="without --data the app's own population is simulated", hint="name the CSV file with --data")
         return None
     if not label:
         raise ConfigError("a CSV file needs the column to predict", where=str(data), hint="name it with --label")
-    kind, _, value = partition.partition(":")
-    options = {OPTIONS.get(kind, "option"): _number(value)} if value else {}
+    kind, options = _spread(partition or "iid")
     table: Table = later("fedscale_simulations.job:Table")(data, label, kind, options)
     return table
+
+
+def _spread(partition: str) -> tuple[str, dict[str, float | str]]:
+    """How to spread rows, and the one option of that kind where it has one."""
+    kind, _, value = partition.partition(":")
+    if kind not in SPREADS:
+        raise ConfigError(f"there is no partition '{kind}'", where="--partition", hint=console.closest(kind, SPREADS))
+    option, example = SPREADS[kind]
+    if bool(option) != bool(value):
+        what = f"'{kind}' needs a value" if option else f"'{kind}' takes no value"
+        raise ConfigError(what, where=f"--partition {partition}", hint=f"write --partition {example}")
+    return kind, {option: _number(value)} if option else {}
 
 
 def _number(text: str) -> float | str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from fedscale import console
 from fedscale.cli.lazy import later
 from fedscale.cli.options import Json, Settings
+from fedscale.progress import Bar
 from fedscale.report.units import duration, number
 from fedscale_simulations.sweep.space import Search
 
@@ -40,7 +41,7 @@ def sweep(
     search = Search(job, tuple(settings or ()))
     folder = out or Path("runs", f"{search.plan.job.name}-sweep")
     hunt: Hunt = later("fedscale_simulations.sweep.study:Hunt")(search, folder, clients)
-    with console.Bar("sweep") as bar:
+    with Bar("sweep") as bar:
         done = len(hunt.tried)
 
         def tell(tried: Tried) -> None:

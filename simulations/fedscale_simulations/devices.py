@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fedscale.errors import DataError
 from fedscale.names import Positions
 from fedscale.sampling import derived_seed
-from fedscale.tables import Document
+from fedscale.tables import Document, Section
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,7 +31,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Spread = Annotated[float, Field(ge=0, le=5)]
 
 
-class Devices(BaseModel):
+class Devices(Section):
     """The ``[devices]`` table of a job file: the devices of its simulation.
 
     ``file`` is a CSV file with a device a line; without it devices are drawn. ``speed`` is the median of examples trained a
@@ -39,8 +39,6 @@ class Devices(BaseModel):
     their logarithms. A device is there ``hours`` a day on average (24: always), around hour ``night``, and drops out of a
     task with probability ``dropout``. The run begins at hour ``start`` of the day. With ``observer`` evaluation takes no time.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str = ""
     speed: Positive = 100.0
@@ -88,7 +86,7 @@ class Devices(BaseModel):
         )
 
 
-def devices_of(value: Devices | Mapping[str, Any] | None) -> Devices | None:
+def devices_of(value: object) -> Devices | None:
     """Devices as somebody gives them in Python.
 
     Raises:
@@ -96,7 +94,7 @@ def devices_of(value: Devices | Mapping[str, Any] | None) -> Devices | None:
     """
     if value is None or isinstance(value, Devices):
         return value
-    return Document("devices", {TABLE: dict(value)}, {}).read(Devices, TABLE)
+    return Document("fs.simulate", {TABLE: dict(value) if isinstance(value, Mapping) else value}, {}).read(Devices, TABLE)
 
 
 def table_of(job: Path, overrides: Iterable[str] = ()) -> Devices | None:

@@ -24,7 +24,8 @@ def failure_of(error: Exception) -> Failure:
     cause = cause_of(error, ours=isinstance(error, FedscaleError)) or Cause.CODE
     if isinstance(error, FedscaleError):
         what = f"{error.what} ({error.why})" if error.why else error.what
-        return Failure(cause, what, where=error.where or _place(error), hint=error.hint)
+        behind = error.__cause__
+        return Failure(cause, what, where=error.where or _place(error) or (_place(behind) if isinstance(behind, Exception) else ""), hint=error.hint)
     return Failure(cause, f"{type(error).__name__}: {error}", where=_place(error), hint=HINTS.get(cause, ""))
 
 

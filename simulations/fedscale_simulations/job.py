@@ -55,7 +55,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Find faults before the first round that would, later, look like those of every client."""
-        _require_clients(self.data)
+        require_clients(self.data)
         if isinstance(self.learner, TorchLearner):
             self.learner.check(self.plan.evaluate.metrics)
         dp = self.plan.privacy
@@ -148,14 +148,23 @@ def strategy_of(plan: Plan, strategy: Strategy | None = None) -> Strategy:
     return strategy or plan.strategy.build()
 
 
-def _require_clients(data: object) -> None:
-    """Refuse what is no mapping of clients."""
+def require_clients(data: object) -> None:
+    """Refuse what is no mapping of clients.
+
+    Raises:
+        DataError: with the way to spread a dataset, where it is one.
+    """
     if isinstance(data, Dataset):
         raise DataError("the data are one dataset", why="a simulation needs clients", hint='spread it: data.partition("iid", clients=10)')
     if isinstance(data, Population):
         return
-    if not isinstance(data, Mapping) or not data or not all(isinstance(name, str) for name in data):
-        raise DataError(f"the data are of type {type(data).__name__}", why="a mapping from the names of clients to their data is expected")
+    if not isinstance(data, Mapping):
+        hint = 'of arrays: fs.data.from_arrays(x, y).partition("iid", clients=10)'
+        raise DataError(f"the data are of type {type(data).__name__}", why="a mapping from the names of clients to their data is expected", hint=hint)
+    if not data:
+        raise DataError("there are no clients", why="the mapping from their names to their data is empty")
+    if odd := [name for name in data if not isinstance(name, str)]:
+        raise DataError(f"the name of a client is of type {type(odd[0]).__name__}", why="text is expected")
 
 
 def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[str, Any]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from safetensors.numpy import save
 
 from fedscale import report
-from fedscale.errors import RunFailed
+from fedscale.errors import NotFound, RunFailed
 from fedscale.metrics import HIGHER_IS_BETTER
 from fedscale.record import RoundRecord, RunRecord, finals
 from fedscale.report.units import data_size, duration, number
+from fedscale.tables import suggest
 from fedscale.vector import Schema, Vector
 from fedscale_simulations.files import replace_file
 
@@ -82,6 +83,10 @@ class Simulation:
     schema: Schema | None
     vector: Vector | None
 
+    def __repr__(self) -> str:
+        """How it ended, in a line."""
+        return f"<{self.summary().splitlines()[0]}>"
+
     @property
     def status(self) -> str:
         """``completed`` or ``failed``."""
@@ -117,7 +122,12 @@ class Simulation:
 
         Returns:
             ``None`` when it never was.
+
+        Raises:
+            NotFound: the run has no such metric.
         """
+        if self.metrics and metric not in self.metrics:
+            raise NotFound(f"the run has no metric '{metric}'", hint=suggest(metric, self.metrics))
         return reached(self.record, metric, value)
 
     def summary(self) -> str:

@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import tomli_w
-from pydantic import BaseModel
-
 from fedscale.clock import SystemClock
 from fedscale.errors import PlanError
 from fedscale.events import Assign, Commit, Summed
@@ -21,9 +18,9 @@ from fedscale.plan import Aggregate, Clients, Evaluate, Plan
 from fedscale.privacy.dp import DP
 from fedscale.record import JSON
 from fedscale.run import RUNNING, Run
-from fedscale.secagg.graph import FEWEST
 from fedscale.strategy import Strategy, fed_avg
 from fedscale.torch_learner import as_learner, one_thread
+from fedscale_simulations.arguments import Given, described, plan_of, require_kinds
 from fedscale_simulations.books import Books
 from fedscale_simulations.budgets import statement
 from fedscale_simulations.census import Census, weight_cap
@@ -31,14 +28,13 @@ from fedscale_simulations.checkpoint import Keeper, load
 from fedscale_simulations.devices import Devices, devices_of, table_of
 from fedscale_simulations.engines.choice import Choice, opened
 from fedscale_simulations.engines.desk import Answer, Desk, keep
-from fedscale_simulations.job import Job, Table, assemble, importable, strategy_of
+from fedscale_simulations.job import Job, Table, assemble, importable, require_clients, strategy_of
 from fedscale_simulations.masks import Mode, Wanted, ground_of, wanted_of
 from fedscale_simulations.pace import Still, paced
 from fedscale_simulations.result import Progress, Simulation
 from fedscale_simulations.stream import Stream
 from fedscale_simulations.world import World
 
-Section: TypeAlias = BaseModel | Mapping[str, Any] | None
 Watch: TypeAlias = Callable[[Progress], None]
 
 
@@ -84,7 +80,7 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
             the run then takes place in virtual time. Without it everybody is there and answers at once.
         name: the job's name.
         plan: a whole plan instead of the arguments from ``rounds`` to ``name``; ``strategy`` only if the plan's is custom.
-        folder: where checkpoints go after every phase, and in the end the summary, the report and the model.
+        folder: where checkpoints go after every phase, and in the end the summary, the report and the model, in the place of an earlier run's.
         resume: go on from the checkpoint in this folder, and leave everything there; all else must be as it was.
         on_progress: called after every client and every closed round.
         engine: how the clients' work is done: ``sequential`` and ``pool`` give a deployment's bits, ``auto`` tries which of
@@ -96,22 +92,24 @@ def simulate(  # noqa: PLR0913 - every table of a plan is an argument
         The ended run. One that failed is returned as well, with the reason in its record.
 
     Raises:
-        PlanError: an argument is out of its range, or they do not go together.
+        PlanError: an argument is of a wrong type or out of its range, or they do not go together.
         AppError: ``app`` is neither an ``App`` nor a ``Learner``, or names a metric that does not exist.
         DataError: ``data`` is no mapping of clients.
         ConfigError: ``folder`` cannot be used.
         NotFound: there is no checkpoint to resume from.
     """
+    require_kinds(strategy=strategy, plan=plan, folder=folder, resume=resume, on_progress=on_progress, workers=workers)
+    require_clients(data)
     learner = as_learner(app, keep(data))
     masks, mode = wanted_of(secagg)
-    tables: dict[str, Section] = {"clients": clients, "train": train, "aggregate": aggregate, "evaluate": evaluate}
-    hidden: dict[str, Section] = {"secagg": masks, "privacy": privacy}
+    tables: dict[str, Given] = {"clients": clients, "train": train, "aggregate": aggregate, "evaluate": evaluate}
+    hidden: dict[str, Given] = {"secagg": masks, "privacy": privacy}
     if plan is None:
         strategy = strategy or fed_avg()
         tables["aggregate"] = aggregate or weight_cap(app, data)
-        tables |= {"job": {"name": name, "seed": seed}, "strategy": _described(strategy) | {"rounds": rounds}}
+        tables |= {"job": {"name": name, "seed": seed}, "strategy": described(strategy) | {"rounds": rounds}}
         tables |= {table: value for table, value in hidden.items() if value is not None}
-        plan = _plan(tables, tuple(app.metrics) if isinstance(app, App) else (), len(data))
+        plan = plan_of(tables, tuple(app.metrics) if isinstance(app, App) else (), len(data))
     elif given := [table for table, value in (tables | hidden | ({} if mode == "auto" else {"secagg": None})).items() if value is not None]:
         raise PlanError(f"a plan is given and '{given[0]}' as well", hint="put it into the plan")
     else:
@@ -156,29 +154,6 @@ def simulate_file(  # noqa: PLR0913 - as many as the command has options
     with importable(home):
         job = assemble(plan, home, clients, table)
         return _simulate(job, folder, resume, on_progress, Choice(engine, workers), devices or table_of(Path(path), overrides))
-
-
-def _plan(tables: Mapping[str, Section], metrics: tuple[str, ...], clients: int) -> Plan:
-    """The plan of these tables, read like a file's; an evaluation that names no metrics gets the app's.
-
-    Noise in shares is made for the fewest answers of a round, and in a simulation everybody who is asked answers.
-    """
-    tree = {name: value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else dict(value or {}) for name, value in tables.items()}
-    tree["evaluate"].setdefault("metrics", metrics)
-    if "secagg" in tree:
-        everybody = "privacy" in tree and set(tree["clients"]) <= {"deadline", "rejoin"}
-        tree["clients"].setdefault("min_per_round", max(FEWEST, clients) if everybody else FEWEST)
-    try:
-        return Plan.from_toml(tomli_w.dumps(tree))
-    except PlanError as error:
-        # The line of a text that nobody wrote helps nobody; the message names the setting.
-        raise PlanError(error.what, why=error.why, hint=error.hint) from None
-
-
-def _described(strategy: Strategy) -> dict[str, Any]:
-    """A strategy as its table in a plan; one that was composed by hand says how its nodes count."""
-    composed = {"weighting": strategy.weighting} if strategy.name == "custom" and strategy.weighting != "examples" else {}
-    return {"name": strategy.name, **strategy.params, **composed}
 
 
 def _simulate(

@@ -39,7 +39,7 @@ def test_what_the_guides_show_runs_as_it_stands(root: Path, tmp_path: Path) -> N
                 count += bool(run(["-c", text], tmp_path))
             elif language == "sh":
                 for line in filter(None, text.splitlines()):
-                    count += bool(run(["-m", "fedscale.cli", *shlex.split(line, comments=True)[1:]], tmp_path))
+                    count += bool(run(["-m", "fedscale", *shlex.split(line, comments=True)[1:]], tmp_path))
     assert count >= 10
     assert (tmp_path / "out" / "report.html").is_file()
 

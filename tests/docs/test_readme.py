@@ -39,8 +39,6 @@ def test_the_first_commands_of_researchers_and_hospitals_work(root: Path, tmp_pa
     first = [words for words in shown if words[:2] in (["fedscale", "doctor"], ["fedscale", "init"], ["fedscale", "simulate"])]
     assert [words[1] for words in first] == ["doctor", "init", "simulate"]
     for words in first:
-        done = subprocess.run(
-            [sys.executable, "-m", "fedscale.cli", *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", "fedscale", *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
         assert done.returncode == 0, (words, done.stderr)
     assert (tmp_path / "runs" / "digits" / "report.html").is_file()

@@ -106,7 +106,7 @@ def test_below_quorum_the_run_stops_and_says_why(restored: Federation, job: Call
     federation = restored
     submit = ("run", "submit", job(rounds=3, clients=clients(least=3)), "--project", "trial", "--watch", "--json", "--profile", federation.profile)
     following = federation.begin("submit", *submit)
-    until(lambda: "submitted" in following.told(), "the run's id")
+    until(lambda: "submitted" in following.told() and following.told().endswith("\n"), "the run's id")
     kill(federation, following.told().split()[1])
     done = following.wait()
     assert done.code == 1

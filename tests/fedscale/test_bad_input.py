@@ -22,8 +22,8 @@ PLANS: dict[str, tuple[str, str]] = {
     "no value": (JOB + "[clients]\nselect =\n", "job.toml:4: not valid TOML (Invalid value (at line 4, column 9))"),
     "ends in a string": ('[job]\nname = "heart', "job.toml:2: not valid TOML (Unterminated string (at end of document))"),
     "a setting twice": (JOB + 'name = "x"\n', "job.toml:3: not valid TOML (Cannot overwrite a value (at line 3, column 11))"),
-    "a list of jobs": ('[[job]]\nname = "heart"\n', "job.toml:1: job: this is a table, with settings of its own"),
-    "a job that is a word": ('job = "heart"\n', "job.toml:1: job: this is a table, with settings of its own"),
+    "a list of jobs": ('[[job]]\nname = "heart"\n', "job.toml:1: job: this is a table, with settings of its own; known: name, app, data, seed"),
+    "a job that is a word": ('job = "heart"\n', "job.toml:1: job: this is a table, with settings of its own; known: name, app, data, seed"),
     "a name with a blank": ('[job]\nname = "heart risk"\n', f"job.toml:2: job.name: {NAME}"),
     "an empty name": ('[job]\nname = ""\n', f"job.toml:2: job.name: {NAME}"),
     "a name that climbs": ('[job]\nname = "../etc"\n', f"job.toml:2: job.name: {NAME}"),
@@ -46,7 +46,10 @@ PLANS: dict[str, tuple[str, str]] = {
         JOB + "[train]\nepochs = 0\nbatch_size = 0\n",
         "job.toml:4: train.epochs: input should be greater than or equal to 1 (and 1 more)",
     ),
-    "an optimizer that is a word": (JOB + '[train]\noptimizer = "adam"\n', "job.toml:4: train.optimizer: this is a table, with settings of its own"),
+    "an optimizer that is a word": (
+        JOB + '[train]\noptimizer = "adam"\n',
+        "job.toml:4: train.optimizer: this is a table, with settings of its own; known: name, lr, momentum, weight_decay",
+    ),
     "an unknown optimizer": (
         JOB + '[train.optimizer]\nname = "sdg"\n',
         "job.toml:4: train.optimizer.name: input should be 'sgd', 'adam' or 'adamw'",
@@ -87,7 +90,10 @@ PLANS: dict[str, tuple[str, str]] = {
     ),
     "an unknown strategy": (JOB + '[strategy]\nname = "fedavgg"\n', "job.toml:4: no strategy 'fedavgg'; did you mean 'fedavg'?"),
     "a strategy like no other": (JOB + '[strategy]\nname = "zz"\n', f"job.toml:4: no strategy 'zz'; known: {STRATEGIES}"),
-    "a strategy that is a word": ('strategy = "fedavg"\n' + JOB, "job.toml:1: strategy: this is a table, with settings of its own"),
+    "a strategy that is a word": (
+        'strategy = "fedavg"\n' + JOB,
+        "job.toml:1: strategy: this is a table, with settings of its own; known: name, rounds",
+    ),
     "a misspelt number of rounds": (JOB + "[strategy]\nround = 3\n", "job.toml:4: fedavg has no setting 'round'; did you mean 'rounds'?"),
     "an unknown argument": (
         JOB + '[strategy]\nname = "fedavgm"\nmomentun = 0.9\n',
@@ -126,7 +132,7 @@ SETTINGS: dict[str, str] = {
     "strategy.rounds=many": ("--set strategy.rounds=many: strategy.rounds: input should be a valid integer, unable to parse string as an integer"),
     "strategy.lr=-1": "--set strategy.lr=-1: fedavg: lr: input should be greater than 0",
     "clients.selct=3": "--set clients.selct=3: 'clients.selct' is not a setting; did you mean 'select'?",
-    "job=3": "--set job=3: job: this is a table, with settings of its own",
+    "job=3": "--set job=3: job: this is a table, with settings of its own; known: name, app, data, seed",
 }
 
 
@@ -157,4 +163,4 @@ def test_a_plan_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"[job]\nname = \xff\n")
     with pytest.raises(PlanError) as caught:
         Plan.load(path)
-    assert str(caught.value) == f"{path}: cannot read the plan (it is not UTF-8 text); give the path of a job.toml"
+    assert str(caught.value) == f"{path}: cannot read the plan (it is not UTF-8 text); save it as UTF-8"

@@ -4,8 +4,20 @@ import errno
 
 import pytest
 
-from fedscale.causes import cause_of
-from fedscale.errors import AppError, Cause, ConfigError, DataError, FedscaleError, NotFound, PolicyRefusal, RunFailed, Unreachable, UpdateRejected
+from fedscale.causes import FEW, cause_of, listed
+from fedscale.errors import (
+    AppError,
+    Cause,
+    ConfigError,
+    DataError,
+    Failure,
+    FedscaleError,
+    NotFound,
+    PolicyRefusal,
+    RunFailed,
+    Unreachable,
+    UpdateRejected,
+)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -54,3 +66,24 @@ def test_errors_of_ours(error: FedscaleError, cause: Cause) -> None:
 )
 def test_errors_of_foreign_code(error: Exception, cause: Cause | None) -> None:
     assert cause_of(error, ours=False) is cause
+
+
+BROKEN, LATE = Failure(Cause.CODE, "ValueError", where="app.py:3"), Failure(Cause.TIMEOUT, "no answer")
+
+
+@pytest.mark.parametrize(
+    ("failures", "told"),
+    [
+        ({}, ""),
+        ({"b": BROKEN}, "b: code: app.py:3: ValueError"),
+        ({"c": BROKEN, "b": LATE, "a": BROKEN}, "a, c: code: app.py:3: ValueError; b: timeout: no answer"),
+        ({f"n{at:03}": LATE for at in range(500)}, "n000, n001, n002, n003, n004, n005, n006, n007 and 492 more: timeout: no answer"),
+    ],
+)
+def test_failures_that_are_alike_are_told_once(failures: dict[str, Failure], told: str) -> None:
+    assert listed(failures) == told
+
+
+def test_of_many_kinds_of_failures_the_first_are_told() -> None:
+    told = listed({f"n{at:02}": Failure(Cause.CODE, f"fault {at}") for at in range(FEW + 5)})
+    assert (told.count("fault"), told.endswith("fault 7; and 5 more")) == (FEW, True)

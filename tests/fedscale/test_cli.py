@@ -31,6 +31,7 @@ from fedscale.cli.lazy import Entry
 from fedscale.cli.logs import configure
 from fedscale.cli.rounds import failure, fraction, results, round_line, totals
 from fedscale.errors import Cause, ConfigError, Failure, FedscaleError
+from fedscale.flower.deployment import job_of
 from fedscale.plan import Plan
 from fedscale.record import RoundRecord, RunRecord
 from tests.command import Terminal, caught, fedscale, verbs
@@ -308,14 +309,22 @@ def test_what_the_system_refuses_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> N
     assert (error["type"], error["what"], error["where"]) == ("ConfigError", "the system refused: Permission denied", "/etc/x")
 
 
+@pytest.mark.parametrize(("hint", "next_step"), [("", "free some space, or choose a place with more"), ("ask the owner", "ask the owner")])
+def test_an_error_of_ours_behind_which_the_system_refused_has_a_next_step(monkeypatch: pytest.MonkeyPatch, hint: str, next_step: str) -> None:
+    error = ConfigError("a file cannot be written", hint=hint)
+    error.__cause__ = OSError(28, "No space left on device")
+    raising(monkeypatch, error)
+    assert fedscale("doctor", "--json").error["hint"] == next_step
+
+
 def test_the_module_is_the_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "fedscale.cli", "nothing"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "fedscale", "nothing"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: there is no command 'fedscale nothing'")
 
 
 def test_a_terminal_that_lacks_a_letter_gets_an_escape(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fedscale.cli", "init", "Zürich-病院", "--dry-run"]
+    command = [sys.executable, "-m", "fedscale", "init", "Zürich-病院", "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == r"would write Z\xfcrich-\u75c5\u9662/app.py"
@@ -329,7 +338,7 @@ def test_a_narrow_terminal_folds_and_does_not_fail(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_command_closed_early_does_not_fail_loudly() -> None:
-    done = subprocess.run(f"{sys.executable} -m fedscale.cli --help | head -n 1", shell=True, capture_output=True, text=True, check=True)  # noqa: S602
+    done = subprocess.run(f"{sys.executable} -m fedscale --help | head -n 1", shell=True, capture_output=True, text=True, check=True)  # noqa: S602
     assert "Traceback" not in done.stderr
 
 
@@ -352,6 +361,17 @@ def test_a_template_becomes_a_job(template: str, tmp_path: Path) -> None:
     assert [" ".join(step.split()[:2]) for step in steps] == ["simulate job.toml", "run submit", "run submit"]
 
 
+def test_the_template_of_a_flower_app_is_a_directory(tmp_path: Path) -> None:
+    done = fedscale("init", "My App", "--template", "flower", "--json")
+    own = ["app/__init__.py", "app/client_app.py", "app/server_app.py", "app/task.py"]
+    assert done.data["files"] == [f"My App/{name}" for name in (*own, "pyproject.toml")]
+    assert "try it: fedscale simulate 'My App'" in done.err
+    app, plan = job_of(tmp_path / "My App")
+    assert (app.name, app.nodes, plan.strategy.rounds, plan.clients.min_per_round) == ("my-app", 4, 8, 2)
+    steps = re.findall("^#   fedscale (.*)", (tmp_path / "My App/pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert [" ".join(step.split()[:2]) for step in steps] == ["simulate .", "run submit", "run lead"]
+
+
 @pytest.mark.requires("torch")
 @pytest.mark.parametrize("template", [template for template in TEMPLATES if template != "sklearn"])
 def test_a_site_needs_nothing_but_torch_for_the_app_of_a_template(template: str, tmp_path: Path) -> None:
@@ -361,12 +381,13 @@ def test_a_site_needs_nothing_but_torch_for_the_app_of_a_template(template: str,
     assert (done.stdout, done.stderr) == ("App\n", "")
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", [*TEMPLATES, "flower"])
 def test_a_template_is_clean_code(template: str, tmp_path: Path, root: Path) -> None:
-    fedscale("init", "job", "--template", template)
+    files = fedscale("init", "job", "--template", template, "--json").data["files"]
+    code = [path for path in files if path.endswith(".py")]
     ruff = [sys.executable, "-m", "ruff"]
     for check in (["check", "--config", str(root / "pyproject.toml"), "--ignore", "INP001,I001"], ["format", "--check", "--line-length", "150"]):
-        done = subprocess.run([*ruff, *check, "job/app.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run([*ruff, *check, *code], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
 
@@ -388,7 +409,9 @@ def test_init_says_where_it_cannot_write(tmp_path: Path) -> None:
     assert fedscale("init", "file/job", "--json").error["where"] == "file/job/app.py"
 
 
-@pytest.mark.parametrize(("folder", "name"), [("Heart Risk 2", "heart-risk-2"), ("_x_", "x"), ("病院", "my-job"), ("a" * 60, "a" * 40)])
+@pytest.mark.parametrize(
+    ("folder", "name"), [("Heart Risk 2", "heart-risk-2"), ("_x_", "x"), ("Übungs-Fluß", "ubungs-fluss"), ("病院", "my-job"), ("a" * 60, "a" * 40)]
+)
 def test_a_job_is_named_after_its_folder(folder: str, name: str) -> None:
     assert init.job_name(Path(folder)) == name
 
@@ -489,6 +512,9 @@ def test_certificates_are_told_by_the_time_they_have_left(tmp_path: Path, left: 
     (found,) = doctor.certificates(tmp_path, certificate.not_valid_after_utc - left)
     assert (found.name, found.state) == (f"certificate {tmp_path / 'deep/cert.pem'}", state)
     assert bool(found.hint) == (state != "ok")
+    (found,) = doctor.certificates(tmp_path, certificate.not_valid_before_utc - timedelta(days=2))
+    assert (found.state, found.hint) == ("fault", "set this machine's clock")
+    assert found.found.endswith(f"and this machine's clock says {certificate.not_valid_before_utc - timedelta(days=2):%Y-%m-%d %H:%M} UTC")
 
 
 # --------------------------------------------------------------------------------------------------------------- rounds

@@ -15,7 +15,7 @@ HEAD = "import atexit, gc, os, sys, threading, time\nfrom fedscale.cli import pr
 
 
 def ended(program: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    around = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")} | variables
+    around = {name: value for name, value in os.environ.items() if not name.endswith(("_NUM_THREADS", "_PLUGINS"))} | variables
     return subprocess.run([sys.executable, "-c", HEAD + program], capture_output=True, text=True, timeout=60, check=False, env=around)
 
 
@@ -48,13 +48,13 @@ def test_a_command_that_breaks_off_ends_as_python_ends() -> None:
 
 
 def test_a_reader_who_has_left_is_not_complained_about() -> None:
-    done = subprocess.run(["sh", "-c", f"'{sys.executable}' -m fedscale.cli --help | true"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["sh", "-c", f"'{sys.executable}' -m fedscale --help | true"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("words", ["explain --json", "explain nonsense --json"])
 def test_an_envelope_that_finds_no_room_ends_in_words(words: str) -> None:
-    command = f"'{sys.executable}' -m fedscale.cli {words} >/dev/full"
+    command = f"'{sys.executable}' -m fedscale {words} >/dev/full"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     first, *others = done.stderr.splitlines()
     assert first.startswith("error: ")
@@ -83,6 +83,12 @@ def test_closed_streams_are_taken_before_a_file_can_get_their_number(closed: str
 def test_linear_algebra_gets_one_thread_unless_somebody_says_otherwise(variables: dict[str, str], threads: str) -> None:
     done = ended('process.whole(lambda: print(os.environ.get("OPENBLAS_NUM_THREADS")) or 0)', **variables)
     assert (done.returncode, done.stdout) == (0, f"{threads}\n")
+
+
+@pytest.mark.parametrize(("variables", "left_out"), [({}, "__all__"), ({"PYDANTIC_DISABLE_PLUGINS": "other"}, "other")], ids=["none", "own"])
+def test_pydantic_looks_for_no_plugins_unless_somebody_says_otherwise(variables: dict[str, str], left_out: str) -> None:
+    done = ended('process.whole(lambda: print(os.environ.get("PYDANTIC_DISABLE_PLUGINS")) or 0)', **variables)
+    assert (done.returncode, done.stdout) == (0, f"{left_out}\n")
 
 
 def test_nothing_of_it_happens_to_whoever_calls_a_command_in_a_process_of_his_own() -> None:

@@ -97,7 +97,7 @@ def test_a_run_fails_when_no_node_can_make_the_first_model() -> None:
         here.send(Failed(here.run.asked, BROKEN))
     here.send(Roster(("ada", "ben")))
     cause = "code: app.py:7: ValueError in the app; see the node's log"
-    assert here.finish == Finish("failed", f"no node could make the first model: ada: {cause}; ben: {cause}")
+    assert here.finish == Finish("failed", f"no node could make the first model: ada, ben: {cause}")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_an_impossible_quorum_ends_the_run_at_once() -> None:
     here.send(Failed("ben", BROKEN))
     assert sorted(here.released) == ["cyd", "dee"]
     assert here.finish is not None
-    assert here.finish.reason.startswith("round 1 (train): 0 of 4 nodes answered, 3 are needed: ada: code: app.py:7")
+    assert here.finish.reason.startswith("round 1 (train): 0 of 4 nodes answered, 3 are needed: ada, ben: code: app.py:7")
 
 
 def test_one_killed_one_hanging_one_broken_one_poisoned() -> None:

@@ -13,7 +13,7 @@ from fedscale.data import Dataset, from_arrays
 from fedscale.errors import AppError, PlanError, UpdateRejected
 from fedscale.learner import Learner, Phase, Private, Result, Work
 from fedscale.plan import Plan
-from fedscale.privacy import rounds
+from fedscale.privacy.units import units_of
 from fedscale.ring import WORD, add
 from fedscale.strategy import fed_avg
 from fedscale.task import FirstModel, Task, layout_for, perform, portion, private_for
@@ -248,7 +248,7 @@ def test_all_rows_of_a_patient_fall_on_one_side() -> None:
     grouped = replace(data(200), groups=np.arange(200) // 4)
     train, held = (portion(how, phase, grouped) for phase in (Phase.TRAIN, Phase.EVALUATE))
     assert not set(train.groups) & set(held.groups)
-    assert rounds.units_of(train, "patient") + rounds.units_of(held, "patient") == 50
+    assert units_of(train, "patient") + units_of(held, "patient") == 50
 
 
 def test_a_moving_clip_hides_change_and_bit_with_one_noise() -> None:

@@ -96,6 +96,9 @@ def test_a_directory_without_an_app_says_what_a_job_looks_like(tmp_path: Path) -
     with pytest.raises(ConfigError, match="there is no pyproject.toml") as caught:
         directory.read(tmp_path)
     assert "DIR/job.toml" in caught.value.hint
+    (tmp_path / "job.toml").touch()
+    with pytest.raises(ConfigError, match=f"it holds a job: give {tmp_path}/job.toml"):
+        directory.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedscale import console
+from fedscale import progress
 from fedscale.errors import Cause, ConfigError, Failure
 from fedscale.record import RoundRecord
 from fedscale_simulations import checkpoint, cli
@@ -93,6 +95,8 @@ def test_a_table_may_stand_in_for_the_population(job: Path, tmp_path: Path, word
     [
         (["--data", "rows.csv"], 2, "needs the column to predict"),
         (["--data", "rows.csv", "--label", "y"], 2, "rows.csv"),
+        (["--label", "y"], 2, "--label is given, and no file to spread"),
+        (["--partition", "iid"], 2, "--partition is given, and no file to spread"),
         (["--set", "strategy.rounds=none"], 2, "strategy.rounds"),
         (["--set", "rounds"], 2, "write it as table.key=value"),
         (["--resume"], 6, "no checkpoint to resume from"),
@@ -107,9 +111,24 @@ def test_a_misused_simulation(job: Path, words: list[str], code: int, told: str)
 
 def test_an_unknown_partition_or_option_is_told(job: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,y\n" + "1.5,0\n2.5,1\n" * 20)
-    for partition, told in (("dirichle:1", "no partition 'dirichle'"), ("iid:3", "takes no option"), ("dirichlet:much", "is not a number")):
+    wrong = {
+        "dirichle:1": "did you mean 'dirichlet'?",
+        "iid:3": "'iid' takes no value",
+        "shards": "write --partition shards:2",
+        "dirichlet:much": "is not a number",
+    }
+    for partition, told in wrong.items():
         done = fedscale("simulate", job, "--data", "rows.csv", "--label", "y", "--partition", partition)
         assert (done.code, told in done.err) == (2, True), done.err
+
+
+def test_what_an_app_prints_is_no_result(job: Path, tmp_path: Path) -> None:
+    chatty = APP.replace("FAILS", "0").replace("        loss =", '        print("at work")\n        loss =')
+    (tmp_path / "job/app.py").write_text('import os\nprint("imported")\nos.system("echo from a child")\n' + chatty)
+    words = [sys.executable, "-m", "fedscale", "simulate", str(job), "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    assert json.loads(done.stdout)["data"]["status"] == "completed"
+    assert {"imported", "from a child", "at work"} <= set(done.stderr.splitlines())
 
 
 def test_a_missing_job_names_the_next_step(job: Path) -> None:
@@ -160,7 +179,7 @@ def test_ctrl_c_before_the_first_round_promises_nothing(job: Path, monkeypatch: 
 def test_failures_of_a_crowd_are_cut() -> None:
     failures = {f"client-{n}": Failure(Cause.CODE, "ValueError", "app.py:3") for n in range(9)}
     closed = RoundRecord(1, "train", ("a",), failures, {}, {}, 1.0, 1.0, 0, 0)
-    with caught() as (_, err), console.Bar("simulating") as bar:
+    with caught() as (_, err), progress.Bar("simulating") as bar:
         cli.Show(bar)(Progress(1, 2, "train", 9, 10, closed))
     lines = err.getvalue().splitlines()
     assert lines[0] == "train 1/2       client-0 failed: code: app.py:3: ValueError"
@@ -222,9 +241,9 @@ def test_options_of_a_partition_are_numbers_where_they_can_be(text: str, value: 
 
 
 def test_a_table_needs_a_label() -> None:
-    assert cli._table(None, "", "iid") is None
+    assert cli._table(None, "", None) is None
     with pytest.raises(ConfigError, match="column to predict"):
-        cli._table(Path("rows.csv"), "", "iid")
+        cli._table(Path("rows.csv"), "", None)
 
 
 def offline(*_: object, **__: object) -> None:
@@ -252,6 +271,16 @@ def test_templates_learn(template: str, clients: int | None, metric: str, at_lea
     data = fedscale("simulate", "job/job.toml", *words, "--json").data
     assert (data["nodes"], data["failures"]) == (clients or 4, 0)
     assert data[f"evaluate.{metric}"] >= at_least
+
+
+@pytest.mark.requires("torch", "flower")
+def test_the_template_of_a_flower_app_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fedscale("init", "app", "--template", "flower")
+    data = fedscale("simulate", "app", "--set", "num-server-rounds=6 lr=0.3", "--json").data
+    assert (data["nodes"], data["rounds"], data["failures"], data["folder"]) == (4, 6, 0, "runs/app")
+    assert data["evaluate.accuracy"] >= 0.7
+    assert fedscale("simulate", "app", "--label", "y").code == 2
 
 
 @pytest.mark.requires("torch", "sklearn")

@@ -234,7 +234,7 @@ def test_four_hospitals_and_a_coordinator(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seen", "number"), [("logs/coordinator.out", signal.SIGINT), ("sites/*/node/cache/bundles/*", signal.SIGTERM)])
 def test_an_interrupted_demonstration_leaves_no_process(tmp_path: Path, seen: str, number: signal.Signals) -> None:
     folder = tmp_path / "demo"
-    command = [sys.executable, "-m", "fedscale.cli", "demo", "--out", str(folder)]
+    command = [sys.executable, "-m", "fedscale", "demo", "--out", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True) as process:
         ends = time.monotonic() + PATIENCE
         while not any(folder.glob(seen)) and time.monotonic() < ends:

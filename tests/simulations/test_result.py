@@ -111,6 +111,11 @@ def test_the_card_says_what_the_run_was_and_what_people_write_into_it_stays(ende
     assert card.read_text() == filled
 
 
+def test_a_run_shows_itself_in_a_line(ended: Simulation, stillborn: Simulation) -> None:
+    assert repr(ended) == f"<{ended.summary().splitlines()[0]}>"
+    assert "failed after 0 rounds" in repr(stillborn)
+
+
 def test_saving_without_a_model_leaves_the_rest(stillborn: Simulation, tmp_path: Path) -> None:
     assert "model.safetensors" not in stillborn.save(tmp_path)
     assert (tmp_path / "report.html").exists()

@@ -156,7 +156,7 @@ def test_the_first_model_comes_from_another_client_where_one_fails() -> None:
     assert learner.worked(Phase.INIT, 0)[-1] == "site-3"
     failed = run_of(Mean(faults | {("site-3", Phase.INIT, 0): ValueError("no model")}))
     assert failed.status == "failed"
-    assert failed.record.reason.startswith("no node could make the first model: site-0: code: ")
+    assert failed.record.reason.startswith("no node could make the first model: site-0, site-1, site-2, site-3: code: ")
     assert failed.digest == ""
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import fedscale as fs
 from fedscale.data import Dataset, Population, from_arrays
-from fedscale.errors import ConfigError
+from fedscale.errors import ConfigError, NotFound
 from fedscale.learner import Phase, Result, Work
 from fedscale.record import RoundRecord
 from fedscale_simulations.result import Simulation
@@ -183,7 +183,8 @@ def test_time_to_a_target_is_the_end_of_the_phase_that_reached_it(tmp_path: Path
     assert run.reached("evaluate.loss", losses[2]) == pytest.approx(third)
     assert run.reached("evaluate.loss", losses[0]) == pytest.approx(sum(row.seconds for row in run.record.rounds[:2]))
     assert run.reached("evaluate.loss", losses[-1] / 2) is None
-    assert run.reached("evaluate.accuracy", 0.1) is None
+    with pytest.raises(NotFound, match="no metric 'evaluate.los'; did you mean 'evaluate.loss'"):
+        run.reached("evaluate.los", 0.1)
 
 
 def test_a_hundred_thousand_devices_are_no_more_work_than_their_cohort() -> None:

@@ -19,6 +19,7 @@ from fedscale import console
 from fedscale.cli.lazy import later
 from fedscale.data import from_csv
 from fedscale.errors import FedscaleError, RunFailed
+from fedscale.progress import Bar
 from fedscale_simulations.cast import Cast
 from fedscale_simulations.chaos.oracle import LABEL, Job, OneHot, count
 from fedscale_simulations.chaos.troupe import LOOK_SECONDS, Troupe, Watch
@@ -199,7 +200,7 @@ def conduct(verb: str, setting: Setting, times: int, begin: Begin, job: Job | No
     folder = Path(mkdtemp(prefix="fedscale-chaos-")) if setting.out is None else setting.out.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with console.Bar(f"chaos {verb}") as bar, Cast(tell=lambda _: None) as cast:
+    with Bar(f"chaos {verb}") as bar, Cast(tell=lambda _: None) as cast:
         troupe = Troupe(cast, folder, job or setting.job(), setting.database, clocks)
         troupe.open()
         opened = time.monotonic()

@@ -6,25 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from fedscale.errors import PlanError
 from fedscale.metrics import HIGHER_IS_BETTER
-from fedscale.plan import BESIDES, FORMS, Plan
-from fedscale.tables import Document
+from fedscale.plan import BESIDES, Plan
+from fedscale.tables import Document, Section
 
 TABLE = "sweep"
 Value: TypeAlias = bool | int | float | str
 Settings: TypeAlias = Mapping[str, Value]
 
 
-class Dimension(BaseModel):
+class Dimension(Section):
     """The values of one setting: ``choices``, or a range from ``low`` to ``high``, whole numbers where both are.
 
     ``log`` draws on a logarithmic scale, ``step`` in steps from ``low`` on.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     choices: tuple[Value, ...] = ()
     low: int | float | None = None
@@ -55,13 +53,11 @@ class Dimension(BaseModel):
         return self.choices[0] if self.choices or self.low is None else self.low
 
 
-class Sweep(BaseModel):
+class Sweep(Section):
     """What is searched: ``space`` maps settings such as ``"train.optimizer.lr"`` to their values; the trial with the best last
     ``monitor`` wins (by default the one that the plan monitors). ``direction`` is ``minimize`` or ``maximize``; by default it
     is the metric's own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     space: dict[str, Dimension] = Field(min_length=1)
     monitor: str = Field("", pattern=r"^((train|evaluate)\.[a-z][a-z0-9_]*)?$")
@@ -81,7 +77,7 @@ class Search:
 
     def __init__(self, job: Path, overrides: tuple[str, ...] = ()) -> None:
         self.job, self.overrides = job, overrides
-        self._document = Document.load(job, overrides, FORMS | {Sweep.model_fields["monitor"].metadata[0].pattern: MONITOR})
+        self._document = Document.load(job, overrides, {Sweep.model_fields["monitor"].metadata[0].pattern: MONITOR})
         self.plan = self._document.read(Plan, besides=BESIDES)
         if TABLE not in self._document.tree:
             hint = 'add [sweep.space] with lines such as "train.epochs" = { low = 1, high = 5 }'
@@ -111,14 +107,13 @@ class Search:
 
     def tree(self, settings: Settings) -> dict[str, Any]:
         """The job file with these settings, as a tree without the sweep."""
-        text = self.job.read_text(encoding="utf-8")
-        tree = Document.of(text, str(self.job), (*self.overrides, *as_overrides(settings))).tree
+        tree = Document.load(self.job, (*self.overrides, *as_overrides(settings))).tree
         return {name: table for name, table in tree.items() if name != TABLE}
 
     def _require(self, setting: str, dimension: Dimension) -> None:
         """Refuse a setting that no plan has, or a first value that it does not take."""
         try:
-            Document.load(self.job, (*self.overrides, *as_overrides({setting: dimension.example})), FORMS).read(Plan, besides=BESIDES)
+            Document.load(self.job, (*self.overrides, *as_overrides({setting: dimension.example}))).read(Plan, besides=BESIDES)
         except PlanError as error:
             raise PlanError(error.what, where=self._document.where((TABLE, "space", setting)), why=error.why, hint=error.hint) from None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +19,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from fedscale.errors import ConfigError, RunFailed
+from fedscale.errors import ConfigError, Conflict, RunFailed
 from fedscale.sampling import derived_seed
 from fedscale_simulations.files import replace_file
 from fedscale_simulations.sweep.crew import Crew
 from fedscale_simulations.sweep.space import Dimension, Search, Value, as_overrides
 
-JOURNAL, LOG, TRIALS = "sweep.journal", "workers.log", "trials"
+JOURNAL, LOG, TRIALS, LOCK = "sweep.journal", "workers.log", "trials", "lock"
 # Attributes of a study and of its trials: the search it belongs to; the trial it does again; where it lies; why it failed.
 FACTS, AGAIN, PLACE, REASON = "search", "again", "place", "reason"
 
@@ -33,7 +35,7 @@ class Tried:
     """A trial that has ended.
 
     Args:
-        number: which.
+        number: which; that of its folder.
         settings: what it tried.
         value: the last value of the monitored metric; ``None`` for a trial that failed.
         reason: why it failed.
@@ -72,16 +74,13 @@ class Hunt:
         if self._study.user_attrs.get(FACTS, facts) != facts:
             raise ConfigError("the folder holds another sweep", where=str(folder), hint="choose another folder with --out, or put the job file back")
         self._study.set_user_attr(FACTS, facts)
-        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
-            self._study.enqueue_trial(trial.params, {AGAIN: trial.number, PLACE: _place(trial)})
-            self._study.tell(trial.number, state=TrialState.FAIL)
 
     @property
     def tried(self) -> list[Tried]:
         """All trials that have ended, in order; those that were interrupted and done again appear once."""
         ended = self._study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))
         redone = {trial.user_attrs.get(AGAIN) for trial in self._study.get_trials()}
-        return [_tried(trial) for trial in ended if trial.number not in redone]
+        return sorted((_tried(trial) for trial in ended if trial.number not in redone), key=lambda tried: tried.number)
 
     @property
     def best(self) -> Tried:
@@ -103,18 +102,24 @@ class Hunt:
             trials: how many, those of earlier calls included.
             workers: how many at a time.
             tell: called with each that ends.
+
+        Raises:
+            Conflict: another process is at work on this sweep.
         """
-        left, pending = trials - len(self.tried), dict[Future[dict[str, Any]], Trial]()
-        if left <= 0:
-            return
-        with Crew(min(workers, left), self._folder / LOG) as crew:
-            while left or pending:
-                while left and len(pending) < crew.size:
-                    trial = self._study.ask()
-                    pending[crew.submit(self._request(trial))] = trial
-                    left -= 1
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    tell(self._close(pending.pop(future), future.result()))
+        pending: dict[Future[dict[str, Any]], Trial] = {}
+        with self._alone():
+            self._take_up()
+            left = trials - len(self.tried)
+            if left <= 0:
+                return
+            with Crew(min(workers, left), self._folder / LOG) as crew:
+                while left or pending:
+                    while left and len(pending) < crew.size:
+                        trial = self._study.ask()
+                        pending[crew.submit(self._request(trial))] = trial
+                        left -= 1
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        tell(self._close(pending.pop(future), future.result()))
 
     def write_best(self, path: Path) -> None:
         """Write the job file with the best settings.
@@ -124,6 +129,23 @@ class Hunt:
             ConfigError: the file cannot be written.
         """
         replace_file(path, tomli_w.dumps(self._search.tree(self.best.settings)).encode())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from this sweep, which would take what is at work here for interrupted."""
+        with (self._folder / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                hint = "wait until it has ended, or choose another folder with --out"
+                raise Conflict("another process is at work on this sweep", where=str(self._folder), hint=hint) from None
+            yield
+
+    def _take_up(self) -> None:
+        """Let the trials that were interrupted go on."""
+        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            self._study.enqueue_trial(trial.params, {AGAIN: trial.number, PLACE: _place(trial)})
+            self._study.tell(trial.number, state=TrialState.FAIL)
 
     def _request(self, trial: Trial) -> dict[str, Any]:
         """What a worker is asked; drawn from the trial's own seed, so that a sweep that is resumed draws the same."""
@@ -160,4 +182,4 @@ def _drawn(trial: Trial, name: str, dimension: Dimension) -> Value:
 
 def _tried(trial: FrozenTrial) -> Tried:
     seconds = trial.duration.total_seconds() if trial.duration else 0.0
-    return Tried(trial.number, dict(trial.params), trial.value, str(trial.user_attrs.get(REASON, "")), seconds)
+    return Tried(_place(trial), dict(trial.params), trial.value, str(trial.user_attrs.get(REASON, "")), seconds)

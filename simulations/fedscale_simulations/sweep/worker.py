@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,21 @@ def trial(job: str, clients: int | None, overrides: list[str], folder: str) -> d
 
 
 def main() -> None:
-    """Answer requests until stdin ends."""
+    """Answer requests until stdin ends; whoever closes it waits for no answer."""
+    requests: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
-        for line in sys.stdin:
-            answers.write(json.dumps(trial(**json.loads(line))) + "\n")
+        while True:
+            answers.write(json.dumps(trial(**json.loads(requests.get()))) + "\n")
             answers.flush()
+
+
+def _listen(requests: queue.SimpleQueue[str]) -> None:
+    """Take requests; with their end this process ends, even in the middle of a trial, which goes on another time."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)
 
 
 if __name__ == "__main__":

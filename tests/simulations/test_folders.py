@@ -1,0 +1,151 @@
+"""A new simulation takes no earlier one's place: its folder, and the way back to a run that was interrupted."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fedscale.cli import compare
+from fedscale.errors import ConfigError, Conflict
+from fedscale_simulations import checkpoint, cli, folders
+from fedscale_simulations.files import replace_file
+from fedscale_simulations.result import Progress
+from tests.command import fedscale
+from tests.simulations.test_cli import FILES, write_job
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return write_job(tmp_path / "job")
+
+
+def run_in(folder: Path, *, ended: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / checkpoint.FILE).write_bytes(b"")
+    if ended:
+        (folder / compare.FILE).write_text("{}")
+    return folder
+
+
+def interrupt_in_round(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Impatient(cli.Show):
+        def __call__(self, progress: Progress) -> None:
+            super().__call__(progress)
+            if progress.number == number:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "Show", Impatient)
+    monkeypatch.setattr(checkpoint, "CHEAP", float("inf"))
+
+
+def test_what_a_run_leaves_has_the_names_that_are_looked_for() -> None:
+    assert (folders.BEGUN, folders.ENDED) == (checkpoint.FILE, compare.FILE)
+    assert {folders.BEGUN, folders.ENDED} <= FILES
+
+
+def test_a_second_run_gets_a_folder_of_its_own(job: Path) -> None:
+    first = fedscale("simulate", job, "--json").data
+    model = Path(first["folder"], "model.safetensors").read_bytes()
+    second = fedscale("simulate", job, "--set", "strategy.rounds=1", "--json").data
+    assert (first["folder"], second["folder"]) == ("runs/half", "runs/half-2")
+    assert Path("runs/half/model.safetensors").read_bytes() == model
+    assert {path.name for path in Path("runs/half-2").iterdir()} == FILES
+    assert fedscale("run", "compare", "runs/half", "runs/half-2", "--json").data["runs"].keys() == {"half", "half-2"}
+
+
+def test_a_folder_that_is_given_and_holds_a_run_is_left_alone(job: Path) -> None:
+    assert fedscale("simulate", job, "--out", "mine").code == 0
+    before = {path.name: path.read_bytes() for path in Path("mine").iterdir()}
+    done = fedscale("simulate", job, "--out", "mine", "--set", "strategy.rounds=1", "--json")
+    assert (done.code, done.error["type"], done.error["where"]) == (6, "Conflict", "mine")
+    assert "--resume" in done.error["hint"]
+    assert {path.name: path.read_bytes() for path in Path("mine").iterdir()} == before
+
+
+def test_a_folder_with_other_files_may_be_given(job: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("kept")
+    assert fedscale("simulate", job, "--out", "mine").code == 0
+    assert Path("mine/notes.txt").read_text() == "kept"
+
+
+def test_a_run_that_was_interrupted_goes_on_in_its_folder(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fedscale("simulate", job, "--json").data["model_digest"]
+    with monkeypatch.context() as patch:
+        interrupt_in_round(3, patch)
+        told = fedscale("simulate", job).err.splitlines()[-1]
+    again = f"fedscale simulate {job} --out runs/half-2 --resume"
+    assert told == f"interrupted; go on where it stopped: {again}"
+    other = fedscale("simulate", job, "--set", "strategy.rounds=1", "--json")
+    assert other.data["folder"] == "runs/half-3"
+    assert other.err.splitlines()[0].startswith("runs/half-2 holds a run that was interrupted; to go on with it: fedscale simulate")
+    resumed = fedscale(*shlex.split(again)[1:], "--json").data
+    assert (resumed["folder"], resumed["model_digest"]) == ("runs/half-2", whole)
+
+
+def test_without_a_folder_the_last_run_goes_on(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fedscale("simulate", job, "--json").data["model_digest"]
+    with monkeypatch.context() as patch:
+        interrupt_in_round(2, patch)
+        assert fedscale("simulate", job).code == 130
+    resumed = fedscale("simulate", job, "--resume", "--json").data
+    assert (resumed["folder"], resumed["model_digest"]) == ("runs/half-2", whole)
+
+
+def test_a_disk_that_fills_up_costs_nothing_but_time(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fedscale("simulate", job, "--out", "whole", "--json").data["model_digest"]
+    written: list[Path] = []
+
+    def full(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) > 3:
+            raise ConfigError("a file cannot be written", where=str(path), why="No space left on device") from OSError(errno.ENOSPC, "")
+        replace_file(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replace_file", full)
+        patch.setattr(checkpoint, "CHEAP", float("inf"))
+        error = fedscale("simulate", job, "--json").error
+    again = f"fedscale simulate {job} --json --out runs/half --resume"
+    assert (error["exit_code"], error["hint"]) == (2, f"when that is mended, go on where it stopped: {again}")
+    assert fedscale(*shlex.split(again)[1:]).data["model_digest"] == whole
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(job: Path) -> None:
+    assert fedscale("simulate", job, "--engine", "warp").code == 2
+    assert not Path("runs/half").exists()
+
+
+def test_only_runs_of_that_name_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folders.latest("risk") == Path("runs/risk")
+    for name in ("risk-2", "risky", "risk-old", "risk2"):
+        run_in(Path("runs", name))
+    assert folders.latest("risk") == Path("runs/risk-2")
+
+
+def test_of_many_that_ask_each_gets_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def begin(_: int) -> Path:
+        with folders.claimed("risk") as folder:
+            return run_in(folder)
+
+    with ThreadPoolExecutor(8) as lanes:
+        got = list(lanes.map(begin, range(24)))
+    assert len(set(got)) == 24
+    assert Path("runs/risk") in got
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_run_is_known_by_what_it_leaves(tmp_path: Path, *, ended: bool) -> None:
+    folder = run_in(tmp_path / "mine", ended=ended)
+    assert folders.holds_run(folder)
+    assert folders.interrupted(folder) is not ended
+    with pytest.raises(Conflict, match="holds a run already"), folders.claimed("risk", folder):
+        pass
