@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from fedscale_client import policy
 from tests.client.console_site import APP, FAILURE, Site, console, joined, past, task, tell
@@ -78,6 +79,22 @@ async def test_what_is_asked_now_appears_on_the_open_page(browser: Browser, site
     await expect(page.locator("#live")).to_have_text("live")
     tell(site.home, "failed", key="run-3/train/1", failure=FAILURE)
     await expect(page.locator("#region-failures")).to_contain_text("secure aggregation only", timeout=PATIENCE)
+    assert look.faults == []
+
+
+async def test_what_happens_while_a_page_is_loading_is_on_it(browser: Browser, site: Site) -> None:
+    look, told = await owner(browser, site), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        await told.wait()
+        await route.continue_()
+
+    await look.page.route("**/api/events", late)
+    page = await look.open("/asked")
+    await expect(page.get_by_role("link", name="run-3")).to_have_count(0)
+    tell(site.home, "task", **task("run-3", "train", 1))
+    told.set()
+    await expect(page.get_by_role("link", name="run-3")).to_be_visible(timeout=PATIENCE)
     assert look.faults == []
 
 

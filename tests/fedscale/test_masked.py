@@ -96,7 +96,7 @@ def test_one_too_many_ends_the_round_and_opens_nothing(step: str) -> None:
     assert circle.round.status is Status.FAILED
     assert not circle.round.partial.words.any()
     assert circle.masked.outcome is None
-    assert "site-1: code: ValueError in the app" in circle.round.reason()
+    assert "site-1, site-2: code: ValueError in the app" in circle.round.reason()
     assert circle.round.reason().startswith("round 4 (train): ")
     assert circle.round.handle(Fired(circle.round.timer())) == []
 
@@ -283,7 +283,7 @@ def test_a_failure_while_the_sum_is_opened_is_in_the_reason_when_it_matters() ->
     circle.play()
     assert circle.round.status is Status.FAILED
     assert "the sum cannot be opened" in circle.round.reason()
-    assert "site-0: code" in circle.round.reason()
+    assert "site-0, site-1: code: ValueError in the app" in circle.round.reason()
 
 
 # --------------------------------------------------------------------------------------------------------------- terms

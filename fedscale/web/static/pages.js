@@ -28,7 +28,7 @@ export async function refresh() {
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const region of document.querySelectorAll("[data-region]")) {
     const next = fresh.getElementById(region.id);
-    if (!next || next.innerHTML === region.dataset.shown) continue;
+    if (!next || next.innerHTML === (region.dataset.shown ?? region.innerHTML)) continue;
     const ticked = [...region.querySelectorAll("input:checked")].map((box) => box.id);
     const focused = region.contains(document.activeElement) ? document.activeElement.id : "";
     region.dataset.shown = next.innerHTML;
@@ -117,8 +117,6 @@ async function enter(token) {
 }
 
 if (main.dataset.page === "login" && location.hash.length > 1) enter(location.hash.slice(1));
-if (main.dataset.stream) {
-  let first = true;
-  follow(() => main.dataset.stream, () => { if (!first) refreshSoon(); first = false; });
-}
+// The first event comes when the stream is open: whatever happened between the page and that is fetched.
+if (main.dataset.stream) follow(() => main.dataset.stream, () => refreshSoon());
 if (main.dataset.page === "run") import("/static/run.js").then((run) => run.show(main.dataset));
