@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedscale import files
 from fedscale.wire.convert import Key, key_text
 from fedscale_client.connection import Assignment
-from fedscale_client.home import make_private, write_private
+from fedscale_client.home import make_private
 
 MOST_IDLE = 16
 FACTS = (("digest", str), ("size", int), ("schema", str))
@@ -71,7 +72,7 @@ class Answers:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        write_private(_facts(answer.path), json.dumps(facts).encode())
+        files.write(_facts(answer.path), json.dumps(facts).encode())
 
     def found(self, assignment: Assignment, path: Path) -> Answer | None:
         """The answer to exactly this task from an earlier life, or from before the server lost it.

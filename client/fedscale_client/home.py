@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedscale import files
 from fedscale.errors import ConfigError, Conflict
 
 ADDRESS, MOST_SERVERS = r"[^\s]+:[0-9]{1,5}", 16
@@ -162,7 +162,7 @@ class NodeHome:
         told = [address for address in addresses if re.fullmatch(ADDRESS, address)][:MOST_SERVERS]
         text = "".join(f"{address}\n" for address in told)
         if told and not (self.servers_file.exists() and self.servers_file.read_text(encoding="utf-8") == text):
-            write_private(self.servers_file, text.encode())
+            files.write(self.servers_file, text.encode())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -227,28 +227,9 @@ def make_private(folder: Path) -> Path:
     return folder
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Replace a file, readable by its owner only, completely or not at all, whatever happens in between."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_toml(path: Path, tree: Mapping[str, object]) -> None:
     """Replace a TOML file."""
-    write_private(path, tomli_w.dumps(tree).encode())
+    files.write(path, tomli_w.dumps(tree).encode())
 
 
 def read_toml(path: Path) -> dict[str, object]:

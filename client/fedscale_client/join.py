@@ -25,6 +25,7 @@ from typing import TypeVar
 import grpc
 from cryptography import x509
 
+from fedscale import files
 from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, TicketError, Unreachable
 from fedscale.identity import (
     CLIENT_AUTH,
@@ -43,7 +44,7 @@ from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, make_private, parse, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, make_private, parse, write_toml
 from fedscale_client.keys import identity_key
 from fedscale_client.rpc import REACH, error_of
 from fedscale_client.standing import refusal
@@ -122,7 +123,7 @@ def _key(home: NodeHome) -> PrivateKey:
     with contextlib.suppress(OSError, ConfigError):
         return load_key(home.joining_file.read_bytes())
     key = new_key()
-    write_private(home.joining_file, key_pem(key))
+    files.write(home.joining_file, key_pem(key))
     return key
 
 
@@ -233,9 +234,9 @@ def _settings(kept: dict[str, object], reply: pb.JoinReply, federation: str, lea
 
 def _write(home: NodeHome, credentials: Credentials, settings: NodeSettings) -> None:
     """Make the home; ``node.toml`` comes last, so that a crash leaves a home that can join again."""
-    write_private(home.key_file, credentials.key)
-    write_private(home.certificate_file, credentials.certificate)
-    write_private(home.authority_file, credentials.authority)
+    files.write(home.key_file, credentials.key)
+    files.write(home.certificate_file, credentials.certificate)
+    files.write(home.authority_file, credentials.authority)
     identity_key(home)
     write_toml(home.settings_file, settings.model_dump())
     home.joining_file.unlink(missing_ok=True)

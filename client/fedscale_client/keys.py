@@ -5,8 +5,9 @@ from __future__ import annotations
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+from fedscale import files
 from fedscale.errors import ConfigError
-from fedscale_client.home import NodeHome, write_private
+from fedscale_client.home import NodeHome
 
 
 def identity_key(home: NodeHome) -> Ed25519PrivateKey:
@@ -19,7 +20,7 @@ def identity_key(home: NodeHome) -> Ed25519PrivateKey:
     try:
         if not file.exists():
             fresh = Ed25519PrivateKey.generate()
-            write_private(file, fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            files.write(file, fresh.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         key = load_pem_private_key(file.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError("the node's identity key cannot be read", where=str(file), why=type(error).__name__) from None

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedscale import files
 from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
 from fedscale.identity import load_certificate
 from fedscale.learner import Phase
@@ -30,7 +31,7 @@ from fedscale.wire.convert import Key
 from fedscale_client import failures, policy
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
-from fedscale_client.home import NodeHome, make_private, read_toml, write_private, write_toml
+from fedscale_client.home import NodeHome, make_private, read_toml, write_toml
 from fedscale_client.keys import identity_key
 
 MOST_SEATS = 64
@@ -205,7 +206,7 @@ class Masking:
         """A reply, once it is on disk how far the node has gone."""
         if reply.mark is not None:
             make_private(self._home.secagg)
-            write_private(self._mark_file(reply.mark.run), reply.mark.encode())
+            files.write(self._mark_file(reply.mark.run), reply.mark.encode())
         return reply
 
     def _mark(self, run: str) -> Mark | None:

@@ -7,12 +7,13 @@ from datetime import datetime
 
 import grpc.aio
 
+from fedscale import files
 from fedscale.errors import FedscaleError, ProtocolError
 from fedscale.identity import CLIENT_AUTH, identity_of, load_certificate, load_key, new_request, verify_issued
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, write_private
+from fedscale_client.home import NodeHome, NodeSettings
 from fedscale_client.rpc import error_of, open_channel
 
 CALL_SECONDS = 20.0
@@ -42,7 +43,7 @@ async def renew(home: NodeHome, now: datetime, server: NodeSettings | None = Non
             raise error_of(error, settings.address) from None
     new = Credentials(old.key, reply.certificate, old.authority)
     _check(new, old, now)
-    await asyncio.to_thread(write_private, home.certificate_file, new.certificate)
+    await asyncio.to_thread(files.write, home.certificate_file, new.certificate)
     return new
 
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from fedscale import files
 from fedscale.errors import AppError
 from fedscale.wire.codec import digest_of
 from fedscale.wire.limits import LETTER
-from fedscale_client.home import make_private, write_private
+from fedscale_client.home import make_private
 
 FOLDER = "states"
 MOST_RUNS, LONGEST = 64, 90 * 86_400.0  # seconds
@@ -47,7 +48,7 @@ class States:
         if not self._folder.is_dir():
             make_private(self._folder)
             trim(self._folder.parent)
-        write_private(self._folder / str(number), state)
+        files.write(self._folder / str(number), state)
         for path in [path for path in self._kept() if int(path.name) < number][:-1]:
             path.unlink()
 

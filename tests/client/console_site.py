@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from fedscale import identity
+from fedscale import files, identity
 from fedscale.clock import Clock, SystemClock
 from fedscale.identity import Identity, Role, new_authority
 from fedscale.web.links import link
@@ -21,7 +21,7 @@ from fedscale_client import declarations
 from fedscale_client.chronicle import Chronicle
 from fedscale_client.console import serve
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
 from fedscale_client.ledger.book import Ledger
 from tests.client.conftest import write_csv
 from tests.client.ledger.samples import claim, parcel
@@ -41,9 +41,9 @@ def joined(folder: Path) -> NodeHome:
     home, key, now = NodeHome(make_private(folder)), identity.new_key(), datetime.now(UTC)
     authority = new_authority("testland", now)
     certificate = authority.issue(identity.new_request(key, "mercy"), Identity("testland", Role.NODE, "mercy"), now, 24.0)
-    write_private(home.key_file, identity.key_pem(key))
-    write_private(home.certificate_file, identity.certificate_pem(certificate))
-    write_private(home.authority_file, identity.certificate_pem(authority.certificate))
+    files.write(home.key_file, identity.key_pem(key))
+    files.write(home.certificate_file, identity.certificate_pem(certificate))
+    files.write(home.authority_file, identity.certificate_pem(authority.certificate))
     settings = NodeSettings(name="mercy", federation="testland", project="heart", address="hub.example.org:8470")
     write_toml(home.settings_file, settings.model_dump())
     declarations.add(home, "heart", Declaration(kind="csv", path=str(write_csv(folder / "heart.csv")), label="y"))

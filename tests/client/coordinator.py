@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from fedscale import bundle, identity
+from fedscale import bundle, files, identity
 from fedscale.errors import FedscaleError, TicketError, Unreachable
 from fedscale.identity import Authority, Identity, Role
 from fedscale.learner import Phase
@@ -42,7 +42,7 @@ from fedscale.wire.codec import (
 from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, key_from_proto, key_from_text, key_to_proto
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
 
 PATIENCE = 40.0
 FEDERATION = "testland"
@@ -175,9 +175,9 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         home, key = NodeHome(make_private(folder)), identity.new_key()
         certificate = self.issue(identity.new_request(key, name), name, hours)
         credentials = Credentials(identity.key_pem(key), certificate, identity.certificate_pem(self.authority.certificate))
-        write_private(home.key_file, credentials.key)
-        write_private(home.certificate_file, credentials.certificate)
-        write_private(home.authority_file, credentials.authority)
+        files.write(home.key_file, credentials.key)
+        files.write(home.certificate_file, credentials.certificate)
+        files.write(home.authority_file, credentials.authority)
         write_toml(home.settings_file, NodeSettings(name=name, federation=FEDERATION, project="p", address=self.address).model_dump())
         return home
 

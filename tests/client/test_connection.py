@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedscale import identity
+from fedscale import files, identity
 from fedscale.clock import ManualClock
 from fedscale.errors import AccessDenied, Cause, ConfigError, Unreachable
 from fedscale.learner import Phase
@@ -18,7 +18,7 @@ from fedscale.wire.convert import Key, key_to_proto, told_to_proto
 from fedscale.wire.limits import TOLD_PART
 from fedscale_client import connection, declarations
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, write_private
+from fedscale_client.home import NodeHome
 from fedscale_client.masking import Masking
 from fedscale_client.node import run
 from tests.client.conftest import LEARNER, Running, Start, write_csv
@@ -82,7 +82,7 @@ async def test_a_node_turns_to_the_coordinator_that_leads(coordinator: Coordinat
 
 async def test_a_server_of_another_federation_gets_no_greeting(coordinator: Coordinator, home: NodeHome, start: Start) -> None:
     other = identity.new_authority(FEDERATION, datetime.now(UTC))
-    write_private(home.authority_file, identity.certificate_pem(other.certificate))
+    files.write(home.authority_file, identity.certificate_pem(other.certificate))
     async with start() as node:
         await until(lambda: len(node.events("disconnected")) >= 2)
         assert "certificate is not the federation's" in node.events("disconnected")[0]["error"]
@@ -115,7 +115,7 @@ async def test_an_expired_certificate_is_not_shown_to_anybody(coordinator: Coord
 
 
 async def test_a_key_that_does_not_fit(coordinator: Coordinator, home: NodeHome) -> None:
-    write_private(home.key_file, identity.key_pem(identity.new_key()))
+    files.write(home.key_file, identity.key_pem(identity.new_key()))
     with pytest.raises(ConfigError, match="does not belong to its certificate"):
         await asyncio.wait_for(run(home, on_event=lambda _: None), 30)
 

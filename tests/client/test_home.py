@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from fedscale import identity
+from fedscale import files, identity
 from fedscale.errors import AccessDenied, ConfigError, Conflict
 from fedscale_client import home as home_module
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, make_private, open_private, parse, read_toml, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, make_private, open_private, parse, read_toml, write_toml
 
 NOW = datetime(2030, 5, 1, 12, tzinfo=UTC)
 SETTINGS = {"name": "a", "federation": "f", "project": "p", "address": "host:1"}
@@ -79,7 +79,7 @@ def test_credentials_come_back(home: NodeHome, credentials: Credentials) -> None
         (home.certificate_file, credentials.certificate),
         (home.authority_file, credentials.authority),
     ):
-        write_private(path, data)
+        files.write(path, data)
     assert Credentials.of(home) == credentials
     assert b"PRIVATE KEY" not in repr(Credentials.of(home)).encode()
 
@@ -133,7 +133,7 @@ def test_a_private_file_is_replaced_in_one_piece(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.write_text("old")
     path.chmod(0o644)
-    write_private(path, b"new")
+    files.write(path, b"new")
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o600)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -147,7 +147,7 @@ def test_a_private_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(OSError, match="Input/output"):
-        write_private(path, b"new")
+        files.write(path, b"new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

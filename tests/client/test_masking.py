@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedscale import identity
+from fedscale import files, identity
 from fedscale.aggregate import Mean
 from fedscale.errors import Cause, ConfigError, Failure
 from fedscale.events import Answered, Spoke, Tell
@@ -35,7 +35,7 @@ from fedscale.wire.convert import Key
 from fedscale_client import policy
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
-from fedscale_client.home import NodeHome, NodeSettings, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, write_toml
 from fedscale_client.keys import identity_key
 from fedscale_client.masking import Masking, Seat
 from fedscale_client.policy import Policy
@@ -150,7 +150,7 @@ def home_of(folder: Path, name: str, authority: Authority) -> NodeHome:
     """A home that has joined."""
     home = NodeHome(folder)
     folder.mkdir(mode=0o700)
-    write_private(home.authority_file, identity.certificate_pem(authority.certificate))
+    files.write(home.authority_file, identity.certificate_pem(authority.certificate))
     write_toml(home.settings_file, NodeSettings(name=name, federation="fed", project="p", address="localhost:1").model_dump())
     return home
 
@@ -385,7 +385,7 @@ async def test_the_mark_is_on_disk_before_anything_is_said(ward: Ward, monkeypat
     def full(*_: object) -> None:
         raise OSError(28, "no space left")
 
-    monkeypatch.setattr("fedscale_client.masking.write_private", full)
+    monkeypatch.setattr("fedscale_client.masking.files.write", full)
     said = len(site.said)
     await ward.tell("ann", ward.tells()["ann"])
     assert len(site.said) == said

@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
-from fedscale import bundle, report
+from fedscale import bundle, files, report
 from fedscale.clock import SystemClock
 from fedscale.errors import PlanError
 from fedscale.identity import Role
@@ -29,7 +29,7 @@ from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.record import RunRecord
 from fedscale_client import chronicle, connection, declarations, policy
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
 from fedscale_client.node import Node
 from tests.server.running import plan_text, soon, until
 from tests.web.conftest import Front
@@ -155,7 +155,7 @@ class Tour:
             (home.certificate_file, credentials.certificate),
             (home.authority_file, credentials.authority),
         ):
-            write_private(file, pem)
+            files.write(file, pem)
         settings = NodeSettings(name=name, federation="fedscale", project=project, address=self.front.running.ready.address)
         write_toml(home.settings_file, settings.model_dump())
         declarations.add(home, "heart", Declaration(kind="csv", path=str(path), label="y"))

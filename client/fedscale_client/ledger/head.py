@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedscale import files
 from fedscale.errors import ConfigError
-from fedscale_client.home import open_private, write_private
+from fedscale_client.home import open_private
 from fedscale_client.ledger.chain import Signer
 
 LOOK = "look at it with: fedscale privacy ledger --verify; go on only when you know what happened"
@@ -86,7 +87,7 @@ class HeadFile:
 
     def _write(self, head: Head) -> None:
         tree = {"seq": head.seq, "digest": head.digest, "signature": self.signer.sign(_bound(head))}
-        write_private(self.path, json.dumps(tree).encode())
+        files.write(self.path, json.dumps(tree).encode())
 
 
 def _bound(head: Head) -> str:

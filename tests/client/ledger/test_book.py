@@ -324,7 +324,7 @@ def test_a_disk_that_refuses_leaves_no_half_entry(site: NodeHome, ledger: Ledger
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedscale_client.ledger.head.write_private", full)
+        patch.setattr("fedscale_client.ledger.head.files.write", full)
         with pytest.raises(OSError, match="No space left"):
             ledger.reserve(CLAIM, None)
     assert standings(ledger) == ["reserved"]

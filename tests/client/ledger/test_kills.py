@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from sqlmodel import Session
 
-from fedscale_client.home import NodeHome, write_private
+from fedscale import files
+from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
 from tests.client.ledger.samples import claim, home_at, parcel
 
@@ -60,7 +61,7 @@ def burning(fuse: Fuse) -> Iterator[None]:
         patch.setattr("os.fsync", lambda _: None)  # the machine goes on living
         patch.setattr("fedscale_client.ledger.book.PRAGMAS", ("busy_timeout=60000", "journal_mode=WAL", "synchronous=OFF"))
         patch.setattr(Session, "commit", fuse.around("entry", Session.commit))
-        patch.setattr("fedscale_client.ledger.head.write_private", fuse.around("head", write_private))
+        patch.setattr("fedscale_client.ledger.head.files.write", fuse.around("head", files.write))
         yield
 
 
