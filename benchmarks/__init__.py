@@ -14,6 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 
+class Missing(Exception):
+    """What a measurement needs is not on this machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One measured number, and the largest value that is good enough where somebody demands one."""

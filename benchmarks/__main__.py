@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+import sys
 from dataclasses import asdict
 
 import benchmarks
@@ -21,8 +22,13 @@ def main() -> None:
     if unknown := set(options.names) - set(names):
         parser.error(f"no measurement '{min(unknown)}'; there are {', '.join(names)}")
     for name in options.names or names:
-        for figure in importlib.import_module(f"benchmarks.{name}").measure():
-            print(json.dumps({"benchmark": name} | asdict(figure)) if options.json else f"{name:12} {figure}", flush=True)
+        try:
+            for figure in importlib.import_module(f"benchmarks.{name}").measure():
+                print(json.dumps({"benchmark": name} | asdict(figure)) if options.json else f"{name:12} {figure}", flush=True)
+        except benchmarks.Missing as missing:
+            if options.names:
+                raise SystemExit(f"{name}: {missing}") from None
+            print(f"{name:12} not measured: {missing}", file=sys.stderr)
 
 
 if __name__ == "__main__":

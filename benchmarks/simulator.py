@@ -1,7 +1,7 @@
 """The simulator beside its rivals, Flower on Ray, pfl-research and the loop one writes by hand, and beside its own bare kernels.
 
     python -m benchmarks.simulator setup ENVS                 an environment for each rival, with pip
-    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--rounds R] [--cohort C] [--limit S]
+    python -m benchmarks.simulator run [ENVS] [-n 3] [--workloads w1,w2,w3] [--only fedscale,pfl] [--rounds R] [--cohort C] [--limit S] [--svg FILE]
 
 All take their turns on three workloads; the ratio to ``bare`` is what the framework leaves of its kernels' pace, and ``mixed`` are
 ours in mixed precision, ``private`` ours with each client's change clipped and noise for whole clients, where a loss may differ.
@@ -32,7 +32,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from benchmarks import Figure
+from benchmarks import Figure, _bars
 
 Row: TypeAlias = dict[str, Any]
 
@@ -47,7 +47,8 @@ COLUMNS = ("workload", "who", "clients_per_s", "first_round_s", "peak_rss_mb", "
 BOUNDS = {"clients_per_s": "< ", "ratio": "> ", "over_pfl": "< "}  # of who was given up in the middle of a round
 LONGEST = 1800.0
 FEWEST_ROUNDS = 2  # the first is not counted
-NONE: Mapping[str, int | None] = MappingProxyType({})
+Changes: TypeAlias = Mapping[str, int | str | Path | None]  # what a script is told besides
+NONE: Changes = MappingProxyType({})
 LOSS_TOLERANCE = 1e-3
 PFL = "pfl-research, 2 processes"
 OTHERS = ("fedscale, mixed", "fedscale, private")  # other experiments, which need not end with the same loss
@@ -78,13 +79,13 @@ def bench(
     workloads: Sequence[str],
     only: Sequence[str],
     data: Path,
-    changes: Mapping[str, int | None] = NONE,
+    changes: Changes = NONE,
     limit: float = LONGEST,
 ) -> list[Row]:
     """Rows of all that can be run, ours first for each workload; ``ratio`` is ours over theirs."""
     found: dict[tuple[str, str], list[Row]] = {}
     for workload in workloads:
-        _prepare(workload, data)
+        prepare(workload, data)
     for _ in range(repeats):
         for workload in workloads:
             for name in only:
@@ -111,7 +112,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def run(python: Path, name: str, workload: str, data: Path, changes: Mapping[str, int | None] = NONE, limit: float = LONGEST) -> Row | None:
+def run(python: Path, name: str, workload: str, data: Path, changes: Changes = NONE, limit: float = LONGEST) -> Row | None:
     """One run; ``None`` where it failed, or took longer than ``limit`` seconds to begin, which is said on standard error."""
     with tempfile.TemporaryDirectory() as scratch:
         out, marks = Path(scratch) / "result.json", Path(scratch) / "marks"
@@ -129,7 +130,7 @@ def run(python: Path, name: str, workload: str, data: Path, changes: Mapping[str
         if out.exists():
             return {**json.loads(out.read_text(encoding="utf-8")), **sizes}
         if ended is not None and marks.exists():
-            return unfinished(name, workload, changes, ended - float(marks.read_text(encoding="utf-8").split()[-1])) | sizes
+            return unfinished(name, workload, changes.get("cohort"), ended - float(marks.read_text(encoding="utf-8").split()[-1])) | sizes
         why = "".join(said[-5:]) if ended is None else f"it took more than {limit:.0f} s"
         print(f"{name} on {workload} gave no result:\n{why}", file=sys.stderr)
         return None
@@ -148,13 +149,13 @@ def _watched(process: subprocess.Popen[str], limit: float) -> tuple[Row, float |
     return {"peak_rss_mb": peak, "peak_anon_mb": anonymous}, ended
 
 
-def unfinished(name: str, workload: str, changes: Mapping[str, int | None], seconds: float) -> Row:
+def unfinished(name: str, workload: str, cohort: object, seconds: float) -> Row:
     """The row of who was given up when a round had lasted so many seconds: its pace is below this one."""
-    pace = (changes.get("cohort") or COHORTS[workload]) / seconds
+    pace = (cohort if isinstance(cohort, int) else COHORTS[workload]) / seconds
     return {"workload": workload, "who": name, "clients_per_s": pace, "first_round_s": math.nan, "final_loss": math.nan, "unfinished": True}
 
 
-def _prepare(workload: str, data: Path) -> None:
+def prepare(workload: str, data: Path) -> None:
     """Write a workload's data, in a process so that ours begins as fresh as theirs."""
     code = f"from pathlib import Path; from benchmarks.rivals import workloads as w; w.generate(w.WORKLOADS[{workload!r}], Path({str(data)!r}))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=LONGEST, help="seconds after which a run is given up")
     parser.add_argument("--data", type=Path, help="where the workloads' data are kept, 1.3 GB")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the table as well")
     options = parser.parse_args()
     if options.rounds is not None and options.rounds < FEWEST_ROUNDS:
         parser.error(f"--rounds takes at least {FEWEST_ROUNDS}")
@@ -249,6 +251,8 @@ def main() -> None:
             options.environments, options.repeats, workloads, only, data, {"rounds": options.rounds, "cohort": options.cohort}, options.limit
         )
     print("\n".join(json.dumps(row) for row in rows) if options.json else _table(rows))
+    if options.svg:
+        options.svg.write_text(_bars.drawn(rows), encoding="utf-8")
     if any(not row.get("same_work", True) for row in rows):
         raise SystemExit("the final losses differ: not the same work")
 

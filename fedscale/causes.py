@@ -36,6 +36,8 @@ CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
 )
 # Errors of ours that are about values which training has blown up use these words.
 DIVERGED = re.compile("not finite|beyond")
+# How torch says that memory has run out where it has no error of that name: of the machine, of a GPU, of a library that computes there.
+NO_MEMORY = re.compile("can't allocate memory|out of memory|_STATUS_ALLOC_FAILED")
 # So many names, and so many kinds of failures, are read.
 FEW = 8
 
@@ -85,7 +87,7 @@ def _some(names: list[str]) -> str:
 def is_memory(error: BaseException) -> bool:
     """Whether memory ran out: of the machine, or of an accelerator; torch says so in its own ways."""
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
-    return isinstance(error, MemoryError) or named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    return isinstance(error, MemoryError) or named or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)) is not None)
 
 
 def is_disk(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedscale.errors import Cause, Failure, ProtocolError
 from fedscale.ring import Pieces, Words
-from fedscale.task import Task
+from fedscale.task import Tasks
 from fedscale.vector import Schema, Vector
 
 
@@ -120,9 +120,9 @@ class Gather:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Give a node its task."""
+    """Give nodes their tasks."""
 
-    task: Task
+    tasks: Tasks
 
 
 @dataclass(frozen=True, slots=True)

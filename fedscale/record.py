@@ -79,7 +79,7 @@ class RunRecord:
         plan_toml: the plan as text.
         plan_hash: SHA-256 of the plan, hex.
         nodes: every node the run knew, in order.
-        rounds: the phases in the order in which they closed.
+        rounds: the phases in the order in which they closed; last, where a round failed, the phase in which it did, with no answer that counts.
         seconds: wall time of the run.
         bytes_up: bytes from the nodes, everything included.
         bytes_down: bytes to the nodes, everything included.
@@ -119,6 +119,12 @@ class RunRecord:
             raise ConfigError("a run record is malformed", why=why, hint="give the metrics.json that a run left") from None
 
 
+def closed_rounds(record: RunRecord) -> int:
+    """How many rounds have closed a phase: not the one in which a run failed."""
+    rows = record.rounds[:-1] if record.status == "failed" and record.rounds and not record.rounds[-1].answered else record.rounds
+    return len({row.number for row in rows})
+
+
 def finals(record: RunRecord) -> dict[tuple[Phase, str], float]:
     """The last value of each pooled metric, evaluation before training, in order of first appearance."""
     last = {(row.phase, name): value for row in record.rounds for name, value in row.metrics.items()}
@@ -141,7 +147,7 @@ def summary(record: RunRecord) -> dict[str, JSON]:
         "status": record.status,
         "reason": record.reason,
         "nodes": len(participants(record)),
-        "rounds": len({row.number for row in record.rounds}),
+        "rounds": closed_rounds(record),
         "failures": sum(len(row.failures) for row in record.rounds),
         "seconds": record.seconds,
         "bytes_up": record.bytes_up,

@@ -117,15 +117,21 @@ class FixedPoint:
             )
         return cls(exponent, bound)
 
-    def encode(self, values: Vector, out: Words) -> None:
-        """Round ``values`` (shape ``(n,)``) half to even into ``out`` (same shape), block by block, without a copy of the whole.
+    def encode(self, values: Vector, out: Words, factor: float = 1.0) -> None:
+        """Round ``values * factor`` (shape ``(n,)``) half to even into ``out`` (same shape), block by block, without a copy of the whole.
+
+        Args:
+            values: each within ``bound``.
+            out: where the integers go.
+            factor: above 0 and at most 1.
 
         Raises:
             UpdateRejected: a value is not finite or lies beyond ``bound``; nothing is ever clipped silently. The error
                 carries the coordinate in ``where`` as ``coordinate N``.
         """
-        # Multiplying float32 by a power of two is exact, so the only rounding is rint's.
-        scale, limit = np.float32(2.0**self.exponent), np.float32(self.bound * 2.0**self.exponent)
+        # Multiplying float32 by a power of two is exact, so what is rounded is the product with the factor, and rint rounds.
+        scale = np.float32(factor * 2.0**self.exponent)
+        limit = np.float32(min(self.bound * 2.0**self.exponent, self.limit(self.bound * factor)))
         for start in range(0, len(values), BLOCK):
             with np.errstate(over="ignore", invalid="ignore"):
                 block = values[start : start + BLOCK] * scale

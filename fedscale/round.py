@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -26,7 +27,7 @@ from fedscale.learner import Phase
 from fedscale.masked import VECTOR, MaskedSum
 from fedscale.metrics import pooled
 from fedscale.ring import Pieces
-from fedscale.task import Task
+from fedscale.task import Tasks
 from fedscale.update import Layout
 from fedscale.vector import Schema
 
@@ -146,24 +147,25 @@ class Round:
 
     def requests(self) -> list[Effect]:
         """What the round still wants of the world: at the start, and again after a crash."""
-        late, plain = self.late, self.masked is None
-        effects: list[Effect] = [] if late else [Arm(self.timer(), self.terms.deadline)]
-        for node, place in self.places.items():
-            if not (plain and place is Place.ASKED) and self.owes(node) and self.gone(node):
-                effects.append(Arm(self.timer(node), self.terms.rejoin))
-            elif place is Place.ASKED and not late:
-                effects.append(Assign(self.task(node)))
-        return effects + self._tells()
+        plain = self.masked is None
+        away = [n for n, place in self.places.items() if not (plain and place is Place.ASKED) and self.owes(n) and self.gone(n)]
+        limits: list[Effect] = [] if self.late else [Arm(self.timer(), self.terms.deadline)]
+        limits += [Arm(self.timer(node), self.terms.rejoin) for node in away]
+        return [*limits, *self._assigned([node for node, place in self.places.items() if place is Place.ASKED]), *self._tells()]
 
     def requests_of(self, node: str) -> list[Effect]:
         """What the round wants of one node, told again to one that may have missed it."""
         tells = [effect for effect in self._tells() if isinstance(effect, Tell) and effect.node == node]
-        return [*([Assign(self.task(node))] if self.places.get(node) is Place.ASKED and not self.late else []), *tells]
+        return [*self._assigned([node] if self.places.get(node) is Place.ASKED else []), *tells]
 
-    def task(self, node: str) -> Task:
-        """What a node is asked."""
+    def tasks(self, nodes: Sequence[str]) -> Tasks:
+        """What nodes are asked."""
         t = self.terms
-        return Task(node, t.phase, t.number, t.layout, t.schema, t.model)
+        return Tasks(nodes, t.phase, t.number, t.layout, t.schema, t.model)
+
+    def _assigned(self, nodes: Sequence[str]) -> list[Effect]:
+        """Have nodes asked, unless the vectors are in."""
+        return [Assign(self.tasks(nodes))] if nodes and not self.late else []
 
     def handle(self, event: Event) -> list[Effect]:
         """Move by one event; events that do not concern an open round change nothing."""
@@ -404,6 +406,10 @@ class Round:
             aggregate.weight if told else 0.0,
         )
         return aggregate, outcome
+
+    def missed(self) -> Outcome:
+        """The facts of a failed round: who failed, and no answer that counts."""
+        return Outcome(self.terms.number, str(self.terms.phase), (), dict(sorted(self.failures.items())), {}, {}, 0.0)
 
     def reason(self) -> str:
         """Why a failed round failed, in one sentence that names each cause."""

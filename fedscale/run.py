@@ -52,7 +52,7 @@ from fedscale.privacy.coordinator import Kept, resting
 from fedscale.round import Round, Status, Terms
 from fedscale.sampling import cohort
 from fedscale.strategy import Strategy
-from fedscale.task import Task, layout_for
+from fedscale.task import for_first_model, layout_for
 from fedscale.vector import Schema, Vector, finite
 
 RUNNING = "running"
@@ -208,8 +208,7 @@ class Run:
     def _ask(self, node: str) -> list[Effect]:
         """Ask one node for the first model."""
         self.asked = node
-        task = Task(node, Phase.INIT, 0, layout_for(self.plan, Phase.INIT, 0, 1), None, "")
-        return [Assign(task), Arm(self._asking(), self.plan.clients.deadline)]
+        return [Assign(for_first_model(self.plan, (node,))), Arm(self._asking(), self.plan.clients.deadline)]
 
     def _asking(self) -> str:
         """Name of the timer that limits the wait for the first model of one node."""
@@ -297,7 +296,8 @@ class Run:
         """End the run, releasing whoever is still at work."""
         busy: list[Effect] = []
         if self.round is not None:
-            busy = [Release(e.task.node, self.number, self.phase) for e in self.round.requests() if isinstance(e, Assign)]
+            asked = [effect.tasks for effect in self.round.requests() if isinstance(effect, Assign)]
+            busy = [Release(node, self.number, self.phase) for tasks in asked for node in tasks.nodes]
         elif self.asked:
             busy = [Release(self.asked, 0, Phase.INIT)]
         self.round, self.asked = None, ""

@@ -7,7 +7,7 @@ seed and learner give the same bits in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,44 @@ class Task:
     layout: Layout
     schema: Schema | None
     model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The same request to several nodes; the task of each is made when somebody looks at it.
+
+    Args:
+        nodes: whom it is for.
+        phase, number, layout, schema, model: as in each ``Task``.
+    """
+
+    nodes: Sequence[str]
+    phase: Phase
+    number: int
+    layout: Layout
+    schema: Schema | None
+    model: str
+
+    def __len__(self) -> int:
+        """Number of nodes."""
+        return len(self.nodes)
+
+    def __iter__(self) -> Iterator[Task]:
+        """The task of each node."""
+        return map(self.task, self.nodes)
+
+    def task(self, node: str) -> Task:
+        """The task of a node."""
+        return Task(node, self.phase, self.number, self.layout, self.schema, self.model)
+
+    def to(self, nodes: Sequence[str]) -> Tasks:
+        """The same request to others."""
+        return replace(self, nodes=nodes)
+
+
+def for_first_model(plan: Plan, nodes: Sequence[str]) -> Tasks:
+    """What nodes are asked that are to make the first model."""
+    return Tasks(nodes, Phase.INIT, 0, layout_for(plan, Phase.INIT, 0, 1), None, "")
 
 
 @dataclass(frozen=True, slots=True)

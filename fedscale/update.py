@@ -86,8 +86,7 @@ class Layout:
         self._require_fit(update, 1)
         words = np.empty(self.length, WORD)
         # Dividing by the cap keeps a weighted coordinate within the bound of an unweighted one.
-        self.format.encode(update.delta * np.float32(update.weight / self.weight_cap), words[: self.size])
-        self._bounded(words, update.weight)
+        self.format.encode(update.delta, words[: self.size], update.weight / self.weight_cap)
         to_limbs(self._numbers(update), words[self.size :], self.terms)
         return words
 

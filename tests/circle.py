@@ -90,10 +90,9 @@ class Circle:
         """Nodes hear what they are told."""
         for effect in effects:
             if isinstance(effect, Assign):
-                name = effect.task.node
-                masked = self.masked
-                site = replace(self.sites[name], roster=masked.roster)
-                self.nodes.setdefault(name, Node(site, masked.server.terms))
+                for name in effect.tasks.nodes:
+                    site = replace(self.sites[name], roster=self.masked.roster)
+                    self.nodes.setdefault(name, Node(site, self.masked.server.terms))
             elif isinstance(effect, Tell):
                 self.heard.append(effect)
                 self.said.extend(self.answers(effect))

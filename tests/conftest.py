@@ -1,12 +1,13 @@
 """What every test may ask for: components that not every machine has, and the folder of optional data.
 
 ``@pytest.mark.requires("postgresql")`` skips a test where a component is missing. Under CI nothing may be missing: there every
-skip is a failure, except for data that is no part of the repository and for what a container does not let anybody do.
+skip is a failure, except for data that is no part of the repository, for a GPU, and for what a container does not let anybody do.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.util
 import os
 import shutil
@@ -19,8 +20,12 @@ import pytest
 # Simulations fork workers in the process in which other tests have used gRPC, whose own handlers for forks can wait for ever.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+# A process that sees a GPU trains on it, to other bits, and cannot be forked afterwards: only the tests of GPUs see one, where they are asked for.
+if "FEDSCALE_TEST_GPUS" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONAL_DATA, OPTIONAL_POWER = "optional data", "this container does not permit it"
+OPTIONAL_DATA, OPTIONAL_POWER, OPTIONAL_DEVICE = "optional data", "this container does not permit it", "a device that not every machine has"
 
 
 def postgres_bin() -> Path | None:
@@ -43,6 +48,11 @@ def module(name: str) -> Callable[[], bool]:
     return lambda: importlib.util.find_spec(name) is not None
 
 
+def gpu() -> bool:
+    """Whether torch has a CUDA device."""
+    return module("torch")() and bool(importlib.import_module("torch").cuda.is_available())
+
+
 COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "postgresql": (postgres_bin, "install the package postgresql-15"),
     "torch": (module("torch"), "pip install 'fedscale-fl[torch]'"),
@@ -59,6 +69,7 @@ COMPONENTS: dict[str, tuple[Callable[[], object], str]] = {
     "chromium": (lambda: Path("/usr/bin/chromium").exists(), "install the packages chromium and fonts-dejavu-core"),
     "object-store": (lambda: module("moto")() and module("obstore")(), "pip install 'fedscale-fl[dev]'"),
     "ip": (lambda: shutil.which("ip"), "install the package iproute2"),
+    "cuda": (gpu, f"{OPTIONAL_DEVICE}, and that FEDSCALE_TEST_GPUS=1 shows"),
     "shared-data": (shared_data, OPTIONAL_DATA),
 }
 
@@ -88,7 +99,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def forbid_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn a skip into a failure under CI; expected failures, and what is not for every machine to have, stay as they are."""
-    optional = any(reason in str(report.longrepr) for reason in (OPTIONAL_DATA, OPTIONAL_POWER))
+    optional = any(reason in str(report.longrepr) for reason in (OPTIONAL_DATA, OPTIONAL_POWER, OPTIONAL_DEVICE))
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail") and not optional:
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"

@@ -7,6 +7,7 @@ one client after the other. Orders of rows are drawn as everywhere; sums are flo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn import functional
 from benchmarks.rivals import workloads
 from fedscale.sampling import Shuffle, derived_seed
 from fedscale.torch_learner import kernels, settle_fork
+from fedscale.torch_learner.substitutes import FULL, Substitutes
 
 WORKERS, BLOCK = 2, 63
 
@@ -58,7 +60,9 @@ class OneByOne:
             for rows in torch.from_numpy(order(client, number)).split(workload.batch):
                 features = x.index_select(0, rows)
                 features = features.contiguous(memory_format=torch.channels_last) if workload.name == "w1" else features
-                loss = workloads.loss(self._module(features), y.index_select(0, rows))
+                with Substitutes(FULL) if workload.name == "w1" else nullcontext():
+                    outputs = self._module(features)
+                loss = workloads.loss(outputs, y.index_select(0, rows))
                 gradients = torch.autograd.grad(loss, self._own)
                 with torch.no_grad():
                     torch._foreach_add_(self._own, gradients, alpha=-workload.lr)

@@ -19,7 +19,9 @@ from fedscale_simulations.result import Progress
 from fedscale_simulations.simulator import simulate
 
 workload, folder = workloads.asked()
-who = os.environ["BENCH_WHO"]
+who, device = os.environ["BENCH_WHO"], os.environ.get("BENCH_DEVICE", "cpu")
+if device == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # where torch sees a GPU, a process that has trained cannot be forked
 report, data = workloads.Report("fedscale" if who == "fedscale" else f"fedscale, {who}", workload, folder), workloads.Data(workload, folder)
 names = {workloads.name_of(at): at for at in range(workload.clients)}
 
@@ -52,7 +54,7 @@ ended = simulate(
     rounds=workload.rounds,
     seed=workloads.SEED,
     clients={"select": workload.cohort},
-    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": "cpu", "amp": who == "mixed"},
+    train={"batch_size": workload.batch, "optimizer": {"lr": workload.lr}, "device": device, "amp": who == "mixed"},
     aggregate={"weight_cap": float(workload.rows), "bound": 1.0},
     evaluate={"every": 0, "holdout": 0.0},
     privacy=DP(epsilon=8.0, delta=1e-5, unit="node", mechanism="ftrl", tree_rounds=1) if who == "private" else None,
@@ -65,3 +67,5 @@ if ended.status != "completed":
 model = workload.model()
 model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in ended.model.items()})
 report.write(model)
+if "BENCH_MODEL" in os.environ:
+    np.save(os.environ["BENCH_MODEL"], np.concatenate([array.ravel() for array in ended.model.values()]))

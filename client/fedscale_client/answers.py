@@ -16,7 +16,6 @@ from pathlib import Path
 from fedscale import files
 from fedscale.wire.convert import Key, key_text
 from fedscale_client.connection import Assignment
-from fedscale_client.home import make_private
 
 MOST_IDLE = 16
 FACTS = (("digest", str), ("size", int), ("schema", str))
@@ -45,7 +44,7 @@ class Answers:
     """
 
     def __init__(self, folder: Path, most: int) -> None:
-        self._folder, self._most = make_private(folder), most
+        self._folder, self._most = files.private_folder(folder), most
         self._idle: set[Path] = set()
         for path in list(self._folder.iterdir()):
             if not path.suffix and _facts(path).exists():

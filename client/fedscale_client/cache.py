@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedscale import bundle
+from fedscale import bundle, files
 from fedscale.errors import ProtocolError
-from fedscale_client.home import make_private
 
 MOST_ENTRIES = 64
 BLOCK = 1 << 20
@@ -91,7 +90,7 @@ class Cache:
     """
 
     def __init__(self, folder: Path, most: int) -> None:
-        self._blobs, self._bundles = make_private(folder / "blobs"), make_private(folder / "bundles")
+        self._blobs, self._bundles = files.private_folder(folder / "blobs"), files.private_folder(folder / "bundles")
         self._most, self._held, self._lock = most, Counter[str](), threading.Lock()
 
     @contextmanager

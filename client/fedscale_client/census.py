@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedscale import files
 from fedscale.data import Dataset
 from fedscale.errors import DataError, FedscaleError
 from fedscale.privacy.units import units_of
 from fedscale_client import datasets, failures
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, make_private, open_private
+from fedscale_client.home import NodeHome, open_private
 
 COMMAND = (sys.executable, "-P", "-m", "fedscale_client.census")
 
@@ -39,7 +40,7 @@ async def census(home: NodeHome, declaration: Declaration, unit: str) -> Census:
         DataError: it cannot be read or counted.
         OSError: no process can be started.
     """
-    make_private(home.log_file.parent)
+    files.private_folder(home.log_file.parent)
     with open_private(home.log_file, os.O_WRONLY | os.O_APPEND) as log:
         process = await subprocess.create_subprocess_exec(*COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
     asked = {"home": str(home.path), "declaration": declaration.model_dump(mode="json"), "unit": unit}

@@ -10,13 +10,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedscale.errors import Failure
-from fedscale_client.home import NodeHome, make_private, open_private
+from fedscale import files
+from fedscale.errors import ConfigError, Failure
+from fedscale_client.home import NodeHome, open_private
+from fedscale_client.ledger.head import Head
 
 KEPT = frozenset({"task", "failed", "answered", "connected", "disconnected", "stopped", "not renewed"})
 MOST_BYTES = 8 << 20
@@ -43,7 +46,7 @@ class Chronicle:
         if facts["event"] not in KEPT:
             return
         path = file_of(self.home)
-        make_private(path.parent)
+        files.private_folder(path.parent)
         if path.exists() and path.stat().st_size >= MOST_BYTES:
             path.replace(path.with_suffix(".old.jsonl"))
         line = json.dumps({"at": self.now().timestamp(), **facts}, separators=(",", ":"), default=str)
@@ -91,6 +94,14 @@ def read(home: NodeHome) -> list[dict[str, Any]]:
     """All events, the oldest first; a line that was cut off is left out."""
     path = file_of(home)
     return [event for part in (path.with_suffix(".old.jsonl"), path) for event in _lines(part)]
+
+
+def noted(home: NodeHome) -> Head | None:
+    """The end of the privacy ledger that the coordinator knew when it was there last; ``None`` where it knew none."""
+    last: dict[str, Any] = next((event for event in reversed(read(home)) if event["event"] == "connected"), {})
+    with suppress(ConfigError):
+        return Head.parsed(str(last.get("noted", "")))
+    return None
 
 
 def asked(events: list[dict[str, Any]]) -> list[Asked]:

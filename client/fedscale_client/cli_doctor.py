@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from fedscale.cli.doctor import FAULT, FINE, WARNING, Finding, certificates, disk, packages, tell
+from fedscale.cli.doctor import FAULT, FINE, WARNING, Finding, certificates, disk, gpus, packages, tell
 from fedscale.cli.options import Json
 from fedscale.errors import FedscaleError, Unreachable
-from fedscale_client import facts, policy
+from fedscale_client import chronicle, facts, policy
 from fedscale_client.datasets import check
 from fedscale_client.declarations import listed
 from fedscale_client.home import NodeHome
@@ -25,7 +25,7 @@ def doctor(*, home: HomeFolder = HOME, json: Json = False) -> None:
     """Check this node: certificate, coordinator, datasets, room."""
     node = opened(home)
     findings = [*certificates(home, datetime.now(UTC)), _coordinator(node), *_datasets(node), disk(home), *_writable(node), *_posture(node)]
-    tell([*findings, *(finding for finding in packages() if finding.name in {"grpc", "torch"})], as_json=json)
+    tell([*findings, *(finding for finding in packages() if finding.name in {"grpc", "torch"}), *gpus()], as_json=json)
 
 
 def _coordinator(node: NodeHome) -> Finding:
@@ -54,7 +54,7 @@ def _posture(node: NodeHome) -> Iterator[Finding]:
         sound = f"only their owner can {'read' if name == 'keys' else 'change'} them"
         yield Finding(name, FAULT if problem else FINE, problem or sound, facts.closing(node) if problem else "")
     if node.ledger.exists():
-        problem, _ = reading.verify(node)
+        problem, _ = reading.verify(node, chronicle.noted(node))
         yield Finding("ledger", FAULT if problem else FINE, problem or "verifies", "see: fedscale privacy ledger --verify" if problem else "")
     advice = "" if rules.require_secagg else "fedscale node policy set require_secagg=true"
     sums = "answers leave by secure aggregation only" if rules.require_secagg else "single updates may be readable by the coordinator"

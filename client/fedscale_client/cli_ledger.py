@@ -11,9 +11,10 @@ import typer
 from fedscale import console
 from fedscale.cli.options import Json
 from fedscale.errors import RunFailed
+from fedscale_client import chronicle
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger import reading
-from fedscale_client.ledger.head import Head
+from fedscale_client.ledger.head import RESTORE, Head
 from fedscale_client.options import HOME, LINES, HomeFolder, Lines, emit_newest, opened
 
 
@@ -22,7 +23,7 @@ def ledger(
     home: HomeFolder = HOME,
     verify: Annotated[bool, typer.Option("--verify", help="Check every entry, the chain and its end; exit code 1 when something is wrong.")] = False,
     head: Annotated[
-        str, typer.Option(metavar="SEQ:HASH", help="With --verify: an end of the ledger noted earlier, which it must still contain.")
+        str, typer.Option(metavar="SEQ:HASH", help="With --verify: an end noted earlier, which it must still contain; by default the coordinator's.")
     ] = "",
     lines: Lines = LINES,
     json: Json = False,
@@ -31,7 +32,7 @@ def ledger(
     node = opened(home)
     known = Head.parsed(head, "--head") if head else None
     if verify:
-        _verify(node, known, as_json=json)
+        _verify(node, known or chronicle.noted(node), as_json=json)
         return
     entries = reading.lines(node)
     data = [asdict(entry) | {"facts": json_text.loads(entry.facts)} for entry in entries]
@@ -47,6 +48,7 @@ def _verify(node: NodeHome, known: Head | None, *, as_json: bool) -> None:
     """
     problem, head = reading.verify(node, known)
     if problem:
-        raise RunFailed("the privacy ledger does not verify", where=str(node.ledger), why=problem, hint="this node answers no task until it does")
+        hint = f"no task is answered until it does; where it was cut or rolled back: {RESTORE}"
+        raise RunFailed("the privacy ledger does not verify", where=str(node.ledger), why=problem, hint=hint)
     text = f"the ledger verifies; it ends with {head}"
     console.emit({"entries": head.seq, "head": asdict(head)}, text, as_json=as_json)

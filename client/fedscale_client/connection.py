@@ -69,6 +69,9 @@ class Receiver(Protocol):
     def offer(self) -> tuple[str, ...]:
         """The datasets of this site."""
 
+    async def waiting(self) -> tuple[str, ...]:
+        """The runs of whose end this site has yet to hear."""
+
     async def anchored(self, head: str) -> None:
         """The server tells the end of this site's ledger as it last came with an answer."""
 
@@ -167,10 +170,11 @@ class Connection:
 
     async def _stream(self, channel: grpc.aio.Channel, credentials: Credentials) -> FedscaleError:
         """Greet, then read and write until one of both ends."""
+        offered, runs = self._receiver.offer(), await self._receiver.waiting()
+        hello = pb.Hello(version=fedscale.__version__, datasets=offered, identity=self._receiver.identity(), runs=runs)
         stream = node_pb2_grpc.NodeStub(channel).Connect()
-        offered = self._receiver.offer()
-        hello = pb.Hello(version=fedscale.__version__, datasets=offered, identity=self._receiver.identity())
-        await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=hello)))
+        with suppress(asyncio.InvalidStateError):  # the call has ended already: reading says why
+            await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=hello)))
         welcome = await _within(OPENING_SECONDS, stream.read())
         if not isinstance(welcome, pb.ServerMessage) or welcome.WhichOneof("message") != "welcome":
             raise ProtocolError("the server did not greet", where=self.settings.address)

@@ -15,9 +15,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from fedscale import files
 from fedscale.errors import ConfigError, Conflict, DataError, NotFound
 from fedscale.tables import NAME
-from fedscale_client.home import NodeHome, make_private, parse, read_toml, write_toml
+from fedscale_client.home import NodeHome, parse, read_toml, write_toml
 
 LOADER = re.compile(r"(?P<place>[\w./~ -]+\.py|[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
 
@@ -140,5 +141,5 @@ def _check_name(name: str) -> None:
 
 
 def _write(home: NodeHome, declarations: Mapping[str, Declaration]) -> None:
-    make_private(home.path)
+    files.private_folder(home.path)
     write_toml(home.datasets_file, {name: value.model_dump(mode="json", exclude_defaults=True) for name, value in declarations.items()})

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from fedscale.clock import Clock
 from fedscale.errors import ConfigError, FedscaleError, PolicyRefusal
 from fedscale.learner import Phase
 from fedscale.privacy.events import Spend
-from fedscale.privacy.rounds import spend_of, spends_over
+from fedscale.privacy.rounds import answers_over, spend_of, spends_over
 from fedscale.vector import Schema
 from fedscale.wire.convert import Key
 from fedscale_client import declarations, policy
@@ -35,6 +36,9 @@ OWN = "the site's owner looks with: fedscale node policy show, fedscale privacy 
 BROKEN = "the privacy ledger of this site cannot be used"
 
 LOOK_SECONDS = 0.5
+# How long a run keeps its room when nobody says that it is over: as long as its plan may take, a day for pauses, and never longer than a month.
+SPARE, LONGEST = timedelta(days=1), timedelta(days=30)
+PHASES = 2  # of a round, each with the plan's deadline: training and evaluation
 T = TypeVar("T")
 
 
@@ -69,7 +73,7 @@ class Gate:
         self._opening = Lock()
         self._permits: dict[Key, Permit] = {}
         self._counted: tuple[tuple[str, str], Census] | None = None
-        self._lost = ""
+        self._noted = ""
 
     async def admit(self, assignment: Assignment, declaration: Declaration, kept: str = "") -> Permit:
         """Let a task in, or not.
@@ -85,8 +89,7 @@ class Gate:
             PlanError: the plan's privacy cannot be made.
             OSError: the disk refuses.
         """
-        if self._lost:
-            raise PolicyRefusal(BROKEN, hint=OWN)
+        await self._require_noted()
         rules = _rules(self._home)
         rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
         claim, run = await self._claim(assignment, declaration, rules)
@@ -98,17 +101,34 @@ class Gate:
     async def anchored(self, text: str) -> str:
         """Compare this site's ledger with the end of it that the coordinator has noted; what is wrong, empty when nothing is.
 
-        A ledger that was put back to an older copy, head and all, does not have that entry any more. Nothing leaves until the site is
-        started again with the one that has it.
+        A ledger that was put back to an older copy, head and all, does not have that entry any more. Nothing leaves until it is seen to
+        have it; before each task it is looked at again, for the disk may have refused for a moment.
+
+        Raises:
+            ConfigError: the ledger cannot be read now.
         """
+        self._noted = text
         try:
             known = Head.parsed(text)
-            self._lost = await asyncio.to_thread(lambda: self._open().lacks(known))
         except ConfigError as error:
-            self._lost = error.why or error.what
+            return error.what
+        try:
+            problem = await asyncio.to_thread(lambda: self._open().lacks(known))
         except OSError as error:
-            self._lost = f"the ledger cannot be read: {error.strerror}"
-        return self._lost
+            raise ConfigError("the privacy ledger of this site cannot be read", why=error.strerror or "") from None
+        self._noted = text if problem else ""
+        return problem
+
+    async def _require_noted(self) -> None:
+        """Let nothing in as long as the ledger is not seen to have what the coordinator has noted.
+
+        Raises:
+            PolicyRefusal: it is not.
+        """
+        with suppress(ConfigError):
+            if not self._noted or not await self.anchored(self._noted):
+                return
+        raise PolicyRefusal(BROKEN, hint=OWN)
 
     async def release(self, key: Key, answer: Answer, *, masked: bool = False) -> Head:
         """Note that an answer leaves; durable when it returns, with the end of the ledger, which has it.
@@ -150,6 +170,18 @@ class Gate:
         if permit and not permit.spent:
             await asyncio.shield(self._refund(permit.reserving))
 
+    async def over(self, run: str) -> None:
+        """A run asks nothing more: others may have the room it keeps, or will when its time is over, if the ledger fails now."""
+        with suppress(ConfigError, OSError):
+            await asyncio.to_thread(lambda: self._open().free(run, "the run is over") if self._home.ledger.exists() else None)
+
+    async def waiting(self) -> tuple[str, ...]:
+        """The runs that keep room here, of whose end this site has not heard; none where the ledger cannot be read."""
+        with suppress(ConfigError, OSError):
+            kept = await asyncio.to_thread(lambda: self._open().holds() if self._home.ledger.exists() else ())
+            return tuple(hold.run for hold in kept)
+        return ()
+
     async def _refund(self, reserving: asyncio.Task[int]) -> None:
         """Give back what was, or is just being, set aside; what was refused has cost nothing."""
         with suppress(FedscaleError, OSError):
@@ -182,8 +214,12 @@ class Gate:
             return claim, ()  # metrics of the rows held out leave as they are: no noise covers them
         spend = await asyncio.to_thread(spend_of, dp, plan.train, rounds, Phase.TRAIN, counted.units, masked=masked)
         left = rounds - max(task.number, 1) + 1
-        # The first model comes from the app alone and costs nothing; whoever makes it is asked for all the rounds after it.
-        return replace(claim, spends=(spend,) if spend and task.phase is Phase.TRAIN else ()), spends_over(spend, left) if spend else ()
+        run = spends_over(spend, left) if spend else ()
+        if spend is None or task.phase is not Phase.TRAIN:
+            # The first model comes from the app alone and costs nothing; whoever makes it is asked for all the rounds after it.
+            return replace(claim, spends=()), run
+        until = self._clock.now() + min(SPARE + timedelta(seconds=PHASES * left * plan.clients.deadline), LONGEST)
+        return replace(claim, spends=(spend,), answers=answers_over(spend, left), until=until.isoformat(timespec="seconds")), run
 
     async def _census(self, declaration: Declaration, unit: str) -> Census:
         """The census of a dataset, taken again when its declaration or files have changed."""

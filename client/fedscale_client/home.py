@@ -221,12 +221,6 @@ def _flocked(descriptor: int, kind: int) -> bool:
     return True
 
 
-def make_private(folder: Path) -> Path:
-    """The folder, made with mode 0700 if need be."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
-
-
 def write_toml(path: Path, tree: Mapping[str, object]) -> None:
     """Replace a TOML file."""
     files.write(path, tomli_w.dumps(tree).encode())

@@ -44,7 +44,7 @@ from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, make_private, parse, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, parse, write_toml
 from fedscale_client.keys import identity_key
 from fedscale_client.rpc import REACH, error_of
 from fedscale_client.standing import refusal
@@ -113,7 +113,7 @@ def _prepare(home: NodeHome) -> None:
         ConfigError: it cannot be made.
     """
     try:
-        make_private(home.path)
+        files.private_folder(home.path)
     except OSError as error:
         raise ConfigError("the node's home cannot be made", where=str(home.path), why=error.strerror or "", hint="choose another --home") from None
 

@@ -31,7 +31,7 @@ from fedscale.wire.convert import Key
 from fedscale_client import failures, policy
 from fedscale_client.answers import Answer
 from fedscale_client.connection import Assignment
-from fedscale_client.home import NodeHome, make_private, read_toml, write_toml
+from fedscale_client.home import NodeHome, read_toml, write_toml
 from fedscale_client.keys import identity_key
 
 MOST_SEATS = 64
@@ -205,7 +205,7 @@ class Masking:
     def _remembered(self, reply: Reply) -> Reply:
         """A reply, once it is on disk how far the node has gone."""
         if reply.mark is not None:
-            make_private(self._home.secagg)
+            files.private_folder(self._home.secagg)
             files.write(self._mark_file(reply.mark.run), reply.mark.encode())
         return reply
 
@@ -226,7 +226,7 @@ class Masking:
     def _pin(self, fresh: dict[str, str]) -> None:
         """Remember keys that were seen for the first time."""
         if fresh:
-            make_private(self._home.secagg)
+            files.private_folder(self._home.secagg)
             write_toml(self._home.secagg / "members.toml", {**self._pins(), **fresh})
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from fedscale.clock import Clock, SystemClock
-from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
+from fedscale.errors import Cause, ConfigError, Failure, FedscaleError, PolicyRefusal
 from fedscale.lanes import MASK
 from fedscale.learner import Phase
 from fedscale.wire.convert import Key, key_text
@@ -26,6 +26,7 @@ from fedscale_client.connection import Assignment, Connection
 from fedscale_client.credentials import Credentials
 from fedscale_client.gate import Gate
 from fedscale_client.home import NodeHome
+from fedscale_client.ledger.head import RESTORE
 from fedscale_client.masking import Masking, Seat
 from fedscale_client.performer import Performer
 from fedscale_client.transfer import Transfer
@@ -83,7 +84,7 @@ class Node:
         self._failures: OrderedDict[Key, Failure] = OrderedDict()
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._offered: tuple[float, tuple[str, ...]] = (-1.0, tuple(sorted(declarations.listed(home))))
-        self._stopping = asyncio.Event()
+        self._noted, self._stopping = "", asyncio.Event()
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -151,18 +152,27 @@ class Node:
         """Answer a message of secure aggregation."""
         self._group.create_task(self._masking.told(key, step, data))
 
+    async def waiting(self) -> tuple[str, ...]:
+        """The runs that keep room in the ledger."""
+        return await self._gate.waiting()
+
     async def opened(self, credentials: Credentials) -> None:
         """The server is there: what waits to be delivered goes at once."""
-        self._tell("connected", datasets=list(self._offered[1]))
+        self._tell("connected", datasets=list(self._offered[1]), **({"noted": self._noted} if self._noted else {}))
         await self._transfer.use(credentials, self._connection.settings)
 
     async def anchored(self, head: str) -> None:
         """The server has noted the end of this site's ledger; a ledger without it allows nothing any more."""
-        if problem := await self._gate.anchored(head):
-            self._tell("ledger rolled back", problem=problem, hint="bring the newer ledger back; see: fedscale privacy ledger --verify")
+        self._noted = head
+        try:
+            if problem := await self._gate.anchored(head):
+                self._tell("ledger rolled back", problem=problem, hint=RESTORE)
+        except ConfigError as error:
+            self._tell("ledger not read", error=str(error))
 
     def closed(self, error: FedscaleError, seconds: float) -> None:
         """The server is gone; work goes on."""
+        self._noted = ""
         self._tell("disconnected", error=str(error), retry_seconds=round(seconds, 2))
 
     def assigned(self, assignment: Assignment) -> None:
@@ -185,7 +195,7 @@ class Node:
             self._jobs[key] = self._group.create_task(self._job(assignment, seat, asyncio.get_running_loop().time() + assignment.seconds))
 
     def released(self, key: Key) -> None:
-        """Drop a task nobody waits for any more; by the number 0, what an app remembers of messages to it, for its run is over."""
+        """Drop a task nobody waits for any more; by the message of number 0, what is kept for its run, for that is over."""
         if key[1] is Phase.MESSAGE and not key[2]:
             self._group.create_task(self._forget(key[0]))
         self._failures.pop(key, None)
@@ -195,10 +205,11 @@ class Node:
             job.cancel()
 
     async def _forget(self, run: str) -> None:
-        """Drop what an app remembers of a run; whoever is at work for it yet would write it down again."""
+        """Drop what an app remembers of a run, and the room it kept; whoever is at work for it yet would write it down again."""
         if jobs := [job for key, job in self._jobs.items() if key[0] == run]:
             await asyncio.wait(jobs)
         await asyncio.to_thread(states.forget, self._home.cache, run)
+        await self._gate.over(run)
 
     # ------------------------------------------------------------------------------------------------------ one task
 

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from fedscale.errors import AccessDenied, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
-from fedscale.wire.faults import ERROR_KEY, RETRY_KEY, unpacked
+from fedscale.wire.faults import CLOCK, ERROR_KEY, RETRY_KEY, unpacked
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_client.credentials import Credentials
 from fedscale_client.home import NodeSettings
@@ -57,7 +57,6 @@ REASONS = {
     "Timeout": "no answer in time",
 }
 RELEASES = "update the one of both that is older; the coordinator first"
-CLOCK = "compare the clocks of both machines, by: date --utc"
 REACH = "check the address, the network and the firewall; only an outbound connection to that port is needed"
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from fedscale_client import policy
+from fedscale.cli.lazy import later
 from fedscale_client.home import NodeHome
-from fedscale_client.ledger import accounts, reading
+from fedscale_client.ledger import accounts, reading, state
 from fedscale_client.ledger.accounts import Account
-from fedscale_client.ledger.state import Item
+from fedscale_client.ledger.state import Hold, Item
 
 
 def items(node: NodeHome) -> tuple[Item, ...]:
@@ -21,7 +22,7 @@ def items(node: NodeHome) -> tuple[Item, ...]:
     return reading.items(node)
 
 
-def spent(node: NodeHome, items: Iterable[Item], delta: float | None = None) -> list[Account]:
+def spent(node: NodeHome, items: Sequence[Item], delta: float | None = None) -> list[Account]:
     """What this site has spent, by population and unit, against its caps.
 
     Args:
@@ -32,9 +33,18 @@ def spent(node: NodeHome, items: Iterable[Item], delta: float | None = None) -> 
     Raises:
         ConfigError: the policy cannot be read.
     """
-    rules = policy.load(node)
+    rules = later("fedscale_client.policy:load")(node)
     caps = {rules.population(name): own.cap for name, own in rules.datasets.items() if own.cap}
-    return accounts.accounts(items, caps, delta)
+    return accounts.accounts(items, caps, datetime.now(UTC), delta)
+
+
+def holds(node: NodeHome) -> tuple[Hold, ...]:
+    """The room that runs keep now, under whatever cap.
+
+    Raises:
+        ConfigError: the ledger does not verify.
+    """
+    return state.holds(items(node), datetime.now(UTC))
 
 
 def receipts(node: NodeHome, run: str = "") -> list[dict[str, Any]]:

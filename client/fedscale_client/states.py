@@ -16,7 +16,6 @@ from fedscale import files
 from fedscale.errors import AppError
 from fedscale.wire.codec import digest_of
 from fedscale.wire.limits import LETTER
-from fedscale_client.home import make_private
 
 FOLDER = "states"
 MOST_RUNS, LONGEST = 64, 90 * 86_400.0  # seconds
@@ -46,7 +45,7 @@ class States:
         if len(state) > LETTER:
             raise AppError(f"the app wants to remember {len(state)} bytes", why=f"at most {LETTER} are kept from one message to the next")
         if not self._folder.is_dir():
-            make_private(self._folder)
+            files.private_folder(self._folder)
             trim(self._folder.parent)
         files.write(self._folder / str(number), state)
         for path in [path for path in self._kept() if int(path.name) < number][:-1]:

@@ -18,10 +18,11 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedscale import files
 from fedscale.errors import Cause, Failure, ProtocolError
 from fedscale.events import failure_of
 from fedscale_client import failures, pipe
-from fedscale_client.home import make_private, open_private
+from fedscale_client.home import open_private
 from fedscale_client.pipe import Message
 
 GRACE_SECONDS = 2.0
@@ -190,7 +191,7 @@ class Workers:
     """
 
     def __init__(self, log: Path, most: int) -> None:
-        make_private(log.parent)
+        files.private_folder(log.parent)
         self._log, self._most = log, most
         self._free = asyncio.Semaphore(most)
         # Of the datasets that are known to be exclusive.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,11 +12,13 @@ from rich.console import Group
 
 from fedscale import console
 from fedscale.cli.options import Json
-from fedscale.errors import ConfigError, NotFound
+from fedscale.errors import ConfigError, Conflict, NotFound
 from fedscale.record import RunRecord, summary
 from fedscale.report.versus import comparison_rows, write_comparison
 
 FILE = "metrics.json"
+# What a run has left that is over, and what a simulation has that is not, or was interrupted.
+LEFT = (FILE, "checkpoint.safetensors")
 
 
 def compare(
@@ -36,9 +39,13 @@ def read(folder: Path) -> RunRecord:
 
     Raises:
         NotFound: there is none.
+        Conflict: the run is not over.
         ConfigError: it is damaged.
     """
     path = folder / FILE
+    if not path.exists() and (folder / LEFT[1]).exists():
+        hint = f"if it was interrupted, go on with it: fedscale simulate JOB --out {shlex.quote(str(folder))} --resume"
+        raise Conflict("the simulation in the folder is not over", where=str(folder), hint=hint)
     try:
         return RunRecord.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

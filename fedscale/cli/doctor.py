@@ -7,6 +7,7 @@ import platform
 import shutil
 import socket
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -26,6 +27,8 @@ from fedscale.errors import ConfigError
 
 ROOM_BYTES = 1 << 30
 MEMBER_PORT, TICKET_PORT = 8470, 8471
+DRIVER = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits")
+DRIVER_SECONDS = 10.0
 FOREVER = 9999  # the year in which the lease of a coordinator alone ends
 FINE, WARNING, FAULT = "ok", "warning", "fault"
 
@@ -47,7 +50,7 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check what fedscale needs on this machine."""
-    findings = [_python(), *packages(), disk(Path.cwd()), *_ports(), *database(server_home)]
+    findings = [_python(), *packages(), *gpus(), disk(Path.cwd()), *_ports(), *database(server_home)]
     findings += [finding for home in (server_home, node_home) for finding in certificates(home, datetime.now(UTC))]
     tell(findings, as_json=json)
 
@@ -87,6 +90,25 @@ def packages() -> Iterator[Finding]:
             yield Finding(name, FINE, importlib.metadata.version(distribution))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, severity, "not installed", hint)
+
+
+def gpus() -> Iterator[Finding]:
+    """The GPUs that the driver knows, with their memory, and whether torch is a build that computes on them; torch is not imported."""
+    if shutil.which(DRIVER[0]) is None:
+        yield Finding("gpu", FINE, "none; what is trained here is trained on the processor")
+        return
+    try:
+        told = subprocess.run(DRIVER, capture_output=True, text=True, check=True, timeout=DRIVER_SECONDS).stdout
+        cards = [[part.strip() for part in line.split(",")] for line in told.splitlines()]
+        found = [f"{name}, {int(total) / 1024:.0f} GiB, {int(free) / 1024:.0f} GiB free" for name, total, free in cards]
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        yield Finding("gpu", WARNING, f"the driver does not answer: {type(error).__name__}", f"look at: {DRIVER[0]}")
+        return
+    # Builds of torch name what they compute on behind their version; that of no name has CUDA.
+    idle = any(finding.name == "torch" and finding.found.endswith("+cpu") for finding in packages())
+    hint = "this build of torch uses the processor only: install one with CUDA" if idle else ""
+    for at, card in enumerate(found):
+        yield Finding(f"gpu {at}", WARNING if idle else FINE, card, hint)
 
 
 def disk(folder: Path) -> Finding:

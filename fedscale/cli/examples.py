@@ -57,6 +57,7 @@ EXAMPLES: Mapping[str, str] = {
     "privacy epsilon": "privacy epsilon events.json --delta 1e-5",
     "privacy noise": "privacy noise --epsilon 4 --delta 1e-5 --sampling-rate 0.01 --steps 1000",
     "privacy spent": "privacy spent",
+    "privacy free": "privacy free heart-1a2b3c",
     "privacy ledger": "privacy ledger --verify",
     "privacy statement": "privacy statement heart-1a2b3c",
     "audit verify": "audit verify --head 42:HASH",

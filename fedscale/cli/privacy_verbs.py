@@ -16,6 +16,7 @@ from fedscale.cli.privacy_plot import write_plot
 from fedscale.errors import ConfigError, PlanError
 from fedscale.plan import Plan
 from fedscale.privacy.accountant import noise_multiplier
+from fedscale.privacy.dp import CAPS, DP
 from fedscale.privacy.events import Mechanism, Spend, read
 from fedscale.privacy.outlook import Prospect, Trade, prospects, trades
 from fedscale.privacy.statement import Statement, state
@@ -76,8 +77,9 @@ def plan(
     if plot is not None:
         write_plot(asked.job.name, found, traded, plot)
     data = {"rounds": asked.strategy.rounds, "units": counts, "mechanisms": [prospect.to_json() for prospect in found]}
+    data |= {"each_site_needs": {"epsilon": asked.privacy.epsilon, "delta": asked.privacy.delta, "unit": asked.privacy.unit}}
     data |= {"tradeoff": [asdict(trade) for trade in traded], "plot": None if plot is None else str(plot)}
-    console.emit(data, _shown(found, traded), as_json=json)
+    console.emit(data, _shown(asked.privacy, found, traded), as_json=json)
 
 
 def _events(path: Path) -> tuple[Spend, ...]:
@@ -126,8 +128,8 @@ def _told(said: Statement) -> dict[str, object]:
 NOTE = "* the plan's own; noise: its standard deviation on a coordinate of a step's mean over sites; sample known: epsilon without amplification"
 
 
-def _shown(found: Sequence[Prospect], traded: Sequence[Trade]) -> Group:
-    """Mechanisms, what other noise would give, and the assumptions."""
+def _shown(dp: DP, found: Sequence[Prospect], traded: Sequence[Trade]) -> Group:
+    """Mechanisms, what other noise would give, what sites are asked for, and the assumptions."""
     numbers = (">units", ">noise multiplier", ">rate", ">steps", ">noise in clips", ">epsilon a round", ">epsilon", ">sample known")
     # Of the sites one is enough for a look: the smallest, which needs the most noise.
     smallest = {each.mechanism: min(one.units for one in found if one.mechanism == each.mechanism) for each in found}
@@ -137,7 +139,14 @@ def _shown(found: Sequence[Prospect], traded: Sequence[Trade]) -> Group:
         if trade.units == smallest[trade.mechanism]
     ]
     chosen = next((each for each in found if each.chosen), found[0]).statement
-    told = {"delta": f"{chosen.delta:g}", "neighbours": chosen.relation, "sampling": chosen.sampling, "accountant": chosen.accountant}
+    needs = f"{dp.need}; {CAPS}"
+    told = {
+        "each site needs": needs,
+        "delta": f"{chosen.delta:g}",
+        "neighbours": chosen.relation,
+        "sampling": chosen.sampling,
+        "accountant": chosen.accountant,
+    }
     return Group(
         console.table(("mechanism", "hides a", *numbers), map(_row, found)),
         console.text(NOTE),

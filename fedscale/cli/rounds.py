@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fedscale import console
-from fedscale.record import RunRecord, finals, participants
+from fedscale.record import RunRecord, closed_rounds, finals, participants
 from fedscale.report.units import data_size, duration, number
 
 TRAINING_SHARE = 0.75
@@ -42,7 +42,7 @@ def round_line(place: str, detail: Mapping[str, Any]) -> str:
     answered, asked = len(detail.get("answered", ())), len(detail.get("answered", ())) + len(detail.get("failures", ()))
     values = "  ".join(f"{name} {number(value)}" for name, value in detail.get("metrics", {}).items())
     moved = data_size(detail.get("bytes_up", 0) + detail.get("bytes_down", 0))
-    return f"{place:<16}{answered} of {asked} nodes  {values}  {duration(detail.get('seconds', 0.0))}  {moved}"
+    return f"{place:<15} {answered} of {asked} nodes  {values}  {duration(detail.get('seconds', 0.0))}  {moved}"
 
 
 def results(record: RunRecord) -> Table:
@@ -64,6 +64,6 @@ def results(record: RunRecord) -> Table:
 
 def totals(record: RunRecord) -> str:
     """Status, rounds, time and bytes in one line."""
-    rounds = len({row.number for row in record.rounds})
+    rounds = closed_rounds(record)
     moved = f"{data_size(record.bytes_up)} from the nodes, {data_size(record.bytes_down)} to them"
     return f"run {record.run} {record.status} after {rounds} round{'' if rounds == 1 else 's'} in {duration(record.seconds)}; {moved}"

@@ -4,7 +4,7 @@ A ``Dataset`` is features, labels and, where rows belong together (a patient, a 
 ordered mapping from client names to datasets. Messages and ``repr`` never show a value of the data.
 """
 
-from fedscale.data.checks import MIN_ROWS, check
+from fedscale.data.checks import MIN_ROWS, check, not_finite
 from fedscale.data.dataset import Dataset, Population
 from fedscale.data.mapped import open_folder, save_folder
 from fedscale.data.sources import MISSING, from_arrays, from_csv, from_frame, from_items, from_parquet
@@ -20,6 +20,7 @@ __all__ = [
     "from_frame",
     "from_items",
     "from_parquet",
+    "not_finite",
     "open_folder",
     "save_folder",
 ]

@@ -155,6 +155,8 @@ class Population(Mapping[str, Dataset]):
     def of(cls, parts: Mapping[str, Dataset]) -> Population:
         """Clients by name, in the order given, all of one layout; int64 and float32 labels together become float32.
 
+        A client whose labels are float32 for want of one, and not because they are measured, does not turn the others' classes into numbers.
+
         Raises:
             DataError: there are none, one is empty, has another layout or a name that a node could not have.
         """
@@ -167,7 +169,8 @@ class Population(Mapping[str, Dataset]):
         for name, dataset in parts.items():
             _require_rows(dataset, name)
             _require_same_layout(first, dataset, f"client '{name}'")
-        return cls(dict(zip(parts, _same_labels(list(parts.values())), strict=True)))
+        whole = {name: part for name, part in parts.items() if not np.isnan(part.y).any()}
+        return cls({**parts, **dict(zip(whole, _same_labels(list(whole.values())), strict=True))})
 
     @classmethod
     def lazy(

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from fedscale.tables import Section
 
+# What each site holds against its own cap, which it tells nobody before it is asked.
+CAPS = "a site whose cap has less room refuses before its first round, and nothing of it is spent"
+
 
 class DP(Section):
     """Differential privacy of a run: at most ``epsilon`` at ``delta`` for all its planned rounds together.
@@ -35,3 +38,8 @@ class DP(Section):
     tree_rounds: int = Field(0, ge=0, le=1_000_000)
     sampling_rate: float = Field(1.0, gt=0, le=1)
     metrics: Literal["pooled", "exact"] = "pooled"
+
+    @property
+    def need(self) -> str:
+        """What a run asks of each of its sites, in words."""
+        return f"epsilon {self.epsilon:g} at delta {self.delta:g} for each {self.unit}"

@@ -70,8 +70,13 @@ def spend_of(dp: DP, training: Training, rounds: int, phase: Phase, units: int, 
 
 
 def spends_over(spend: Spend, rounds: int) -> tuple[Spend, ...]:
-    """What so many rounds of one kind cost a unit; each tree goes over as many rounds as it has steps."""
-    return repeated(spend, -(-rounds // spend.steps) if spend.mechanism == Mechanism.TREE else rounds)
+    """What so many rounds of one kind cost a unit."""
+    return repeated(spend, answers_over(spend, rounds))
+
+
+def answers_over(spend: Spend, rounds: int) -> int:
+    """In how many answers so many rounds of one kind are paid for; each tree goes over as many rounds as it has steps, and is paid for once."""
+    return -(-rounds // spend.steps) if spend.mechanism == Mechanism.TREE else rounds
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ from typing import Any
 
 from fedscale.errors import Conflict
 from fedscale.metrics import HIGHER_IS_BETTER
-from fedscale.record import JSON, RunRecord, finals, participants, plain
+from fedscale.record import JSON, RunRecord, closed_rounds, finals, participants, plain
 from fedscale.report.figures import FULL_NAMES, flat, metric_title, plain_text
 from fedscale.report.markup import Markup, pairs, table, tag
 from fedscale.report.page import document, replaced, section
@@ -61,7 +61,7 @@ def model_card(record: RunRecord, statements: Iterable[Mapping[str, Any]] = ()) 
         "model": {"name": record.name, "run": record.run, "status": record.status, "reason": record.reason, "sha256": record.model_digest},
         "intended_use": dict.fromkeys(TO_FILL, ""),
         "data": _data(record, plan),
-        "training": {"rounds": len({row.number for row in record.rounds}), "seconds": record.seconds, **_tables(plan)},
+        "training": {"rounds": closed_rounds(record), "seconds": record.seconds, **_tables(plan)},
         "privacy": _privacy(record, plan, statements),
         "secure_aggregation": {"enabled": bool(plan.get("secagg", {}).get("enabled")), **_mapping(record.extra.get("secagg"))},
         "metrics": _metrics(record),
@@ -111,7 +111,7 @@ def _data(record: RunRecord, plan: Mapping[str, Any]) -> dict[str, Any]:
         site: {"answered": answered[site], "failed": failed[site], "examples": _examples(known.get(site), cell, at_least=site in shown)}
         for site in participants(record)
     }
-    last = next((row for row in reversed(record.rounds) if row.phase == "train"), None)
+    last = next((row for row in reversed(record.rounds) if row.phase == "train" and row.answered), None)
     whole = f"{last.weight:.0f}" if last is not None and _weighed(plan) and last.weight >= cell else ""
     return {"dataset": plan.get("job", {}).get("data", "default"), "smallest_cell": cell, "examples_in_last_round": whole, "sites": sites}
 

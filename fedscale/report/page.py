@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedscale import files
 from fedscale.errors import ConfigError, Failure
-from fedscale.record import JSON, RoundRecord, RunRecord, finals, metrics_csv, participants, summary
+from fedscale.record import JSON, RoundRecord, RunRecord, closed_rounds, finals, metrics_csv, participants, summary
 from fedscale.report.figures import (
     FULL_NAMES,
     comparison,
@@ -142,7 +142,7 @@ def charts(figures: list[Markup]) -> Markup:
 
 def _header(record: RunRecord) -> Markup:
     tone = next((tone for tone, words in TONES.items() if record.status.lower() in words), "neutral")
-    rounds = len({row.number for row in record.rounds})
+    rounds = closed_rounds(record)
     facts = [
         _count(len(participants(record)), "node"),
         _count(rounds, "round"),
@@ -218,7 +218,7 @@ def _failure_row(failure: Failure, nodes: Mapping[str, list[int]]) -> Markup:
 
 
 def _traffic_text(record: RunRecord) -> Markup:
-    per_round = record.seconds / len({row.number for row in record.rounds})
+    per_round = record.seconds / max(closed_rounds(record), 1)
     moved = f"{data_size(record.bytes_down)} to the nodes, {data_size(record.bytes_up)} from them"
     return tag("p", f"{duration(record.seconds)} in all, {duration(per_round)} a round; {moved}.")
 

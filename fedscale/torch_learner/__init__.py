@@ -6,7 +6,8 @@ clients come changes no bit. What travels are the floating-point entries of the 
 statistics included; integer and non-persistent buffers stay local and start every piece of work as the module was built.
 """
 
+from fedscale.torch_learner.devices import forkable
 from fedscale.torch_learner.learner import TorchLearner, as_learner
-from fedscale.torch_learner.threads import give_back, one_thread, settle_fork
+from fedscale.torch_learner.threads import Ceiling, give_back, one_thread, settle_fork
 
-__all__ = ["TorchLearner", "as_learner", "give_back", "one_thread", "settle_fork"]
+__all__ = ["Ceiling", "TorchLearner", "as_learner", "forkable", "give_back", "one_thread", "settle_fork"]

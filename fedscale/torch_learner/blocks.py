@@ -29,6 +29,8 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 MOST_CLIENTS = 64
 MOST_FEATURES = 1 << 20
+# A cohort in so many parts keeps many processors busy to the end; a smaller block would gain less than it could.
+PARTS, FEW_CLIENTS = 16, 16
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +91,10 @@ class Learnt:
 
     def __post_init__(self) -> None:
         """Refuse what is not finite."""
-        if not (np.isfinite(self.losses).all() and np.isfinite(self.norms).all() and np.isfinite(self.delta @ self.delta)):
+        # A product that overflows says so itself; numpy need not warn of it as well.
+        with np.errstate(over="ignore", invalid="ignore"):
+            square = self.delta @ self.delta
+        if not (np.isfinite(self.losses).all() and np.isfinite(self.norms).all() and np.isfinite(square)):
             raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
 
 
@@ -104,8 +109,16 @@ def counted(weights: Sequence[float], norms: Floats, clip: float | None) -> Tens
     return torch.from_numpy((share if clip is None else within(norms, clip) * share).astype(np.float32))
 
 
+def part_of(clients: int) -> int:
+    """How many of a cohort's clients are a block, whoever works on how many of them: part of what a run computes."""
+    return min(MOST_CLIENTS, max(FEW_CLIENTS, -(-clients // PARTS)))
+
+
 class Trainer(Protocol):
     """Trains many clients at once."""
+
+    def block(self, clients: int) -> int:
+        """How many of so many clients are done in one go."""
 
     def alike(self, rows: int) -> int:
         """Clients whose numbers of rows give the same may be trained together."""
@@ -158,6 +171,10 @@ class Blocks:
         self._product = kernels.product if kernels.gains() else _product
         self._width = next(stage.inputs for stage in stages if isinstance(stage, Dense))
         self._outputs = next(stage.outputs for stage in reversed(stages) if isinstance(stage, Dense))
+
+    def block(self, clients: int) -> int:
+        """As many as keep many processors busy."""
+        return part_of(clients)
 
     def alike(self, rows: int) -> int:
         """The steps of a client with so many rows; only clients that take the same steps are trained together."""

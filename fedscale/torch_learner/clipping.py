@@ -159,7 +159,7 @@ def _agrees(make: Callable[[Objective], Way], slow: OneByOne, objective: Objecti
     """Whether a way does the same as one by one; also with a clip so low that every unit counts the same."""
     count = len(targets)
     for member in (torch.arange(count), torch.arange(count) // 2):
-        rows = Rows.of(member.to(features.device), int(member.max()) + 1)
+        rows = Rows.of(member, int(member.max()) + 1, features.device)
         try:
             fast = make(objective)
             for clip in (1e9, 1e-3):

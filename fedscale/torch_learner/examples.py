@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,13 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
+from fedscale.data import not_finite
 from fedscale.errors import AppError, DataError
+from fedscale.torch_learner.devices import room
 from fedscale.torch_learner.resident import tensor_of
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows as tensors on the host, in the dtypes torch computes with: float32, and int64 for whole numbers.
+    """Rows as tensors, on the host unless moved, in the dtypes torch computes with: float32, and int64 for whole numbers.
 
     Args:
         features: shape ``(n, ...)``.
@@ -67,6 +70,38 @@ class Examples:
         if not items or not all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
             raise DataError("a torch dataset without rows of (features, label)", hint="return a pair from __getitem__")
         return cls.of(*(torch.stack([torch.as_tensor(part) for part in parts]) for parts in zip(*items, strict=True)))
+
+    def require_finite(self, given: Examples, columns: Sequence[str] = ()) -> None:
+        """Refuse rows with numbers that are not finite.
+
+        Args:
+            given: the rows before the app prepared them, or these.
+            columns: the names of their features, where they have any.
+
+        Raises:
+            DataError: the given rows hold them; names columns or positions, and neither a row nor a value.
+            AppError: the app made them of finite ones.
+        """
+        if not not_finite(self.features.cpu().numpy(), self.targets.cpu().numpy()):
+            return
+        if told := not_finite(given.features.cpu().numpy(), given.targets.cpu().numpy(), columns):
+            raise DataError(" and ".join(told), hint="fill such values in, or leave their rows out")
+        raise AppError(
+            "App.prepare makes NaN or infinite numbers of finite ones", where="App.prepare", hint="look for divisions by zero and logarithms"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self.targets.device
+
+    def on(self, device: torch.device) -> Examples:
+        """The rows on a device, where all of them find room there; else as they are, for each batch to go by itself."""
+        if device == self.device or (device.type != "cpu" and self.features.nbytes + self.targets.nbytes > room(device)):
+            return self
+        moved = Examples(self.features.to(device), self.targets.to(device))
+        vars(moved)["classes"] = self.classes  # known here, and the device would have to be waited for
+        return moved
 
     def __len__(self) -> int:
         """Number of rows."""

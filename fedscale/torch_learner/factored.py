@@ -263,7 +263,9 @@ class Shared:
         """One product over all rows of all clients."""
         pulls = (self._pulls * weights.view(-1, 1, 1)).flatten(0, 1)
         moved = self._product(pulls.t(), self._rows.view(-1, self._weight.shape[1]).t())
-        return moved.add_(self._weight, alpha=(self._a[-1] - 1) * float(weights.sum())), self._bias.change(weights)
+        if self._a[-1] != 1:
+            moved.add_(self._weight, alpha=(self._a[-1] - 1) * float(weights.sum()))
+        return moved, self._bias.change(weights)
 
     @cached_property
     def _pulls(self) -> Tensor:

@@ -81,10 +81,12 @@ class EmbeddingRule:
     back: Tensor
 
     def squares(self, rows: Rows) -> Tensor:
-        places = rows.member.repeat_interleave(self.looked_up[0].numel()) * self.layer.num_embeddings + self.looked_up.flatten()
-        distinct, at = torch.unique(places, return_inverse=True)
-        summed = self._back().new_zeros(len(distinct), self.layer.embedding_dim).index_add_(0, at, self._back())
-        owners = torch.div(distinct, self.layer.num_embeddings, rounding_mode="floor")
+        members = rows.member.repeat_interleave(self.looked_up[0].numel())
+        places, order = (members * self.layer.num_embeddings + self.looked_up.flatten()).sort()
+        # Equal places are numbered from 0. How many there are only the values say, for which a GPU would have to be waited for.
+        at = torch.cat([places.new_zeros(1), (places[1:] != places[:-1]).cumsum(0)])
+        summed = torch.zeros_like(self._back()).index_add_(0, at, self._back()[order])
+        owners = torch.zeros_like(at).scatter_(0, at, members[order])
         return summed.new_zeros(rows.units).index_add_(0, owners, summed.square().sum(1))
 
     def sums(self, weights: Tensor) -> PerRow:

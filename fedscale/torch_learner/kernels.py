@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 LEAST_PRODUCTS = 4_000_000
 ROWS = 384
@@ -71,22 +70,6 @@ def full_width() -> bool:
     """Whether it gains for the products of training as well: where vector units are half as wide, calling it costs what it gains."""
     family = processor("cpu family")
     return gains() and family.isdecimal() and int(family) >= ZEN_5
-
-
-class FullAttention(TorchFunctionMode):
-    """Computes attention in full precision where the rest is mixed: on processors torch takes four times as long for it in bfloat16."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function of torch."""
-        kwargs = kwargs or {}
-        if func is not nn.functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            return func(*map(_full, args), **{name: _full(value) for name, value in kwargs.items()})
-
-
-def _full(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype is torch.bfloat16 else value
 
 
 def processor(fact: str, file: Path = Path("/proc/cpuinfo")) -> str:

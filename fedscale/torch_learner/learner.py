@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -15,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
+from fedscale.causes import attempted
 from fedscale.data import Dataset
-from fedscale.errors import AppError, DataError, FedscaleError, PlanError, UpdateRejected
+from fedscale.errors import AppError, DataError, UpdateRejected
 from fedscale.learner import App, Learner, Phase, Private, Result, Training, Work
 from fedscale.metrics import Sums
 from fedscale.sampling import Shuffle
 from fedscale.torch_learner.blocks import Trainer, blocks_for
 from fedscale.torch_learner.clipping import PROBE, Objective, Way, way_for
+from fedscale.torch_learner.devices import device_of, half, seeded
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.measures import MEASURES, total
 from fedscale.torch_learner.private import PrivateSteps, descend, gradient, members
@@ -32,6 +33,13 @@ from fedscale.torch_learner.steps import Steps
 KEEP = 2
 EVALUATION_FACTOR = 4
 OWN_SUMS = ("auc", "loss")
+# How a dataset is made of what people have at hand.
+MADE_OF = {
+    "DataFrame": 'make a dataset of it: fs.data.from_frame(frame, label="y")',
+    "DataLoader": "give the loader's own dataset; batches are the plan's",
+    "tuple": "make a dataset of it: fs.data.from_arrays(x, y)",
+}
+ROWS = Dataset, TorchDataset  # a union would be made anew for every client
 
 
 class TorchLearner:
@@ -85,12 +93,13 @@ class TorchLearner:
 
         Raises:
             AppError: the model, the loss or a metric does not return what it should.
-            DataError: the data is not a dataset or has no rows.
+            DataError: the data is not a dataset, has no rows or holds numbers that are not finite.
             PlanError: the plan asks for a device that this machine does not have.
             UpdateRejected: the loss is not finite: training diverged.
         """
-        device = _device(work.training.device)
-        with _seeded(work.seed, device):
+        # A first model is made on the host, also by one that has no device to train it.
+        device = device_of("cpu" if work.phase is Phase.INIT else work.training.device)
+        with seeded(work.seed, device):
             if work.phase is Phase.INIT:
                 return Result(arrays_of(shared_state(self._module())), 0)
             if work.phase is Phase.TRAIN:
@@ -117,11 +126,11 @@ class TorchLearner:
         Raises:
             AppError, PlanError: as ``run``.
         """
-        self._resident_on(_device(device))
+        self._resident_on(device_of(device))
 
     def on_cuda(self, device: str) -> bool:
         """Whether training on that device, as a plan names it, means CUDA."""
-        return _device(device).type == "cuda"
+        return device_of(device).type != "cpu"
 
     def blocks(self, training: Training, proximal: float, data: Callable[[], object]) -> tuple[Trainer | None, str]:
         """What trains many clients of this app at once; or nothing and why not.
@@ -131,17 +140,16 @@ class TorchLearner:
             proximal: FedProx's mu.
             data: gives any client's dataset, to see what a batch costs.
         """
-        device = _device(training.device)
-        with _seeded(0, device):
+        device = device_of(training.device)
+        with seeded(0, device):
             why = "there is a CUDA device"
             if device.type == "cpu":
                 blocks, why = blocks_for(self._module(), self._app.loss, training, proximal)
                 if blocks is not None:
                     return blocks, ""
-            try:
-                sample = self.examples_of(data())
-            except (OSError, KeyError, ValueError, FedscaleError) as error:
-                return None, f"{why}; a client's data cannot be read: {type(error).__name__}"
+            sample = attempted(lambda: self.examples_of(data()))
+            if isinstance(sample, Exception):
+                return None, f"{why}; a client's data cannot be read: {type(sample).__name__}"
             stacked, more = stacked_for(self._module(), self._app.loss, training, proximal, device, sample)
             return stacked, f"{why}; {more}" if more else ""
 
@@ -149,7 +157,7 @@ class TorchLearner:
         """The resident module."""
         if self._resident is None or self._resident.device != device:
             # A fixed seed: whatever does not travel must be alike on every node.
-            with _seeded(0, device):
+            with seeded(0, device):
                 self._resident = Resident(self._module(), device)
         return self._resident
 
@@ -163,25 +171,24 @@ class TorchLearner:
 
     def _train(self, work: Work, device: torch.device) -> Result:
         """Train from the global model on."""
-        examples, resident, training = self.examples_of(work.data), self._loaded(work, device), work.training
+        examples, resident, training = self.examples_of(work.data).on(device), self._loaded(work, device), work.training
         optimizer = Steps(resident.trained, training.optimizer, work.proximal)
-        scaler = torch.amp.GradScaler(device.type) if training.amp and device.type == "cuda" else None
+        scaler = torch.amp.GradScaler(device.type) if training.amp and half(device) is torch.float16 else None
         sizes = _batch_sizes(len(examples), training.batch_size, pairs=resident.normalized)
         steps = min(training.epochs * len(sizes), training.max_steps or math.inf)
         losses: list[Tensor] = []
         loss_sum, seen = 0.0, 0
         resident.module.train()
-        for step, rows in enumerate(islice(self._batches(len(examples), sizes, work.seed), int(steps)), 1):
-            outputs, targets = self._forward(resident, examples, rows, amp=training.amp)
-            loss = self._loss(outputs, targets)
+        for step, rows in enumerate(islice(self._batches(examples, sizes, work.seed), int(steps)), 1):
+            loss = self._loss(*self._forward(resident, examples, rows, work))  # outputs that nobody holds make room for the next step's
             if scaler is None:
                 optimizer.descend(loss)
             else:
                 optimizer.descend_scaled(loss, scaler)
             losses.append(loss.detach())
-            seen += targets.shape[0]
+            seen += rows.shape[0]
             if step % len(sizes) == 0 or step == steps:
-                loss_sum += _weighted(losses, sizes)
+                loss_sum += self._finite(_weighted(losses, sizes), examples, work.data)
                 losses.clear()
             work.progress(step / steps)
         return Result(resident.arrays(), len(examples), {"loss": np.array([loss_sum * (len(examples) / seen)])})
@@ -200,49 +207,60 @@ class TorchLearner:
     def _train_privately(self, work: Work, private: Private, device: torch.device) -> Result:
         """Train from the global model on, or sum its gradients, so that no record or patient shows."""
         self.require_private(private.unit)
-        examples, resident = self._by_row(work.data), self._loaded(work, device)
+        examples, resident = self._by_row(work.data).on(device), self._loaded(work, device)
         resident.module.train()
-        objective = Objective(resident.module, lambda outputs, targets: aligned(outputs, targets, examples.classes), self._app.loss)
+        objective = Objective(resident.module, lambda outputs, targets: self._aligned(outputs, targets, examples, work.data), self._app.loss)
         if self._way is None or self._way[0] is not resident:
-            probe = self._rows(resident, examples, torch.arange(min(PROBE, len(examples))))
-            self._loss(*objective.aligned(self._outputs(resident, probe[0]), probe[1]))
-            self._way = resident, way_for(objective, *probe)
+            with seeded(work.seed, device):  # so that chance goes on as for whoever knows the way already
+                probe = self._rows(resident, examples, torch.arange(min(PROBE, len(examples)), device=examples.device))
+                self._loss(*objective.aligned(self._outputs(resident, probe[0]), probe[1]))
+                self._way = resident, way_for(objective, *probe)
             resident = self._loaded(work, device)
         units = members(getattr(work.data, "groups", None), examples, private.unit)
-        noisy = PrivateSteps(objective, self._way[1], lambda rows: self._rows(resident, examples, rows), units, private)
+        noisy = PrivateSteps(objective, self._way[1], lambda rows: self._rows(resident, examples, rows.to(examples.device)), units, private)
         if private.way == "union":
             return Result(gradient(resident, private, noisy, work.training), len(examples), private=private)
         steps = Steps(resident.trained, work.training.optimizer, work.proximal)
         return Result(descend(resident, work.arrays or {}, noisy, steps, work.progress), len(examples), private=private)
 
-    def _batches(self, rows: int, sizes: list[int], seed: int) -> Iterator[Tensor]:
-        """Row numbers of one batch after the other, in a new order each epoch, without end."""
+    def _batches(self, examples: Examples, sizes: list[int], seed: int) -> Iterator[Tensor]:
+        """Row numbers of one batch after the other, where the rows are, in a new order each epoch, without end."""
         self._shuffle.seed(seed)
         while True:
-            yield from torch.split(torch.from_numpy(self._shuffle.draw(rows)), sizes)
+            yield from torch.split(torch.from_numpy(self._shuffle.draw(len(examples))).to(examples.device), sizes)
 
     def _evaluate(self, work: Work, device: torch.device) -> Result:
         """Sum the loss and the metrics over all rows."""
         self.check(work.metrics)
-        examples, resident = self.examples_of(work.data), self._loaded(work, device)
-        sums: dict[str, Sums] = {}
+        examples, resident = self.examples_of(work.data).on(device), self._loaded(work, device)
+        sums, done = dict[str, Sums](), 0
         resident.module.eval()
         with torch.no_grad():
-            for rows in torch.split(torch.arange(len(examples)), EVALUATION_FACTOR * work.training.batch_size):
-                outputs, targets = self._forward(resident, examples, rows, amp=work.training.amp)
-                _add(sums, "loss", np.array([_finite(float(self._loss(outputs, targets)) * len(rows))]))
+            for rows in torch.arange(len(examples), device=examples.device).split(EVALUATION_FACTOR * work.training.batch_size):
+                outputs, targets = self._forward(resident, examples, rows, work)
+                _add(sums, "loss", np.array([self._finite(float(self._loss(outputs, targets)) * len(rows), examples, work.data)]))
                 for name in work.metrics:
                     if name != "loss":
                         _add(sums, name, self._measure(name, outputs, targets))
-                work.progress((int(rows[-1]) + 1) / len(examples))
+                done += len(rows)
+                work.progress(done / len(examples))
         return Result(None, len(examples), sums)
 
-    def _forward(self, resident: Resident, examples: Examples, rows: Tensor, *, amp: bool) -> tuple[Tensor, Tensor]:
+    def _forward(self, resident: Resident, examples: Examples, rows: Tensor, work: Work) -> tuple[Tensor, Tensor]:
         """Outputs and targets of some rows, as loss and metrics take them."""
         features, targets = self._rows(resident, examples, rows)
-        with resident.autocast() if amp else nullcontext():
+        with resident.computing(mixed=work.training.amp):
             outputs = self._outputs(resident, features)
-        return aligned(outputs.float() if amp else outputs, targets, examples.classes)
+        return self._aligned(outputs.float() if work.training.amp else outputs, targets, examples, work.data)
+
+    def _aligned(self, outputs: Tensor, targets: Tensor, examples: Examples, data: object) -> tuple[Tensor, Tensor]:
+        """Outputs and targets that belong together."""
+        try:
+            return aligned(outputs, targets, examples.classes)
+        except AppError:
+            # Classes of which one is missing are no whole numbers, and so do not look like classes.
+            self._require_finite(examples, data)
+            raise
 
     def _rows(self, resident: Resident, examples: Examples, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Features and targets of some rows, on the model's device."""
@@ -273,6 +291,20 @@ class TorchLearner:
             raise AppError(f"the loss returned {found}", why="the mean over the batch, a tensor without dimensions, is expected")
         return loss
 
+    def _finite(self, loss: float, examples: Examples, data: object) -> float:
+        """A loss, unless training diverged; only then are the rows looked at, for what looks like divergence may lie in them."""
+        if math.isfinite(loss):
+            return loss
+        self._require_finite(examples, data)
+        raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
+
+    def _require_finite(self, examples: Examples, data: object) -> None:
+        """Refuse rows with numbers that are not finite, in the words of the dataset they were prepared from."""
+        if isinstance(data, Dataset):
+            examples.require_finite(Examples.of_arrays(data.x, data.y), data.columns)
+        else:
+            examples.require_finite(examples)
+
     def _measure(self, name: str, outputs: Tensor, targets: Tensor) -> Sums:
         """The sums of one metric over a batch."""
         if name not in self._custom:
@@ -284,8 +316,9 @@ class TorchLearner:
 
     def examples_of(self, data: object) -> Examples:
         """The rows of a dataset, prepared by the app once and kept."""
-        if not isinstance(data, Dataset | TorchDataset):
-            raise DataError(f"a torch app cannot learn from {type(data).__name__}", hint="give a fedscale or a torch dataset")
+        if not isinstance(data, ROWS):
+            kind = type(data).__name__
+            raise DataError(f"a torch app cannot learn from {kind}", hint=MADE_OF.get(kind, "give a fedscale or a torch dataset"))
         return self._examples(data)
 
     def _by_row(self, data: object) -> Examples:
@@ -334,32 +367,6 @@ def as_learner(app: object, keep: int = KEEP) -> Learner:
     raise AppError(f"the app is {found}", why="an App, or an object with the method run(work), is expected")
 
 
-@lru_cache(maxsize=1)
-def _cuda() -> bool:
-    """Whether there is a CUDA device; asking takes a while."""
-    return torch.cuda.is_available()
-
-
-def _device(wanted: str) -> torch.device:
-    """The device a plan asks for."""
-    present = _cuda()
-    if wanted == "cuda" and not present:
-        raise PlanError("the plan asks for CUDA, which this machine does not have", where="train.device", hint='use device = "auto"')
-    return torch.device("cuda", torch.cuda.current_device()) if present and wanted != "cpu" else torch.device("cpu")
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators as after ``torch.manual_seed(seed)``, put back afterwards."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
-        # torch.manual_seed takes 0.15 ms to visit every kind of device, which is as long as a small client trains.
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            torch.cuda.manual_seed(seed)
-        yield
-
-
 def _batch_sizes(rows: int, size: int, *, pairs: bool) -> list[int]:
     """The sizes of an epoch's batches; with ``pairs`` a last single row joins the batch before it.
 
@@ -371,14 +378,7 @@ def _batch_sizes(rows: int, size: int, *, pairs: bool) -> list[int]:
 
 def _weighted(losses: list[Tensor], sizes: list[int]) -> float:
     """The loss summed over an epoch's examples, from the means of its batches."""
-    return _finite(sum(mean * size for mean, size in zip(torch.stack(losses).tolist(), sizes, strict=False)))
-
-
-def _finite(loss: float) -> float:
-    """A loss, unless training diverged."""
-    if not math.isfinite(loss):
-        raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
-    return loss
+    return float(sum(mean * size for mean, size in zip(torch.stack(losses).tolist(), sizes, strict=False)))
 
 
 def _add(sums: dict[str, Sums], name: str, more: Sums) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -147,6 +147,7 @@ def ordered(shuffle: Shuffle, seed: int, rows: int, steps: int, batch: int) -> O
     return order[:count]
 
 
+@lru_cache(maxsize=64)
 def shares(rows: int, steps: int, batch: int) -> Tensor:
     """What each place of ``ordered`` counts in the mean of its batch; nothing where it is only filled."""
     epoch, count = -(-rows // batch) * batch, steps * batch

@@ -89,7 +89,7 @@ class PrivateSteps:
         total = [torch.zeros_like(parameter) for parameter in self._objective.trained]
         for rows, member in self._units.pieces(drawn, self._way.most):
             features, targets = self._batch(torch.from_numpy(rows))
-            owned = Rows.of(torch.from_numpy(member).to(features.device), int(member[-1]) + 1)
+            owned = Rows.of(torch.from_numpy(member), int(member[-1]) + 1, features.device)
             torch._foreach_add_(total, self._clipped(features, targets, owned))
         return total
 
@@ -97,7 +97,8 @@ class PrivateSteps:
         """The sum over a piece of a sample."""
         with suppress(AppError):  # a model that takes another path for these rows
             found = self._way.clipped(features, targets, rows, self._private.clip)
-            if all(bool(torch.isfinite(each).all()) for each in found):
+            # One question, for a GPU has to be waited for; sums are clipped, so a norm that is not finite has no other reason.
+            if torch.isfinite(torch.stack(torch._foreach_norm(found)).sum()):  # noqa: SLF001 - torch documents it so
                 return found
         # A unit whose gradient is not finite counts nothing, which only this way can do.
         return OneByOne(self._objective).clipped(features.detach(), targets, rows, self._private.clip)
@@ -106,8 +107,8 @@ class PrivateSteps:
         """The same with noise, divided by the expected number of units."""
         total, private = self.summed(step), self._private
         drawn = noise.gaussian(sum(each.numel() for each in total), private.noise_multiplier * private.clip, derived(self._secret, "noise", step))
-        parts = torch.from_numpy(np.asarray(drawn, np.float32)).split([each.numel() for each in total])
-        return [(each + part.view(each.shape).to(each.device)) / private.expected for each, part in zip(total, parts, strict=True)]
+        parts = torch.from_numpy(np.asarray(drawn, np.float32)).to(total[0].device).split([each.numel() for each in total])
+        return [(each + part.view(each.shape)) / private.expected for each, part in zip(total, parts, strict=True)]
 
 
 def descend(resident: Resident, start: Arrays, noisy: PrivateSteps, steps: Steps, progress: Callable[[float], None]) -> Arrays:

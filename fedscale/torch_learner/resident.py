@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy.typing as npt
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fedscale.errors import AppError
 from fedscale.torch_learner import kernels
+from fedscale.torch_learner.devices import half
+from fedscale.torch_learner.substitutes import FULL, MIXED, Substitutes
 from fedscale.vector import Arrays, Packed, Schema
 
 NORMALIZING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -63,13 +65,13 @@ class Resident:
         return self._schema.unpack(self._flat.to("cpu", copy=True).numpy())
 
     @contextmanager
-    def autocast(self) -> Iterator[None]:
-        """Mixed precision: half floats on CUDA, bfloat16 elsewhere, but for attention."""
-        if self.device.type == "cuda":
-            with torch.autocast("cuda", torch.float16):
-                yield
-            return
-        with torch.autocast(self.device.type, torch.bfloat16), kernels.FullAttention():
+    def computing(self, *, mixed: bool) -> Iterator[None]:
+        """While the module computes: in mixed precision or not, on the processor with the fastest forms of its functions."""
+        with ExitStack() as entered:
+            if mixed:
+                entered.enter_context(torch.autocast(self.device.type, half(self.device)))
+            if self.device.type == "cpu" and (mixed or self.images):
+                entered.enter_context(Substitutes(MIXED if mixed else FULL))
             yield
 
     def _knows(self, schema: Schema) -> bool:
@@ -112,7 +114,7 @@ def _flatten(module: nn.Module, shared: dict[str, Tensor], device: torch.device)
     """Move what travels into one vector, of which it becomes views; ``None`` where dtypes differ or memory is shared.
 
     The kernels of convolutions keep memory of their own, channels last, where the gradient of such a kernel comes out that
-    way; for each, its part of the vector comes along with it.
+    way, and so do recurrent layers on a GPU, whose library wants each in one piece; its part of the vector comes along with each.
     """
     owners = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     plain = all(name in owners and entry.dtype is torch.float32 and entry.layout is torch.strided for name, entry in shared.items())
@@ -120,12 +122,14 @@ def _flatten(module: nn.Module, shared: dict[str, Tensor], device: torch.device)
     if not plain or len(set(places)) < len(places):
         return None, []
     kernel_ids = {id(part.weight) for part in module.modules() if isinstance(part, nn.Conv2d)}
+    own_ids = {id(own) for part in module.modules() if isinstance(part, nn.RNNBase) and device.type != "cpu" for own in part.parameters()}
     flat = torch.empty(sum(entry.numel() for entry in shared.values()), device=device)
     turned: list[tuple[Tensor, Tensor]] = []
     for name, part in zip(shared, flat.split([entry.numel() for entry in shared.values()]), strict=True):
         here, owner = part.view(shared[name].shape), owners[name]
         here.copy_(shared[name])
-        owner.data = here.contiguous(memory_format=torch.channels_last) if id(owner) in kernel_ids else here
+        if id(owner) not in own_ids:
+            owner.data = here.contiguous(memory_format=torch.channels_last) if id(owner) in kernel_ids else here
         shared[name] = owner.detach()
         if shared[name].data_ptr() != here.data_ptr():
             turned.append((here, shared[name]))

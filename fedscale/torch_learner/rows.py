@@ -25,11 +25,11 @@ class Rows:
     single: bool
 
     @classmethod
-    def of(cls, member: Tensor, units: int) -> Rows:
-        """Rows by the unit each belongs to; every unit from 0 to ``units - 1`` has at least one."""
-        single = units == len(member)
-        counts = torch.bincount(member, minlength=units)
-        return cls(member, units, 1.0 / counts[member], single and bool((member == torch.arange(units, device=member.device)).all()))
+    def of(cls, member: Tensor, units: int, device: torch.device | None = None) -> Rows:
+        """Rows by the unit each belongs to, told on the host; every unit from 0 to ``units - 1`` has at least one."""
+        single = units == len(member) and torch.equal(member, torch.arange(units))
+        part = 1.0 / torch.bincount(member, minlength=units)[member]
+        return cls(member.to(device), units, part.to(device), single)
 
     def added(self, values: Tensor) -> Tensor:
         """Sums over the rows of each unit, shape ``(units, ...)`` from ``(n, ...)``."""

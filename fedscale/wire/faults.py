@@ -9,6 +9,8 @@ from fedscale.errors import FedscaleError, ProtocolError
 
 ERROR_KEY, RETRY_KEY = "fedscale-error-bin", "retry-after-ms"
 LONGEST = 4000
+# The hint where no call comes through because one side takes the other's certificate for early or late.
+CLOCK = "compare the clocks of both machines, by: date --utc"
 PARTS = ("what", "where", "why", "hint")
 
 

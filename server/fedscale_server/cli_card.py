@@ -14,27 +14,26 @@ from fedscale.cli.options import Json
 from fedscale.errors import ConfigError
 from fedscale.record import RunRecord
 from fedscale.report import card_files, model_card
-from fedscale_server.options import ProfileFolder, RunId, connect
+from fedscale_server.left import detail_of, left_in
+from fedscale_server.options import ProfileFolder, RunOrFolder
 
 MOST = 1 << 20
 
 
 def card(
-    run: RunId,
+    run: RunOrFolder,
     *,
     statement: Annotated[
         list[Path] | None, typer.Option(help="What a site states, from: fedscale privacy statement RUN --json. May be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder; runs/RUN by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; runs/RUN by default, or the folder itself.")] = None,
     json: Json = False,
     profile: ProfileFolder = None,
 ) -> None:
     """Write a run's model card as a page, as Markdown and as JSON."""
     statements = [_statement(path) for path in statement or ()]
-    with connect(profile) as control:
-        detail = control.run(run)
-    told = model_card(RunRecord.from_json(detail.record), statements)
-    files = card_files(told, out or Path("runs", detail.info.run))
+    told = model_card(RunRecord.from_json(detail_of(run, profile).record), statements)
+    files = card_files(told, out or left_in(run))
     console.emit({name: str(path) for name, path in files.items()}, "\n".join(map(str, files.values())), as_json=json)
 
 

@@ -10,13 +10,14 @@ import typer
 
 from fedscale import console, files
 from fedscale.cli.options import Json
-from fedscale.errors import Conflict
+from fedscale.errors import ConfigError, Conflict
 from fedscale.record import RunRecord
 from fedscale.report.units import data_size
 from fedscale.vector import Schema
 from fedscale_server.answers import Detail
 from fedscale_server.control import OVER
-from fedscale_server.options import ProfileFolder, RunId, connect
+from fedscale_server.left import coordinator_of, folder_of
+from fedscale_server.options import ProfileFolder, RunId
 from fedscale_server.parcels import fetch
 from fedscale_server.weights import safetensors_of
 
@@ -29,7 +30,10 @@ def export(
     profile: ProfileFolder = None,
 ) -> None:
     """Write a run's newest model as safetensors."""
-    with connect(profile) as control:
+    if (folder := folder_of(run)) is not None:
+        what = "a simulation leaves its model in its folder"
+        raise ConfigError(what, where=run, hint=f"take {folder / 'model.safetensors'}, which is such a file")
+    with coordinator_of(run, profile) as control:
         detail = control.run(run)
         if not detail.model:
             raise _without(detail)

@@ -21,30 +21,53 @@ from fedscale.report.units import number
 from fedscale_server.answers import Detail
 from fedscale_server.control import OVER, Control
 from fedscale_server.follow import follow, shown
-from fedscale_server.options import ProfileFolder, RunId, connect, moment
+from fedscale_server.left import coordinator, coordinator_of, detail_in, detail_of, folder_of, left_in, runs_in
+from fedscale_server.options import ProfileFolder, RunId, RunOrFolder, moment
 
 REASON_LETTERS = 80
 
 
 def list_(
-    *, project: Annotated[str, typer.Option(help="Only the runs of this project.")] = "", json: Json = False, profile: ProfileFolder = None
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="List the runs that left something here, such as simulations in runs.")
+    ] = None,
+    *,
+    project: Annotated[str, typer.Option(help="Only the runs of this project.")] = "",
+    json: Json = False,
+    profile: ProfileFolder = None,
 ) -> None:
     """List the runs, newest first."""
-    with connect(profile) as control:
-        found = control.runs(project)
+    if folder is not None:
+        found, none = runs_in(folder), f"no run has left anything in {folder}; simulate one: fedscale simulate job.toml"
+    else:
+        with coordinator(profile, "what simulations left is listed by: fedscale run list runs" if Path("runs").is_dir() else "") as control:
+            found, none = control.runs(project), "no runs yet; submit one: fedscale run submit job.toml"
     rows = [
-        (r.run, r.project, r.status, f"{r.number}/{r.rounds}" if r.number else "", moment(r.created), shorten(r.reason, REASON_LETTERS))
+        (
+            r.run,
+            r.project or r.name,
+            r.status,
+            f"{r.number}/{r.rounds}" if r.number else "",
+            moment(r.created) if r.created else "",
+            shorten(r.reason, REASON_LETTERS),
+        )
         for r in found
     ]
     table = console.table(("run", "project", "status", ">round", "begun", "reason"), rows)
-    console.emit([asdict(run) for run in found], table if found else "no runs yet; submit one: fedscale run submit job.toml", as_json=json)
+    cut = any(len(r.reason) > REASON_LETTERS for r in found)
+    text = Group(table, console.text("a reason as a whole: fedscale run show RUN")) if cut else table
+    console.emit([asdict(run) for run in found], text if found else none, as_json=json)
 
 
-def show(run: RunId, *, json: Json = False, profile: ProfileFolder = None) -> None:
+def show(run: RunOrFolder, *, json: Json = False, profile: ProfileFolder = None) -> None:
     """Show where a run stands and what each site contributed."""
-    with connect(profile) as control:
-        detail = control.run(run)
-        waiting = _waiting(control, detail)
+    folder = folder_of(run)
+    if folder is not None:
+        detail, waiting = detail_in(folder), ""
+    else:
+        with coordinator_of(run, profile) as control:
+            detail = control.run(run)
+            waiting = _waiting(control, detail)
     record = RunRecord.from_json(detail.record)
     parts = [console.table(("round", "phase", ">nodes", ">failures", "metrics"), [_round(row) for row in record.rounds]), shown(detail)]
     data = {"run": asdict(detail.info), "record": json_.loads(detail.record), "model": detail.model, "waiting": waiting}
@@ -74,7 +97,7 @@ def watch(
     profile: ProfileFolder = None,
 ) -> None:
     """Follow a run until it ends; exit code 1 when it failed."""
-    with connect(profile) as control:
+    with coordinator_of(run, profile) as control:
         if not jsonl and (waiting := _waiting(control, control.run(run))):
             console.note(f"run {run} has not begun: {waiting}")
         raise typer.Exit(follow(control, run, as_json=json, as_lines=jsonl, after=after))
@@ -104,7 +127,7 @@ def resume(run: RunId, *, dry_run: DryRun = False, json: Json = False, profile: 
 
 def _steer(run: str, action: str, reason: str, *, dry_run: bool, as_json: bool, profile: Path | None) -> None:
     """Ask for an action on a run and say how it stands then."""
-    with connect(profile) as control:
+    with coordinator_of(run, profile) as control:
         info = control.run(run).info if dry_run else control.steer(run, action, reason)
     if dry_run and info.status in OVER:
         raise Conflict(f"run {info.run} is {info.status} already")
@@ -113,14 +136,13 @@ def _steer(run: str, action: str, reason: str, *, dry_run: bool, as_json: bool, 
 
 
 def report(
-    run: RunId,
+    run: RunOrFolder,
     *,
-    out: Annotated[Path | None, typer.Option(help="The folder; runs/RUN by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; runs/RUN by default, or the folder itself.")] = None,
     json: Json = False,
     profile: ProfileFolder = None,
 ) -> None:
     """Write a run's report, metrics and summary into a folder."""
-    with connect(profile) as control:
-        detail = control.run(run)
-    files = later("fedscale.report:write")(RunRecord.from_json(detail.record), out or Path("runs", detail.info.run))
+    detail = detail_of(run, profile)
+    files = later("fedscale.report:write")(RunRecord.from_json(detail.record), out or left_in(run))
     console.emit({name: str(path) for name, path in files.items()}, "\n".join(str(path) for path in files.values()), as_json=json)

@@ -15,6 +15,7 @@ from fedscale.cli.lazy import later
 from fedscale.cli.options import DryRun, Json, Settings
 from fedscale.errors import ConfigError
 from fedscale.plan import Plan
+from fedscale.privacy.dp import CAPS
 from fedscale.report.units import data_size
 from fedscale_server.control import Control
 from fedscale_server.options import ProfileFolder, connect
@@ -44,7 +45,7 @@ def submit(
         chosen = project or only_project(control)
         if dry_run:
             data = forecast(control, chosen, plan, packed)
-            console.emit(data, console.facts(data | {"bundle_bytes": data_size(len(packed))}), as_json=json)
+            console.emit(data, console.facts(_told(data, plan)), as_json=json)
             return
         waits = f", where {lacking}" if (lacking := waiting_for(control, chosen, plan)) else ""
         info = control.submit(chosen, plan.to_toml(), put(control, packed), key or secrets.token_hex(16))
@@ -53,6 +54,15 @@ def submit(
             raise typer.Exit(later("fedscale_server.follow:follow")(control, info.run, as_json=json, as_lines=False))
     console.emit(asdict(info), info.run, as_json=json)
     console.note(f"submitted to project {info.project}{waits}; follow it: fedscale run watch {info.run}")
+
+
+def _told(data: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """A forecast for a person."""
+    facts = {name: value for name, value in data.items() if name not in ("epsilon", "delta", "unit")}
+    privacy = {"each site needs": f"{plan.privacy.need}; {CAPS}"} if plan.privacy else {"epsilon": None}
+    clear = plan.privacy and plan.evaluate.every and not plan.secagg.enabled
+    metrics = {"metrics": "leave each site as they are; a site with a cap keeps them back unless its owner lets them go"} if clear else {}
+    return facts | privacy | metrics | {"bundle_bytes": data_size(data["bundle_bytes"])}
 
 
 def _parcel(job: Path, settings: Iterable[str]) -> tuple[Plan, bytes]:
@@ -104,6 +114,8 @@ def forecast(control: Control, project: str, plan: Plan, packed: bytes) -> dict[
         "needed": needed,
         "starts": f"not yet: {lacking}" if (lacking := waiting_for(control, project, plan)) else "at once",
         "epsilon": plan.privacy.epsilon if plan.privacy else None,
+        "delta": plan.privacy.delta if plan.privacy else None,
+        "unit": plan.privacy.unit if plan.privacy else None,
         "plan_hash": plan.digest,
         "bundle": bundle.digest(packed),
         "bundle_bytes": len(packed),

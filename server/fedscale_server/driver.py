@@ -45,7 +45,7 @@ from fedscale.proto.v1 import bulk_pb2, node_pb2
 from fedscale.ring import WORD, Extremes
 from fedscale.round import Place, Round
 from fedscale.run import RUNNING
-from fedscale.task import Task
+from fedscale.task import Tasks
 from fedscale.vector import Schema, finite
 from fedscale.wire.convert import Key, assignment_to_proto, key_to_proto, told_to_proto
 from fedscale.wire.limits import SILENCE_SECONDS
@@ -226,7 +226,7 @@ class Driver:
                 self._needed = effect.at_least
                 self._gather()
             elif isinstance(effect, Assign):
-                self._assign(effect.task)
+                self._assign(effect.tasks)
             elif isinstance(effect, Tell):
                 if effect.step in LATE:
                     self.doing(effect.node, UNMASK)
@@ -253,10 +253,12 @@ class Driver:
             where = (str(self.book.run.phase), self.book.run.number)
             self.feed.publish(run_event(0, self._world.clock.now().timestamp(), "gathering", where, {"needed": self._needed, "there": list(nodes)}))
 
-    def _assign(self, task: Task) -> None:
-        """Send a task; a node that is away gets it when it connects, and is lost if it stays away."""
-        message = assignment_to_proto(self.id, task, self.book.row.plan, self.book.row.bundle, self.book.plan.clients.deadline, self._signed())
-        self._send(task.node, node_pb2.ServerMessage(assignment=message))
+    def _assign(self, tasks: Tasks) -> None:
+        """Send tasks; a node that is away gets its own when it connects, and is lost if it stays away."""
+        row, deadline, signed = self.book.row, self.book.plan.clients.deadline, self._signed()
+        for task in tasks:
+            message = assignment_to_proto(self.id, task, row.plan, row.bundle, deadline, signed)
+            self._send(task.node, node_pb2.ServerMessage(assignment=message))
 
     def _send(self, node: str, message: node_pb2.ServerMessage) -> None:
         """Send to a node that owes something; one that stays away is lost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -182,6 +182,8 @@ class Engine:
             self._wait(run)
         elif isinstance(driver, Courier):
             self._farewells.over(run, driver.book.run.members)
+        elif driver.book.plan.privacy:
+            self._farewells.end(run, driver.book.row.project)
 
     def stop(self) -> None:
         """The server goes down; nothing is lost, so the runs hear nothing, and nodes and watchers may come back."""
@@ -314,6 +316,10 @@ class Engine:
         self._farewells.greet(session.node)
         for driver in self.drivers():
             driver.connected(session.node)
+
+    async def tell_ends(self, session: Session, runs: Sequence[str]) -> None:
+        """Tell a node which of some runs will not ask it anything any more."""
+        await self._farewells.answer(session, runs, self.store)
 
     def disconnected(self, session: Session) -> None:
         """A node's control stream is gone; nothing happens if the node has come back on another."""

@@ -26,6 +26,7 @@ from fedscale.masked import Ground
 from fedscale.plan import Plan
 from fedscale.privacy.statement import promised
 from fedscale.record import JSON, RoundRecord, RunRecord
+from fedscale.round import Status
 from fedscale.run import RUNNING, Run
 from fedscale.secagg import prg
 from fedscale.secagg.prg import Core
@@ -201,6 +202,8 @@ class Logbook:
             self._nodes.update(terms.cohort)
             known = {"cohort": list(terms.cohort), "target": terms.target, "quorum": terms.quorum}
             entries += self._note("opened", at, known, (str(terms.phase), terms.number))
+        if before is not None and before.status is Status.FAILED:
+            self._keep(self._closed(before.missed(), at))
         for effect in effects:
             if isinstance(effect, Commit):
                 entries += self._checkpoint(effect.outcome, seq, at)
@@ -235,10 +238,14 @@ class Logbook:
         self.spool.retire(model, frozenset(slots.values()))
         if row is None:
             return []
+        self._keep(row)
+        return self._tell_closed(row, at)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        """Put a phase that is over on record."""
         self.traffic = Traffic()
         self._rounds.append(_round(row))
         self._rounds[-DRAWN - 1 :] = _thinned(self._rounds[-DRAWN - 1 :])
-        return self._tell_closed(row, at)
 
     def _closed(self, outcome: Outcome, at: datetime) -> dict[str, Any]:
         """A closed round as its checkpoint keeps it: the run's own facts, who was asked, time, bytes and lanes; a clock may have been set back."""

@@ -15,6 +15,7 @@ ProfileFolder: TypeAlias = Annotated[
     Path | None, typer.Option("--profile", envvar="FEDSCALE_PROFILE", help="Folder with the key and certificate to call a coordinator with.")
 ]
 RunId: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+RunOrFolder: TypeAlias = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or the folder a simulation left, with a slash: runs/NAME.")]
 
 
 def connect(folder: Path | None) -> Control:

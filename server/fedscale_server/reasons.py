@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from fedscale.errors import AccessDenied, ConfigError, Conflict, FedscaleError, NotFound, ProtocolError, Unreachable
-from fedscale.wire.faults import ERROR_KEY, unpacked
+from fedscale.wire.faults import CLOCK, ERROR_KEY, unpacked
 from fedscale_server.profile import Profile
 
 KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
@@ -23,7 +23,6 @@ KINDS: dict[grpc.StatusCode, type[FedscaleError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ConfigError,
 }
 NAMELESS = "the host name is not known on this machine"
-CLOCK = "compare the clocks of both machines, by: date --utc"
 EARLY = "by this machine's clock the coordinator's certificate is not valid yet"
 LATE = "by this machine's clock the coordinator's certificate has expired"
 CLOSED = "it closed the connection: it stops, or by its clock this profile's certificate is not valid"

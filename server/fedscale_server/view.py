@@ -89,11 +89,11 @@ class View:
                 return [Line(f"{node} made the first model")]
             case "failed":
                 self.named.add(node)
-                return [Line(f"{at:<16}{node} failed: {failure(event.detail)}", BAD)]
+                return [Line(f"{at:<15} {node} failed: {failure(event.detail)}", BAD)]
             case "lost":
-                return [Line(f"{at:<16}{node}: the connection broke", BAD)]
+                return [Line(f"{at:<15} {node}: the connection broke", BAD)]
             case "returned":
-                return [Line(f"{at:<16}{node} is back")]
+                return [Line(f"{at:<15} {node} is back")]
             case "pause" | "resume":
                 return [Line(f"the run is {event.kind}d")]
         return []
@@ -102,7 +102,7 @@ class View:
         """A round in one line, and above it whoever failed without a word."""
         failures: Mapping[str, Mapping[str, Any]] = event.detail.get("failures", {})
         at = self._place(event)
-        late = [Line(f"{at:<16}{node} failed: {failure(what)}", BAD) for node, what in failures.items() if node not in self.named]
+        late = [Line(f"{at:<15} {node} failed: {failure(what)}", BAD) for node, what in failures.items() if node not in self.named]
         return [*late, Line(round_line(at, event.detail))]
 
     def _place(self, event: Event) -> str:

@@ -12,7 +12,7 @@ import fedscale
 from fedscale.events import Answered, Initialized, Outcome, Summed
 from fedscale.record import JSON, RoundRecord, RunRecord
 from fedscale.run import Run
-from fedscale.task import Task
+from fedscale.task import Tasks
 from fedscale_simulations.engines.desk import Answer
 
 
@@ -54,16 +54,16 @@ class Books:
         """The books of a run that goes on."""
         return cls(clock, facts or {}, list(record.rounds), record.seconds, record.bytes_up, record.bytes_down)
 
-    def sent(self, task: Task) -> None:
-        """A client was asked: it got the model, four bytes a coordinate, except when it is to make the first one."""
-        self.down += 4 * task.schema.size if task.schema else 0
+    def sent(self, tasks: Tasks) -> None:
+        """Clients were asked: each got the model, four bytes a coordinate, except when it is to make the first one."""
+        self.down += 4 * tasks.schema.size * len(tasks) if tasks.schema else 0
 
-    def received(self, answer: Answer, task: Task) -> None:
-        """A client answered, or several did."""
+    def received(self, answer: Answer, tasks: Tasks) -> None:
+        """One of those asked answered, or several did."""
         if isinstance(answer, Answered):
-            self.up += task.layout.nbytes
+            self.up += tasks.layout.nbytes
         elif isinstance(answer, Summed):
-            self.up += task.layout.nbytes * len(answer.nodes)
+            self.up += tasks.layout.nbytes * len(answer.nodes)
         elif isinstance(answer, Initialized) and answer.model is not None:
             self.up += answer.model.nbytes
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
+from fedscale.causes import attempted
 from fedscale.data import Population
 from fedscale.learner import App
 from fedscale.names import Names, Numbered
@@ -40,7 +41,7 @@ class Census:
         """The rows of a client, by name; one for data without a length."""
         sizes, names = self._sizes, self._given
         if sizes is None:
-            return lambda name: _length(self.data[name])
+            return partial(_length, self.data)
         if isinstance(names, Numbered):
             return lambda name: int(sizes[names.index(name)])
         return dict(zip(names, sizes.tolist(), strict=True)).__getitem__
@@ -50,8 +51,8 @@ class Census:
         """Most rows of a client; ``None`` where nobody knows without making the data."""
         if self._sizes is not None:
             return int(self._sizes.max())
-        held = not isinstance(self.data, Population) and all(isinstance(value, Sized) for value in self.data.values())
-        return max(map(len, self.data.values())) if held else None
+        lengths = None if isinstance(self.data, Population) else attempted(lambda: [len(value) for value in self.data.values()])
+        return max(lengths) if isinstance(lengths, list) else None
 
     @property
     def facts(self) -> dict[str, JSON]:
@@ -78,5 +79,7 @@ def weight_cap(app: object, data: object) -> dict[str, float] | None:
     return None if largest is None else {"weight_cap": float(1 << max(largest - 1, 0).bit_length())}
 
 
-def _length(data: object) -> int:
-    return len(data) if isinstance(data, Sized) else 1
+def _length(data: Mapping[str, Any], name: str) -> int:
+    """The rows of a client; one of data without a length, and of data that cannot be had, which is told when the client is asked for an answer."""
+    length = attempted(lambda: len(data[name]))
+    return length if isinstance(length, int) else 1

@@ -105,6 +105,14 @@ def recorded(folder: Path) -> RunRecord:
         return RunRecord.from_json(file.metadata()["record"])
 
 
+def begun_by(folder: Path, plan: Plan) -> bool:
+    """Whether the checkpoint in a folder is one of this plan, so that it can be gone on with."""
+    try:
+        return recorded(folder).plan_hash == plan.digest
+    except (NotFound, ConfigError):
+        return False
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """A checkpoint to read from; what goes wrong meanwhile says that it is damaged."""

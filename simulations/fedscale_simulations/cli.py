@@ -25,6 +25,7 @@ from fedscale.sinks import Tracker, read, track
 from fedscale_simulations.folders import claimed, interrupted, latest
 
 if TYPE_CHECKING:
+    from fedscale.plan import Plan
     from fedscale_simulations.job import Table
     from fedscale_simulations.result import Progress, Simulation
 
@@ -60,9 +61,9 @@ def simulate(
         own = {"--data": data, "--label": label, "--partition": partition}
         _refuse_for_flower({**own, "--resume": resume, "--engine": engine not in ("auto", "sequential"), "--workers": (workers or 1) > 1})
         raise typer.Exit(_flower(job, clients, settings or (), out, as_json=json))
-    name = later("fedscale.plan:Plan").load(job, settings or ()).job.name
+    plan: Plan = later("fedscale.plan:Plan").load(job, settings or ())
     given = {"table": _table(data, label, partition), "engine": engine, "workers": workers}
-    with _folder(name, out, resume=resume) as folder:
+    with _folder(plan, out, resume=resume) as folder:
         with Bar("simulating") as bar, _tracker(job, settings or (), folder, bar, resume=resume) as tracker:
             show, run = Show(bar, tracker), later("fedscale_simulations.simulator:simulate_file")
             try:
@@ -78,14 +79,14 @@ def simulate(
         raise typer.Exit(_conclude(ended, folder, as_json=json))
 
 
-def _folder(name: str, out: Path | None, *, resume: bool) -> AbstractContextManager[Path]:
-    """Where a run of that name goes, or lies where it goes on."""
-    last = out or latest(name)
+def _folder(plan: Plan, out: Path | None, *, resume: bool) -> AbstractContextManager[Path]:
+    """Where a run of that plan goes, or lies where it goes on."""
+    last = out or latest(plan.job.name)
     if resume:
         return nullcontext(last)
-    if out is None and interrupted(last):
+    if out is None and interrupted(last) and later("fedscale_simulations.checkpoint:begun_by")(last, plan):
         console.note(f"{last} holds a run that was interrupted; to go on with it: {_again(last)}")
-    return claimed(name, out)
+    return claimed(plan.job.name, out)
 
 
 def _again(folder: Path) -> str:
@@ -157,9 +158,9 @@ class Show:
     def _tell(self, closed: RoundRecord, rounds: int) -> None:
         at, detail = f"{closed.phase} {closed.number}/{rounds}", asdict(closed)
         for node, what in list(detail["failures"].items())[:FAILURES_SHOWN]:
-            self._bar.note(f"{at:<16}{node} failed: {failure(what)}", "red")
+            self._bar.note(f"{at:<15} {node} failed: {failure(what)}", "red")
         if len(closed.failures) > FAILURES_SHOWN:
-            self._bar.note(f"{at:<16}and {len(closed.failures) - FAILURES_SHOWN} more failed", "red")
+            self._bar.note(f"{at:<15} and {len(closed.failures) - FAILURES_SHOWN} more failed", "red")
         self._bar.note(round_line(at, detail))
 
 
@@ -201,7 +202,7 @@ def _number(text: str) -> float | str:
 def _engine(ended: Simulation) -> str:
     """Which engine did the work and why, as a line of its own."""
     engine = ended.record.extra.get("engine")
-    if not isinstance(engine, dict):
+    if not isinstance(engine, dict) or "why" not in engine:
         return ""
     return f"{'engine':<10}{engine['form']}, {engine['workers']} process{'' if engine['workers'] == 1 else 'es'}: {engine['why']}\n"
 

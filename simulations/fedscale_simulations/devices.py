@@ -163,10 +163,13 @@ def read_fleet(path: Path) -> Fleet:
             if missing := [name for name in ("speed", "up", "down") if name not in (rows.fieldnames or ())]:
                 raise DataError(f"a file of devices has no column '{missing[0]}'", where=f"{path}:1", hint=f"it needs {', '.join(columns)}")
             for row in rows:
+                if None in row:
+                    raise DataError("a line of a file of devices has more cells than the first", where=f"{path}:{rows.line_num}")
                 for name, values in columns.items():
                     values.append(_value(name, row, f"{path}:{rows.line_num}"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError("a file of devices cannot be read", where=str(path), why=type(error).__name__) from None
+        why = getattr(error, "strerror", "") or type(error).__name__
+        raise DataError("a file of devices cannot be read", where=str(path), why=why, hint="devices.file lies beside the job file") from None
     if not columns["speed"]:
         raise DataError("a file of devices has no line", where=str(path))
     return Fleet(*(np.array(values, np.float32) for values in columns.values()))
@@ -174,6 +177,14 @@ def read_fleet(path: Path) -> Fleet:
 
 LIMITS = {"speed": (0, math.inf), "up": (0, math.inf), "down": (0, math.inf), "begins": (-1e-9, HOURS), "hours": (0, HOURS), "dropout": (-1e-9, 1)}
 DEFAULTS = {"begins": "0", "hours": "24", "dropout": "0"}
+UNITS = {
+    "speed": "examples a second, above 0",
+    "up": "bytes a second, above 0, such as 125000",
+    "down": "bytes a second, above 0, such as 125000",
+    "begins": "an hour of the day, from 0 to 24",
+    "hours": "hours a day, above 0 and at most 24",
+    "dropout": "a probability, from 0 to 1",
+}
 
 
 def _value(name: str, row: dict[str, Any], where: str) -> float:
@@ -184,5 +195,5 @@ def _value(name: str, row: dict[str, Any], where: str) -> float:
     except ValueError:
         value = math.nan
     if not low < value <= high or math.isinf(value):
-        raise DataError(f"column '{name}' of a file of devices holds no number in its range", where=where)
+        raise DataError(f"column '{name}' of a file of devices holds no number in its range", where=where, hint=f"give {UNITS[name]}")
     return value

@@ -20,9 +20,11 @@ def claimed(name: str, out: Path | None = None) -> Iterator[Path]:
     """A folder for a new run: the given one, else ``runs/NAME``, or ``runs/NAME-2`` and so on where there is one already.
 
     Raises:
-        Conflict: the given folder holds a run.
+        Conflict: the given folder holds a run, or is none.
     """
     if out is not None:
+        if out.exists() and not out.is_dir():
+            raise Conflict("the folder is a file", where=str(out), hint="choose another folder with --out")
         if holds_run(out):
             hint = "go on with it by --resume, or choose another folder with --out"
             raise Conflict("the folder holds a run already", where=str(out), hint=hint)

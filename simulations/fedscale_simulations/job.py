@@ -25,6 +25,7 @@ from fedscale.errors import AppError, DataError, FedscaleError, PlanError
 from fedscale.learner import Learner
 from fedscale.plan import Plan, require_countable
 from fedscale.privacy.rounds import way_of
+from fedscale.secagg.parameters import FEWEST
 from fedscale.strategy import Strategy
 from fedscale.task import require_hiding
 from fedscale.torch_learner import TorchLearner, as_learner
@@ -45,7 +46,7 @@ class Job:
     Raises:
         DataError: ``data`` is no mapping of clients.
         AppError: the learner cannot compute a metric of the plan, or not hide what the plan wants hidden.
-        PlanError: the strategy cannot run with the plan's privacy.
+        PlanError: the strategy cannot run with the plan's privacy, or the plan needs more clients than there are.
     """
 
     plan: Plan
@@ -56,6 +57,7 @@ class Job:
     def __post_init__(self) -> None:
         """Find faults before the first round that would, later, look like those of every client."""
         require_clients(self.data)
+        require_enough(self.plan, self.strategy, len(self.data))
         if isinstance(self.learner, TorchLearner):
             self.learner.check(self.plan.evaluate.metrics)
         dp = self.plan.privacy
@@ -159,12 +161,34 @@ def require_clients(data: object) -> None:
     if isinstance(data, Population):
         return
     if not isinstance(data, Mapping):
-        hint = 'of arrays: fs.data.from_arrays(x, y).partition("iid", clients=10)'
+        made = 'a data frame: fs.data.from_frame(data, label="y")' if hasattr(data, "columns") else "arrays: fs.data.from_arrays(x, y)"
+        hint = f'of {made}.partition("iid", clients=10)'
         raise DataError(f"the data are of type {type(data).__name__}", why="a mapping from the names of clients to their data is expected", hint=hint)
     if not data:
         raise DataError("there are no clients", why="the mapping from their names to their data is empty")
     if odd := [name for name in data if not isinstance(name, str)]:
         raise DataError(f"the name of a client is of type {type(odd[0]).__name__}", why="text is expected")
+
+
+def require_enough(plan: Plan, strategy: Strategy, there: int) -> None:
+    """Refuse a plan that no round of so many clients could fulfil. A coordinator would wait for more; in a simulation none ever come.
+
+    Raises:
+        PlanError: with both numbers.
+    """
+    clients, evaluate = plan.clients, plan.evaluate
+    wanted = {
+        "clients.min_per_round": clients.min_per_round,
+        "clients.wait_for": clients.wait_for,
+        "clients.select": clients.select,
+        "evaluate.select": evaluate.select if evaluate.every else None,
+        "strategy.buffer": strategy.buffer,
+    }
+    for name, number in wanted.items():
+        if isinstance(number, int) and number > there:
+            have = "there is only one" if there == 1 else f"there are only {there}"
+            lower = f"lower it to {there}, or " if there >= FEWEST or not plan.secagg.enabled else ""
+            raise PlanError(f"{number} clients are needed and {have}", where=name, hint=f"{lower}simulate more clients")
 
 
 def _population(module: ModuleType, clients: int | None, seed: int) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from fedscale.learner import Phase
 from fedscale.names import Names
 from fedscale.plan import Plan
 from fedscale.sampling import derived_seed
-from fedscale.task import Task
+from fedscale.task import Tasks
 from fedscale_simulations.census import Census
 from fedscale_simulations.devices import HOUR, HOURS, Devices, Fleet
 
@@ -35,7 +35,7 @@ class Pace(Protocol):
     def enough(self, count: int, now: float) -> float | None:
         """The first time from now on at which so many clients are there; ``None`` when there never are."""
 
-    def times(self, tasks: Sequence[Task], now: float) -> tuple[Seconds, Seconds]:
+    def times(self, tasks: Tasks, now: float) -> tuple[Seconds, Seconds]:
         """When each answer arrives and when each client is lost, in seconds from now; infinite for what does not happen."""
 
 
@@ -53,7 +53,7 @@ class Still:
         """Now or never."""
         return now if len(self.names) >= count else None
 
-    def times(self, tasks: Sequence[Task], now: float) -> tuple[Seconds, Seconds]:  # noqa: ARG002 - a pace
+    def times(self, tasks: Tasks, now: float) -> tuple[Seconds, Seconds]:  # noqa: ARG002 - a pace
         """All at once, nobody is lost."""
         return np.zeros(len(tasks)), np.full(len(tasks), math.inf)
 
@@ -87,31 +87,30 @@ class Paced:
         looks = (now + LOOKS_AHEAD * at for at in range(int(HOURS * HOUR / LOOKS_AHEAD)))
         return next((at for at in looks if self.fleet.there(self._hour(at)).size >= count), None)
 
-    def times(self, tasks: Sequence[Task], now: float) -> tuple[Seconds, Seconds]:
+    def times(self, tasks: Tasks, now: float) -> tuple[Seconds, Seconds]:
         """Download, work and upload of each device; one that drops out or leaves before is lost then."""
-        if self.observer and tasks[0].phase is Phase.EVALUATE:
+        if self.observer and tasks.phase is Phase.EVALUATE:
             return np.zeros(len(tasks)), np.full(len(tasks), math.inf)
-        who = np.array([self.names.index(task.node) for task in tasks])
-        first = tasks[0]
-        down = 4.0 * first.schema.size if first.schema else 0.0
-        up = float(first.layout.nbytes)
-        work = np.array([self.work(task) for task in tasks])
+        who = np.array([self.names.index(node) for node in tasks.nodes])
+        down = 4.0 * tasks.schema.size if tasks.schema else 0.0
+        up = float(tasks.layout.nbytes)
+        work = np.array([self.work(node, tasks.phase) for node in tasks.nodes])
         fleet = self.fleet
         takes = down / fleet.down[who] + work / fleet.speed[who] + up / fleet.up[who]
-        bits = np.random.Philox(derived_seed(self.plan.job.seed, first.number, f"dropout/{first.phase}/{first.node}"))
+        bits = np.random.Philox(derived_seed(self.plan.job.seed, tasks.number, f"dropout/{tasks.phase}/{tasks.nodes[0]}"))
         chance, moment = bits.random_raw(2 * len(tasks)).reshape(2, -1) / 2.0**64
         lost = np.where(chance < fleet.dropout[who], takes * moment, math.inf)
         lost = np.minimum(lost, np.maximum(fleet.leave(who, self._hour(now)), 0.0))
         arrives = np.where(lost < takes, math.inf, takes)
         return _stepped(arrives), _stepped(np.where(lost < takes, lost, math.inf))
 
-    def work(self, task: Task) -> float:
-        """The work of a task in examples trained; evaluating one is a third of training it."""
-        plan, rows = self.plan, self.rows(task.node)
+    def work(self, node: str, phase: Phase) -> float:
+        """The work of a client in a phase in examples trained; evaluating one is a third of training it."""
+        plan, rows = self.plan, self.rows(node)
         held = rows * plan.evaluate.holdout
-        if task.phase is Phase.EVALUATE:
+        if phase is Phase.EVALUATE:
             return (held or rows) * FORWARD_SHARE
-        if task.phase is Phase.INIT:
+        if phase is Phase.INIT:
             return 0.0
         examples = (rows - held) * plan.train.epochs
         return min(examples, (plan.train.max_steps or math.inf) * plan.train.batch_size)

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from fedscale import report
 from fedscale.errors import NotFound, RunFailed
 from fedscale.metrics import HIGHER_IS_BETTER
-from fedscale.record import RoundRecord, RunRecord, finals
+from fedscale.record import RoundRecord, RunRecord, closed_rounds, finals
 from fedscale.report.units import data_size, duration, number
 from fedscale.tables import suggest
 from fedscale.vector import Schema, Vector
@@ -133,8 +133,8 @@ class Simulation:
     def summary(self) -> str:
         """A few lines for people: how it ended, the last metrics, failures and traffic."""
         record = self.record
-        rounds = len({row.number for row in record.rounds})
-        ended = f"{record.status} after {rounds} rounds with {_clients(record):,} clients in {duration(record.seconds)}"
+        rounds = closed_rounds(record)
+        ended = f"{record.status} after {rounds} round{'' if rounds == 1 else 's'} with {_clients(record):,} clients in {duration(record.seconds)}"
         lines = [f"{record.name}: {ended}" + (f": {record.reason}" if record.reason else "")]
         for phase in ("evaluate", "train"):
             values = [f"{name} {number(value)}" for (of, name), value in finals(record).items() if of == phase]

@@ -17,6 +17,7 @@ from fedscale.learner import App, Learner, Training
 from fedscale.plan import Aggregate, Clients, Evaluate, Plan
 from fedscale.privacy.dp import DP
 from fedscale.record import JSON
+from fedscale.round import Status
 from fedscale.run import RUNNING, Run
 from fedscale.strategy import Strategy, fed_avg
 from fedscale.torch_learner import as_learner, one_thread
@@ -198,16 +199,17 @@ def _play(run: Run, world: World | Stream, books: Books, commit: Callable[[], No
         for effect in effects:
             world.perform(effect)
             if isinstance(effect, Assign):
-                books.sent(effect.task)
+                books.sent(effect.tasks)
             elif isinstance(effect, Commit):
                 on_progress(world.progress(books.close(effect.outcome)))
                 commit()
         if run.status != RUNNING:
             return
-        event = world.next()
+        current, event = run.round, world.next()
         effects = run.handle(event)
-        if isinstance(event, Summed):
-            books.received(event, world.asked[event.nodes[0]])
-        elif isinstance(event, Answer):
-            books.received(event, world.asked[event.node])
-            on_progress(world.progress())
+        if isinstance(event, Answer):
+            books.received(event, world.asked)
+            if not isinstance(event, Summed):
+                on_progress(world.progress())
+        if current is not None and current.status is Status.FAILED:
+            on_progress(world.progress(books.close(current.missed())))

@@ -11,7 +11,7 @@ Source: Nguyen et al. 2022, arXiv:2106.06639, algorithm 1 and section 5.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ from fedscale.record import RoundRecord
 from fedscale.ring import Words
 from fedscale.run import Run
 from fedscale.sampling import derived_seed
-from fedscale.task import Task, layout_for
+from fedscale.task import Tasks, for_first_model, layout_for
 from fedscale.update import Layout, Update
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Answer, Desk, Engine
@@ -73,14 +73,14 @@ class Stream:
     """
 
     def __init__(self, run: Run, desk: Desk, engine: Engine, pace: Pace, watch: Callable[[Progress], None], now: float) -> None:
-        self.asked: dict[str, Task] = {}
+        self.asked = for_first_model(run.plan, ())
         self.now = now
         self._run, self._desk, self._engine, self._pace, self._watch = run, desk, engine, pace, watch
         self._flights: list[Flight] = []
         self._models: dict[int, Vector] = {}
         self._draws = 0
         self._buffer: dict[str, Held | Failed] = {}
-        self._tasks: list[Task] = []
+        self._fresh = False
         self._answers: Iterator[Answer] = iter(())
         self._gathers, self._timers = 0, dict[str, float]()
         self._step, self._done = (0, ""), 0
@@ -100,13 +100,12 @@ class Stream:
         """Carry out what the run asks for; it never troubles clients at work."""
         match effect:
             case Gather(at_least):
-                self.asked, self._gathers, self._timers, self._done = {}, at_least, {}, 0
+                self.asked, self._gathers, self._timers, self._done = self.asked.to(()), at_least, {}, 0
                 self._step = self._run.number, str(self._run.phase)
             case Arm(timer, seconds):
                 self._timers[timer] = self.now + seconds
-            case Assign(task):
-                self.asked[task.node] = task
-                self._tasks.append(task)
+            case Assign(tasks):
+                self.asked, self._fresh = tasks, True
             case Release():
                 self._answers = iter(())
 
@@ -116,9 +115,9 @@ class Stream:
         Raises:
             RunFailed: nothing can happen any more.
         """
-        if self._tasks:
-            tasks, self._tasks = self._tasks, []
-            self._answers = self._work(tasks)
+        if self._fresh:
+            self._fresh = False
+            self._answers = self._work(self.asked)
         answer = next(self._answers, None)
         if answer is not None:
             self._done += self._run.phase is not Phase.TRAIN and not isinstance(answer, Summed)
@@ -154,9 +153,9 @@ class Stream:
         self.now = at
         return Roster(self._pace.there(at))
 
-    def _work(self, tasks: list[Task]) -> Iterator[Answer]:
+    def _work(self, tasks: Tasks) -> Iterator[Answer]:
         """Answers to what the run asks: from the buffer where it trains."""
-        if tasks[0].phase is Phase.TRAIN:
+        if tasks.phase is Phase.TRAIN:
             held, self._buffer = self._buffer, {}
             return (kept if isinstance(kept := held[task.node], Failed) else kept.laid_out(task.node, task.layout) for task in tasks)
         wanted = self._run.round.terms.target if self._run.round else None
@@ -188,7 +187,7 @@ class Stream:
         for _ in range(min(wanted - len(self._flights), free)):
             node = self._drawn(there, busy)
             busy.add(node)
-            arrives, lost = (float(times[0]) for times in self._pace.times([self._task(node, number)], self.now))
+            arrives, lost = (float(times[0]) for times in self._pace.times(self._tasks((node,), number), self.now))
             heapq.heappush(self._flights, (self.now + min(arrives, lost), self._draws, node, number, lost < arrives))
         at_work = {flight[3] for flight in self._flights}
         known = self._models if self._run.model is None else {**self._models, number: self._run.model}
@@ -209,17 +208,17 @@ class Stream:
             if node not in busy:
                 return node
 
-    def _task(self, node: str, version: int) -> Task:
-        """What a client at work was asked."""
+    def _tasks(self, nodes: Sequence[str], version: int) -> Tasks:
+        """What clients at work were asked."""
         plan, schema = self._run.plan, self._run.schema
-        return Task(node, Phase.TRAIN, version, layout_for(plan, Phase.TRAIN, schema.size if schema else 0, 1), schema, "")
+        return Tasks(nodes, Phase.TRAIN, version, layout_for(plan, Phase.TRAIN, schema.size if schema else 0, 1), schema, "")
 
     def _arrived(self, flight: Flight) -> Held | Failed:
         """What a client sends in the end."""
         _, _, node, version, lost = flight
         if lost:
             return Failed(node, Failure(Cause.LOST, "the device dropped out"))
-        task = self._task(node, version)
+        task = self._tasks((node,), version).task(node)
         answer = self._desk.answer(task, self._models[version])
         if not isinstance(answer, Answered) or answer.words is None:
             return answer if isinstance(answer, Failed) else Failed(node, Failure(Cause.CODE, "the client did not train"))

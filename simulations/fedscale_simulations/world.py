@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired,
 from fedscale.record import RoundRecord
 from fedscale.run import Run
 from fedscale.sampling import derived_seed
-from fedscale.task import Task
+from fedscale.task import Tasks, for_first_model
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Answer, Engine
 from fedscale_simulations.masks import Circle, Identities
@@ -40,13 +40,13 @@ class World:
     """
 
     def __init__(self, run: Run, engine: Engine, pace: Pace, watch: Callable[[Progress], None] = lambda _: None, now: float = 0.0) -> None:
-        self.asked: dict[str, Task] = {}
+        self.asked = for_first_model(run.plan, ())
         self.now = now
         self._run, self._engine, self._pace, self._watch = run, engine, pace, watch
         self._timers: dict[str, float] = {}
         self._agenda: list[tuple[float, int, Roster | Lost | Fired]] = []
         self._noted = 0
-        self._tasks: list[Task] = []
+        self._fresh = False
         self._due: dict[str, float] = {}
         self._answers: Iterator[Answer] = iter(())
         self._next: Answer | None = None
@@ -60,18 +60,17 @@ class World:
 
     def progress(self, closed: RoundRecord | None = None) -> Progress:
         """How far the run is."""
-        task = next(iter(self.asked.values()))
-        return Progress(task.number, self._run.plan.strategy.rounds, str(task.phase), self._done, len(self.asked), closed)
+        asked = self.asked
+        return Progress(asked.number, self._run.plan.strategy.rounds, str(asked.phase), self._done, len(asked), closed)
 
     def perform(self, effect: Effect) -> None:
         """Carry out what the run asks for."""
         match effect:
-            case Assign(task):
-                self.asked[task.node] = task
-                self._tasks.append(task)
+            case Assign(tasks):
+                self.asked, self._fresh = tasks, True
             case Gather(at_least):
                 # A new step begins: whatever the last one asked and armed is void.
-                self.asked, self._timers, self._agenda, self._due, self._done = {}, {}, [], {}, 0
+                self._fresh, self._timers, self._agenda, self._due, self._done = False, {}, [], {}, 0
                 self._said.clear()
                 at = self._pace.enough(at_least, self.now)
                 if at is not None:
@@ -92,9 +91,9 @@ class World:
         Raises:
             RunFailed: nothing can happen any more.
         """
-        if self._tasks:
-            tasks, self._tasks = self._tasks, []
-            self._begin(tasks)
+        if self._fresh:
+            self._fresh = False
+            self._begin(self.asked)
         if self._said:
             return self._said.popleft()
         self._next = self._next or next(self._answers, None)
@@ -132,18 +131,18 @@ class World:
         while self._agenda and isinstance(event := self._agenda[0][2], Fired) and self._timers[event.timer] != self._agenda[0][0]:
             heapq.heappop(self._agenda)
 
-    def _begin(self, tasks: list[Task]) -> None:
+    def _begin(self, tasks: Tasks) -> None:
         """Send clients to work: those whose answers arrive in time, in the order in which they do."""
         arrives, lost = self._pace.times(tasks, self.now)
         current = self._run.round
         wanted, deadline = (current.terms.target, current.terms.deadline) if current else (None, math.inf)
-        self._due = dict(zip([task.node for task in tasks], (self.now + arrives).tolist(), strict=True))
-        for at in np.flatnonzero(np.isfinite(lost)):
-            self._note(self.now + float(lost[at]), Lost(tasks[at].node))
+        self._due = dict(zip(tasks.nodes, (self.now + arrives).tolist(), strict=True))
+        for at in np.flatnonzero(np.isfinite(lost)).tolist():
+            self._note(self.now + float(lost[at]), Lost(tasks.nodes[at]))
         order = np.lexsort((_drawn(tasks, self._run.plan.job.seed), arrives))
         timely = np.isfinite(arrives) & (arrives <= deadline)
-        coming = [tasks[at] for at in order[timely[order]].tolist()]
-        self._answers = self._engine.work(coming, self._run.model, wanted, self._tick) if coming else iter(())
+        coming = [tasks.nodes[at] for at in order[timely[order]].tolist()]
+        self._answers = self._engine.work(tasks.to(coming), self._run.model, wanted, self._tick) if coming else iter(())
 
     def _arrival(self, answer: Answer) -> float:
         """When an answer, or the last of several in a sum, arrives."""
@@ -155,6 +154,6 @@ class World:
         self._watch(self.progress())
 
 
-def _drawn(tasks: Sequence[Task], seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def _drawn(tasks: Tasks, seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """Lots for the order of clients that answer at the same time, so that a round that closes early favours nobody."""
-    return np.random.Philox(derived_seed(seed, tasks[0].number, f"order/{tasks[0].phase}")).random_raw(len(tasks))
+    return np.random.Philox(derived_seed(seed, tasks.number, f"order/{tasks.phase}")).random_raw(len(tasks))

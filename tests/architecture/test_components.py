@@ -35,6 +35,7 @@ def test_an_unknown_component_is_a_mistake() -> None:
     [
         (report(), "failed"),
         (report(reason="Skipped: shared-data is missing: optional data"), "skipped"),
+        (report(reason="Skipped: cuda is missing: a device that not every machine has"), "skipped"),
         (report(wasxfail="known"), "skipped"),
         (report(skipped=False), "passed"),
     ],

@@ -85,7 +85,7 @@ class Errand:
         run.handle(Initialized(run.asked, Schema.of({"w": model}).to_json(), model_digest(model), model))
         while run.status == "running":
             run.handle(Roster(self.nodes))
-            for task in [effect.task for effect in run.round.requests() if isinstance(effect, Assign)] if run.round else ():
+            for task in [task for effect in run.round.requests() if isinstance(effect, Assign) for task in effect.tasks] if run.round else ():
                 run.handle(self.failed(task) or Answered(task.node, task.node, self.words(task)))
         return run.status, run.digest, tuple((closed.number, closed.phase, *closed.answered, closed.weight) for closed in run.history)
 
@@ -155,7 +155,7 @@ class Site:
         if run.round is None:
             assert book.apply(Roster(self.errand.nodes), later(1)) is not None
             return
-        task = self.chance.choice([effect.task for effect in run.round.requests() if isinstance(effect, Assign)])
+        task = self.chance.choice([task for effect in run.round.requests() if isinstance(effect, Assign) for task in effect.tasks])
         told = (str(task.phase), task.number, task.node)
         self.asked.append(told)
         if failed := self.errand.failed(task):

@@ -21,7 +21,7 @@ from fedscale_client import declarations
 from fedscale_client.chronicle import Chronicle
 from fedscale_client.console import serve
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, write_toml
 from fedscale_client.ledger.book import Ledger
 from tests.client.conftest import write_csv
 from tests.client.ledger.samples import claim, parcel
@@ -38,7 +38,7 @@ FAILURE = {
 
 def joined(folder: Path) -> NodeHome:
     """A home that has joined and offers ``heart``."""
-    home, key, now = NodeHome(make_private(folder)), identity.new_key(), datetime.now(UTC)
+    home, key, now = NodeHome(files.private_folder(folder)), identity.new_key(), datetime.now(UTC)
     authority = new_authority("testland", now)
     certificate = authority.issue(identity.new_request(key, "mercy"), Identity("testland", Role.NODE, "mercy"), now, 24.0)
     files.write(home.key_file, identity.key_pem(key))

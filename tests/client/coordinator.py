@@ -42,7 +42,7 @@ from fedscale.wire.codec import (
 from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, key_from_proto, key_from_text, key_to_proto
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, write_toml
 
 PATIENCE = 40.0
 FEDERATION = "testland"
@@ -172,7 +172,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
 
     def home(self, folder: Path, name: str = "mercy", hours: float = 24.0) -> NodeHome:
         """A home that has joined, without the joining."""
-        home, key = NodeHome(make_private(folder)), identity.new_key()
+        home, key = NodeHome(files.private_folder(folder)), identity.new_key()
         certificate = self.issue(identity.new_request(key, name), name, hours)
         credentials = Credentials(identity.key_pem(key), certificate, identity.certificate_pem(self.authority.certificate))
         files.write(home.key_file, credentials.key)

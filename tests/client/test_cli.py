@@ -11,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ import pytest
 from fedscale.cli.logs import configure
 from fedscale.errors import AccessDenied, FedscaleError, ProtocolError, Unreachable
 from fedscale_client import cli_doctor, cli_start, declarations
+from fedscale_client.chronicle import Chronicle
 from fedscale_client.credentials import Credentials
 from fedscale_client.facts import exposed
 from fedscale_client.home import NodeHome
+from fedscale_client.ledger.book import Ledger
 from fedscale_client.options import opened
 from tests.client.conftest import write_csv
 from tests.client.coordinator import FEDERATION, Coordinator, until
@@ -230,6 +233,7 @@ async def test_a_problem_of_the_data_is_told_without_its_values(home: NodeHome, 
 async def test_the_doctor_of_a_sound_node(home: NodeHome, coordinator: Coordinator) -> None:
     done = await node("doctor", "--home", home.path, "--json")
     states = {check["name"].partition(str(home.path))[0].strip(): check["state"] for check in done.data["checks"]}
+    assert any(states.pop(name) for name in list(states) if name.startswith("gpu"))
     posture = {"keys": "ok", "rules": "ok", "updates": "warning", "budget heart": "warning", "apps": "warning"}
     advice = {check["name"]: shlex.split(check["hint"])[1:] for check in done.data["checks"] if check["name"] in ("updates", "budget heart")}
     assert states == {"certificate": "ok", "coordinator": "ok", "dataset heart": "ok", "disk": "ok", "grpc": "ok", "torch": "ok"} | posture
@@ -282,6 +286,15 @@ async def test_the_doctor_asks_what_the_coordinator_thinks_of_the_node(
     assert checks["coordinator"]["state"] == state
     assert found in checks["coordinator"]["found"]
     assert ("fedscale node join TICKET" in checks["coordinator"]["hint"]) == isinstance(problem, AccessDenied)
+
+
+async def test_the_doctor_holds_the_ledger_against_what_the_coordinator_has_noted(home: NodeHome, coordinator: Coordinator) -> None:
+    """A home that was restored from a backup has a sound ledger, which the node does not use."""
+    Ledger.open(home)
+    for noted, state in (("", "ok"), (f"7:{'ab' * 32}", "fault")):
+        Chronicle(home, lambda: datetime.now(UTC)).take({"event": "connected", "noted": noted})
+        checks = {check["name"]: check for check in json.loads((await node("doctor", "--home", home.path, "--json")).out)["data"]["checks"]}
+        assert (checks["ledger"]["state"], "ends before entry 7" in checks["ledger"]["found"]) == (state, state == "fault")
 
 
 async def test_the_doctor_of_a_home_that_somebody_else_owns_still_looks_at_everything(

@@ -1,20 +1,25 @@
-"""``fedscale privacy spent|ledger|statement``, ``fedscale node policy`` and ``fedscale node receipts``."""
+"""``fedscale privacy spent|free|ledger|statement``, ``fedscale node policy`` and ``fedscale node receipts``."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from fedscale import files
 from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.events import Spend
-from fedscale_client import declarations, policy
+from fedscale_client import chronicle, declarations, policy
+from fedscale_client.chronicle import Chronicle
+from fedscale_client.console.desk import Desk
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, write_toml
 from fedscale_client.ledger.book import Ledger
 from fedscale_client.ledger.claims import Cap
+from fedscale_client.ledger.head import Head
 from fedscale_client.policy import Policy
 from tests.client.conftest import write_csv
 from tests.client.ledger.samples import CLAIM, DELTA, SPEND, claim, finish, opened_database, parcel
@@ -26,7 +31,7 @@ SAMPLED = Spend("poisson_subsampled_gaussian", 1.2, 0.1, 20)
 @pytest.fixture
 def site(tmp_path: Path) -> NodeHome:
     """A home that has joined and offers ``heart``."""
-    home = NodeHome(make_private(tmp_path / "site"))
+    home = NodeHome(files.private_folder(tmp_path / "site"))
     write_toml(home.settings_file, NodeSettings(name="mercy", federation="testland", project="p", address="127.0.0.1:1").model_dump())
     declarations.add(home, "heart", Declaration(kind="csv", path=str(write_csv(tmp_path / "heart.csv")), label="y"))
     return home
@@ -103,6 +108,44 @@ def test_an_epsilon_without_bound_is_null(site: NodeHome, ledger: Ledger) -> Non
     assert account["epsilon"] is None or account["epsilon"] > 1e6
 
 
+# ------------------------------------------------------------------------------------------------------------------ room
+
+
+def begun(ledger: Ledger, run: str = "run-1", **changes: object) -> int:
+    """The first of five answers of a run."""
+    asked = replace(claim(1, run=run), answers=5, until="9999-01-31T10:20:00+00:00", **changes)  # type: ignore[arg-type]
+    return ledger.reserve(asked, None)
+
+
+def test_what_runs_under_way_may_yet_spend_is_shown_beside_what_was_spent(site: NodeHome, ledger: Ledger) -> None:
+    begun(ledger)
+    finish(ledger, 2)
+    ledger.refund(begun(ledger, "run-2", population="ward-7", data="0" * 64), "nothing left")
+    ward, heart = sorted(ask(site, "privacy", "spent").data["accounts"], key=lambda account: str(account["answers"]))
+    assert (heart["epsilon"], heart["promised"]) == pytest.approx((epsilon([SPEND] * 2, DELTA), epsilon([SPEND] * 5, DELTA)))
+    assert heart["holds"] == [{"run": "run-1", "answers": 3, "until": "9999-01-31T10:20:00+00:00"}]
+    assert (ward["population"], ward["epsilon"], ward["promised"]) == ("ward-7", 0.0, pytest.approx(epsilon([SPEND] * 5, DELTA)))
+    shown = fedscale("privacy", "spent", "--home", site.path)
+    assert f"{epsilon([SPEND] * 5, DELTA):.4g}" in shown.out
+    assert "run run-1 keeps room for 3 answers until 9999-01-31 10:20 UTC; to let go of it: fedscale privacy free run-1" in shown.err
+
+
+def test_the_owner_lets_go_of_room_that_nobody_will_use(site: NodeHome, ledger: Ledger) -> None:
+    begun(ledger)
+    tried = ask(site, "privacy", "free", "run-1", "--dry-run").data
+    assert tried == {"run": "run-1", "answers": 4, "until": "9999-01-31T10:20:00+00:00", "dry_run": True}
+    assert len(ledger.holds()) == 1
+    assert fedscale("privacy", "free", "run-1", "--home", site.path).out == "let go of the room for 4 answers of run run-1\n"
+    assert ledger.holds() == ()
+    assert ledger.entries()[-1].facts == '{"reason":"let go by the site\'s owner"}'
+    (account,) = ask(site, "privacy", "spent").data["accounts"]
+    assert (account["promised"], account["holds"]) == (account["epsilon"], [])
+    assert ask(site, "privacy", "ledger", "--verify").code == 0
+    for run in ("run-1", "run-7"):
+        done = ask(site, "privacy", "free", run)
+        assert (done.code, done.error["what"]) == (6, f"no room is kept for a run '{run}'")
+
+
 # ---------------------------------------------------------------------------------------------------------------- ledger
 
 
@@ -122,6 +165,23 @@ def test_verify_says_where_the_ledger_ends(site: NodeHome, ledger: Ledger) -> No
     assert ask(site, "privacy", "ledger", "--verify", "--head", f"3:{head.digest}").code == 0
     done = ask(site, "privacy", "ledger", "--verify", "--head", f"3:{'0' * 64}")
     assert (done.code, done.error["why"]) == (1, "entry 3 is not the one it was")
+
+
+def test_verify_compares_with_what_the_coordinator_had_noted_when_it_was_there_last(site: NodeHome, ledger: Ledger) -> None:
+    """A home that was restored from a backup, head and all, looks sound by itself."""
+    finish(ledger, 1)
+    early = ledger.head()
+    connections = Chronicle(site, lambda: datetime.now(UTC))
+    for noted, known in ((str(early), True), (f"7:{'ab' * 32}", False), ("no end of a ledger", True), ("", True)):
+        connections.take({"event": "connected", **({"noted": noted} if noted else {})})
+        connections.take({"event": "disconnected"})
+        done = ask(site, "privacy", "ledger", "--verify")
+        assert (done.code, chronicle.noted(site)) == ((0, early if noted == str(early) else None) if known else (1, Head.parsed(noted)))
+        if not known:
+            assert done.error["why"] == "the ledger ends before entry 7, which it had: it was cut or rolled back"
+            assert "bring the newer ledger back; where it is lost" in done.error["hint"]
+            assert "before entry 7" in Desk(site).ledger()["problem"]
+            assert ask(site, "privacy", "ledger", "--verify", "--head", str(early)).code == 0
 
 
 def test_verify_finds_what_was_changed(site: NodeHome, ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc.aio._call import StreamStreamCall
 
 from fedscale import files, identity
 from fedscale.clock import ManualClock
@@ -58,6 +59,27 @@ async def test_a_server_that_comes_later(coordinator: Coordinator, start: Start)
     await coordinator.stop()
     async with start() as node:
         await until(lambda: len(node.events("disconnected")) >= 2)
+        assert "nothing listens there" in node.events("disconnected")[0]["error"]
+        await coordinator.start()
+        assert (await coordinator.connected()).open
+
+
+async def test_a_call_that_fails_before_the_greeting_was_written_is_tried_again(
+    coordinator: Coordinator, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is slow to speak while its server goes away loses the stream, and not its life."""
+    write = StreamStreamCall.write
+
+    async def late(call: Any, message: Any) -> None:
+        while not call.done():
+            await asyncio.sleep(0.01)
+        await write(call, message)
+
+    await coordinator.stop()
+    async with start() as node:
+        with monkeypatch.context() as patched:
+            patched.setattr(StreamStreamCall, "write", late)
+            await until(lambda: len(node.events("disconnected")) >= 2)
         assert "nothing listens there" in node.events("disconnected")[0]["error"]
         await coordinator.start()
         assert (await coordinator.connected()).open

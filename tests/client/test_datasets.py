@@ -301,7 +301,7 @@ def test_a_sound_dataset_has_no_problems(home: NodeHome, tmp_path: Path) -> None
 
 def test_problems_are_sentences_without_values(home: NodeHome, tmp_path: Path) -> None:
     declarations.add(home, "bad", npz(tmp_path / "bad.npz", x=np.full((4, 2), np.nan), y=np.ones(4)))
-    assert datasets.check(home, "bad") == ["there are fewer than 10 rows", "the features hold NaN", "every label is the same"]
+    assert datasets.check(home, "bad") == ["there are fewer than 10 rows", "the features hold NaN (positions 0, 1)", "every label is the same"]
 
 
 def test_what_is_no_dataset_cannot_be_checked(home: NodeHome) -> None:

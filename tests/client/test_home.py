@@ -17,7 +17,7 @@ from fedscale import files, identity
 from fedscale.errors import AccessDenied, ConfigError, Conflict
 from fedscale_client import home as home_module
 from fedscale_client.credentials import Credentials
-from fedscale_client.home import NodeHome, NodeSettings, make_private, open_private, parse, read_toml, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, open_private, parse, read_toml, write_toml
 
 NOW = datetime(2030, 5, 1, 12, tzinfo=UTC)
 SETTINGS = {"name": "a", "federation": "f", "project": "p", "address": "host:1"}
@@ -153,14 +153,14 @@ def test_a_private_file_survives_a_failed_write(tmp_path: Path, monkeypatch: pyt
 
 
 def test_private_descriptors_and_folders(tmp_path: Path) -> None:
-    folder = make_private(tmp_path / "a/b")
+    folder = files.private_folder(tmp_path / "a/b")
     with open_private(folder / "log", os.O_WRONLY | os.O_APPEND) as descriptor:
         os.write(descriptor, b"one")
         assert not os.get_inheritable(descriptor)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
     assert (folder.stat().st_mode & 0o777, (folder / "log").stat().st_mode & 0o777) == (0o700, 0o600)
-    assert make_private(folder) == folder
+    assert files.private_folder(folder) == folder
 
 
 def test_toml_comes_back(tmp_path: Path) -> None:

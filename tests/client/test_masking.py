@@ -94,7 +94,7 @@ class Ward:
 
     def assignment(self, name: str, **changes: Any) -> Assignment:
         signed = (self.rosters.sign(self.roster), self.rosters.statement)
-        return replace(Assignment(self.key, self.plan, self.plan.to_toml(), self.round.task(name), 4, CODE, 60.0, signed), **changes)
+        return replace(Assignment(self.key, self.plan, self.plan.to_toml(), self.round.tasks((name,)).task(name), 4, CODE, 60.0, signed), **changes)
 
     async def assign_all(self) -> None:
         for name, site in self.sites.items():

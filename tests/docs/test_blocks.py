@@ -25,12 +25,13 @@ from fedscale.privacy.events import from_json
 from fedscale.sinks import read as read_sinks
 from fedscale_server.settings import FILE, load
 from fedscale_server.store.store import Store
+from fedscale_simulations.sweep.space import Search
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w{}-]*)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", flags=re.MULTILINE | re.DOTALL)
 SPHINX = {"{eval-rst}", "{machine}", "{toctree}"}
 SHELLS = {"sh", "text", ""}
 # Programs of others that may stand beside ours.
-OTHERS = {"make", "pip", "tensorboard"}
+OTHERS = {"make", "pip", "python", "tensorboard"}
 # Blocks that nobody types: they show how things hang together.
 DRAWINGS = {"docs/data-model.md": 5, "docs/decisions/README.md": 1, "docs/scaling.md": 1}
 # Executed by test_readme.py and test_guides.py as they stand.
@@ -111,6 +112,10 @@ def test_every_table_of_settings_is_one_that_is_read(root: Path, tmp_path: Path)
             (tmp_path / "job.toml").write_text(f'[job]\nname = "shown"\n{block.text}')
             assert read_sinks(tmp_path / "job.toml").sinks == tuple(tables["tracking"]["sinks"])
             kinds["sinks"] += 1
+        elif "sweep" in tables:
+            (tmp_path / "job.toml").write_text(f'[job]\nname = "shown"\n[evaluate]\nmetrics = ["accuracy"]\n{block.text}')
+            assert Search(tmp_path / "job.toml").monitor == tables["sweep"]["monitor"]
+            kinds["sweep"] += 1
         elif "replicas" in tables:
             (tmp_path / FILE).write_text(block.text)
             assert load(tmp_path).replicas is True
@@ -119,7 +124,7 @@ def test_every_table_of_settings_is_one_that_is_read(root: Path, tmp_path: Path)
             inner = tables["tool"]["fedscale"] if "tool" in tables else tables
             assert set(inner) <= plan_of(inner).model_fields_set
             kinds["plan"] += 1
-    assert kinds == {"plan": 3, "sinks": 1, "server": 1}
+    assert kinds == {"plan": 3, "sinks": 1, "server": 1, "sweep": 1}
 
 
 def test_every_list_of_releases_is_one_that_is_read(root: Path) -> None:

@@ -131,6 +131,7 @@ CHANGE = (
         "node policy unset",
         "node pause",
         "node resume",
+        "privacy free",
         "server user add",
         "server user remove",
     }
@@ -428,8 +429,10 @@ def checks(*words: object) -> dict[str, dict[str, str]]:
 
 def test_the_doctor_looks_at_everything() -> None:
     found = checks()
-    assert set(found) == {"python", "grpc", "torch", "scikit-learn", "psycopg", "disk", "loopback", "ports", "database"}
-    assert {name: check["state"] for name, check in found.items() if name != "ports" and check["state"] != "ok"} == {}
+    cards = {name for name in found if name.startswith("gpu")}
+    assert set(found) - cards == {"python", "grpc", "torch", "scikit-learn", "psycopg", "disk", "loopback", "ports", "database"}
+    assert cards
+    assert {name: check["state"] for name, check in found.items() if name not in cards | {"ports"} and check["state"] != "ok"} == {}
     assert "SQLite" in found["database"]["found"]
     assert "python" in fedscale("doctor").out
 
@@ -455,6 +458,46 @@ def test_missing_packages_are_named_with_their_remedy(monkeypatch: pytest.Monkey
         "psycopg": "ok",
     }
     assert "fedscale-fl[torch]" in found["torch"].hint
+
+
+def driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, torch: str = "2.13.0") -> list[doctor.Finding]:
+    """What is found of the GPUs where the driver's command is a script and torch of that version."""
+    command = folder / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: torch)
+    return list(doctor.gpus())
+
+
+TWO = "echo NVIDIA H200, 143771, 140288\necho Tesla T4, 15360, 512"
+
+
+def test_gpus_are_listed_with_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert driver(tmp_path, monkeypatch, TWO) == [
+        doctor.Finding("gpu 0", "ok", "NVIDIA H200, 140 GiB, 137 GiB free"),
+        doctor.Finding("gpu 1", "ok", "Tesla T4, 15 GiB, 0 GiB free"),
+    ]
+
+
+def test_a_torch_that_cannot_use_the_gpu_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = driver(tmp_path, monkeypatch, TWO, "2.13.0+cpu")
+    assert [finding.state for finding in found] == ["warning", "warning"]
+    assert "install one with CUDA" in found[0].hint
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo No devices were found", "exec sleep 60", "echo NVIDIA H200, [N/A], [N/A]"])
+def test_a_driver_that_does_not_answer_is_a_warning(script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "DRIVER_SECONDS", 2.0)
+    (found,) = driver(tmp_path, monkeypatch, script)
+    assert (found.name, found.state, found.hint) == ("gpu", "warning", "look at: nvidia-smi")
+
+
+def test_a_machine_without_a_driver_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (found,) = doctor.gpus()
+    assert (found.state, found.hint) == ("ok", "")
+    assert found.found.startswith("none")
 
 
 def test_a_taken_port_is_a_warning_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -375,7 +375,7 @@ def test_a_learner_that_counts_too_much_is_capped_not_believed() -> None:
 
     plan = plan_of(aggregate=BOUNDS)
     here = opened(plan, MODEL)
-    task: Task = here.round.task(NODES[0])
+    task: Task = here.round.tasks(NODES).task(NODES[0])
     words = perform(task, plan, plan.strategy.build(), Boaster(), None, SCHEMA.pack(MODEL))
     assert isinstance(words, np.ndarray)
     weight, sums = task.layout.tail(words)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedscale.errors import Cause, ConfigError, Failure
-from fedscale.record import RoundRecord, RunRecord, finals, metrics_csv, participants, summary
+from fedscale.record import RoundRecord, RunRecord, closed_rounds, finals, metrics_csv, participants, summary
 from tests.fedscale.sample_run import MEMORY, TIMEOUT, large_run, round_of, run_of
 
 names = st.text(min_size=1, max_size=8)
@@ -347,3 +347,14 @@ def test_csv_of_a_large_run_has_every_site() -> None:
     rows = list(csv.DictReader(io.StringIO(metrics_csv(record))))
     assert len(rows) == sum(1 + len(row.sites) for row in record.rounds)
     assert {row["site"] for row in rows} >= {"", "site-029"}
+
+
+def test_the_round_in_which_a_run_failed_is_no_closed_one() -> None:
+    train, held_out = round_of(1), round_of(1, "evaluate")
+    lost = round_of(2, answered=(), metrics={}, sites={}, failures={"north": TIMEOUT})
+    assert closed_rounds(run_of(train, held_out, lost, status="failed")) == summary(run_of(train, lost, status="failed"))["rounds"] == 1
+    assert summary(run_of(train, lost, status="failed"))["failures"] == 1
+    assert closed_rounds(run_of(train, held_out, status="failed")) == 1
+    assert closed_rounds(run_of(lost, status="failed")) == closed_rounds(run_of(status="failed")) == 0
+    assert closed_rounds(run_of(train, lost, status="completed")) == 2
+    assert closed_rounds(run_of(train, round_of(1, "evaluate", answered=(), metrics={}), status="failed")) == 1

@@ -115,15 +115,15 @@ def test_what_does_not_concern_the_round_changes_nothing(event: Event) -> None:
 
 def test_everybody_is_asked_and_the_deadline_is_armed() -> None:
     current = opened()
-    assert current.requests() == [Arm("train/3/deadline", 60.0), *(Assign(current.task(node)) for node in "abcd")]
-    task = current.task("c")
+    assert current.requests() == [Arm("train/3/deadline", 60.0), Assign(current.tasks(list("abcd")))]
+    task = current.tasks(["c"]).task("c")
     assert (task.node, task.phase, task.number, task.layout, task.schema, task.model) == ("c", Phase.TRAIN, 3, LAYOUT, TERMS.schema, "d1")
 
 
 def test_requests_after_a_crash_are_what_is_still_open() -> None:
     current = opened()
     play(current, answered("a"), Failed("b", BROKEN), Lost("c"))
-    assert current.requests() == [Arm("train/3/deadline", 60.0), Arm("train/3/rejoin/c", 5.0), Assign(current.task("d"))]
+    assert current.requests() == [Arm("train/3/deadline", 60.0), Arm("train/3/rejoin/c", 5.0), Assign(current.tasks(["d"]))]
 
 
 def test_it_closes_with_the_target_and_releases_the_rest() -> None:
@@ -185,7 +185,7 @@ def test_a_lost_node_still_counts_as_pending_until_its_time_is_up() -> None:
 
 def test_a_node_that_returns_is_asked_again() -> None:
     current = opened()
-    assert play(current, Lost("a"), Returned("a")) == [Assign(current.task("a"))]
+    assert play(current, Lost("a"), Returned("a")) == [Assign(current.tasks(["a"]))]
     assert current.failures == {}
     assert current.handle(rejoin("a")) == []
     assert current.places["a"] is Place.ASKED

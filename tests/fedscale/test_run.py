@@ -277,7 +277,7 @@ def test_a_lost_node_comes_back_and_is_asked_again() -> None:
     here = world(clients={"rejoin": 7})
     here.begin("ada", "ben")
     assert here.send(Lost("ada")) == [Arm("train/1/rejoin/ada", 7.0)]
-    assert here.send(Returned("ada")) == [Assign(here.round.task("ada"))]
+    assert here.send(Returned("ada")) == [Assign(here.round.tasks(["ada"]))]
     here.answer("ada")
     here.answer("ben")
     assert here.run.number == 2
@@ -473,11 +473,11 @@ def test_a_finished_run_never_moves(reach: Any) -> None:
 def test_a_pause_lets_the_open_step_end_and_begins_no_other(reach: Any) -> None:
     here = anywhere()
     reach(here)
-    tasks = {effect.task.node: effect.task for effect in (here.run.round.requests() if here.run.round else []) if isinstance(effect, Assign)}
+    asked = [node for effect in (here.run.round.requests() if here.run.round else []) if isinstance(effect, Assign) for node in effect.tasks.nodes]
     assert here.send(Pause()) == []
     if here.run.asked:
         here.initialize()
-    for node in tasks:
+    for node in asked:
         here.answer(node)
     assert here.of(Gather) == []
     assert here.send(Roster(NODES)) == []
@@ -570,10 +570,9 @@ def test_a_restored_run_asks_for_the_same_things() -> None:
     here.send(Roster(NODES))
     opened = here.effects
     again = here.crash().run.begin()
-    assert [e.task.node for e in again if isinstance(e, Assign)] == [e.task.node for e in opened if isinstance(e, Assign)]
     assert again == opened
     here.answer("ada")
-    assert [e.task.node for e in here.crash().run.begin() if isinstance(e, Assign)] == ["ben", "cyd", "dee"]
+    assert [node for e in here.crash().run.begin() if isinstance(e, Assign) for node in e.tasks.nodes] == ["ben", "cyd", "dee"]
 
 
 def test_a_checkpoint_holds_the_whole_run() -> None:

@@ -107,30 +107,6 @@ def test_the_generation_decides_on_the_layers_of_training(monkeypatch: pytest.Mo
     assert kernels.full_width.__wrapped__() is expected
 
 
-def test_attention_is_computed_in_full_precision_where_the_rest_is_mixed() -> None:
-    torch.manual_seed(1)
-    layer, values = nn.Linear(8, 8), torch.randn(2, 3, 5, 8)
-    attend = nn.functional.scaled_dot_product_attention
-    with torch.autocast("cpu", torch.bfloat16), kernels.FullAttention():
-        inner = layer(values)
-        outer = attend(inner, inner, value=inner, is_causal=True)
-        assert inner.dtype is layer(outer).dtype is torch.bfloat16
-    assert outer.dtype is torch.float32
-    assert torch.equal(outer, attend(inner.float(), inner.float(), inner.float(), is_causal=True))
-    masked = torch.zeros(5, 5, dtype=torch.bool).fill_diagonal_(fill_value=True)
-    with torch.autocast("cpu", torch.bfloat16), kernels.FullAttention():
-        assert torch.allclose(attend(inner, inner, inner, attn_mask=masked), inner.float())
-
-
-def test_mixed_precision_of_a_resident_keeps_attention_whole() -> None:
-    resident, values = Resident(nn.Linear(4, 4), CPU), torch.randn(1, 1, 3, 4)
-    with resident.autocast():
-        inner = resident.module(values)
-        assert inner.dtype is torch.bfloat16
-        assert nn.functional.scaled_dot_product_attention(inner, inner, inner).dtype is torch.float32
-    assert resident.module(values).dtype is torch.float32
-
-
 # --------------------------------------------------------------------------------------------------------------- resident
 
 

@@ -12,7 +12,7 @@ from fedscale.data import Dataset, from_arrays
 from fedscale.errors import AppError, DataError, PlanError, UpdateRejected
 from fedscale.learner import App, Learner, Phase, Result, Training, Work
 from fedscale.metrics import histogram_auc
-from fedscale.torch_learner import TorchLearner, as_learner, one_thread
+from fedscale.torch_learner import TorchLearner, as_learner, one_thread, substitutes
 from tests.fedscale.torch_samples import Rows, app, binary, classes, evaluate, first, linear, same, state, to_train, train, training
 
 
@@ -349,7 +349,7 @@ def test_divergence_ends_training_with_the_epoch() -> None:
 # -------------------------------------------------------------------------------------------------------- mixed precision
 
 
-def test_mixed_precision_computes_in_bfloat16_and_trains_in_float32() -> None:
+def test_mixed_precision_computes_in_bfloat16_and_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
 
     class Looking(nn.Linear):
@@ -362,14 +362,15 @@ def test_mixed_precision_computes_in_bfloat16_and_trains_in_float32() -> None:
         assert outputs.dtype is torch.float32
         return functional.cross_entropy(outputs, targets)
 
+    monkeypatch.setattr(substitutes, "LEAST_PRODUCTS", 1)
     learner, data = TorchLearner(app(lambda: Looking(4, 3), loss)), classes()
     exact, exact_loss = train(learner, data, training=training(epochs=5))
-    mixed, mixed_loss = train(learner, data, training=training(epochs=5, amp=True))
+    rounded, rounded_loss = train(learner, data, training=training(epochs=5, amp=True))
     assert set(seen) == {torch.float32, torch.bfloat16}
-    assert {str(array.dtype) for array in mixed.values()} == {"float32"}
-    assert not same(exact, mixed)
-    assert mixed_loss == pytest.approx(exact_loss, rel=0.05)
-    assert evaluate(learner, data, mixed, amp=True)["loss"] == pytest.approx(evaluate(learner, data, mixed)["loss"], rel=0.05)
+    assert {str(array.dtype) for array in rounded.values()} == {"float32"}
+    assert not same(exact, rounded)
+    assert rounded_loss == pytest.approx(exact_loss, rel=0.05)
+    assert evaluate(learner, data, rounded, amp=True)["loss"] == pytest.approx(evaluate(learner, data, rounded)["loss"], rel=0.05)
 
 
 def test_cuda_is_not_taken_for_granted(monkeypatch: pytest.MonkeyPatch) -> None:

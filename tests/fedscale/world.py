@@ -64,7 +64,7 @@ class World:
 
     @property
     def tasks(self) -> dict[str, Task]:
-        return {effect.task.node: effect.task for effect in self.of(Assign)}
+        return {task.node: task for effect in self.of(Assign) for task in effect.tasks}
 
     @property
     def timers(self) -> dict[str, float]:

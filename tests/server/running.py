@@ -159,10 +159,10 @@ class Node(Person):
     _outbox: asyncio.Queue[node_pb2.NodeMessage | None] | None = None
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
-    async def connect(self, datasets: Iterable[str] = ("default",), *, heartbeat: float = 0.5) -> Node:
+    async def connect(self, datasets: Iterable[str] = ("default",), *, heartbeat: float = 0.5, runs: Iterable[str] = ()) -> Node:
         """Open the control stream, greet and wait to be greeted."""
         self._outbox, self.ended, greeted = asyncio.Queue(), None, len(self.heard)
-        self.say(node_pb2.NodeMessage(hello=node_pb2.Hello(version="9", datasets=datasets)))
+        self.say(node_pb2.NodeMessage(hello=node_pb2.Hello(version="9", datasets=datasets, runs=runs)))
         call = node_pb2_grpc.NodeStub(self.channel).Connect(self._spoken(self._outbox, heartbeat))
         self._tasks = [asyncio.create_task(self._listen(call))]
         await until(lambda: len(self.heard) > greeted or self.ended)

@@ -327,6 +327,25 @@ def test_submit_dry_run_sends_nothing(coordinator: Coordinator, job: Path) -> No
     assert set(asked(coordinator)) == {"ListProjects", "ListNodes"}
 
 
+def test_submit_dry_run_says_what_each_site_is_asked_for_and_what_becomes_of_one_that_cannot(coordinator: Coordinator, job: Path) -> None:
+    """Caps are the sites' own business: what is known here is the need."""
+    private = [
+        word
+        for name, value in {"epsilon": 3, "delta": 1e-6, "unit": '"patient"', "metrics": '"exact"'}.items()
+        for word in ("--set", f"privacy.{name}={value}")
+    ]
+    done = fedscale("run", "submit", job, "--dry-run", *private)
+    needs = next(line for line in done.out.splitlines() if line.startswith("each site needs"))
+    assert needs.split(None, 3)[3].strip() == (
+        "epsilon 3 at delta 1e-06 for each patient; a site whose cap has less room refuses before its first round, and nothing of it is spent"
+    )
+    data = fedscale("run", "submit", job, "--dry-run", *private, "--json").data
+    assert (data["epsilon"], data["delta"], data["unit"]) == (3.0, 1e-6, "patient")
+    assert "a site with a cap keeps them back" in done.out
+    assert "a site with a cap" not in fedscale("run", "submit", job, "--dry-run", *private, "--set", "evaluate.every=0").out
+    assert "each site needs" not in fedscale("run", "submit", job, "--dry-run").out
+
+
 @pytest.mark.parametrize(
     ("template", "epsilon"), [("tabular", None), ("image", None), ("text", None), ("survival", None), ("sklearn", None), ("hospitals", 4.0)]
 )

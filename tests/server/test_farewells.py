@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from fedscale.proto.v1 import control_pb2 as pb
 from fedscale_server import farewells
 from fedscale_server.farewells import Farewells
 from fedscale_server.sessions import Session, Sessions
 from fedscale_server.store.store import Store
-from tests.server.running import Node, Running, until
+from tests.server.running import Node, Running, plan_text, until
 from tests.server.samples import NOW
 from tests.server.test_courier import answered, ended_by_halves
 
@@ -99,3 +100,45 @@ def test_only_what_a_node_may_remember_is_said(store: Store, monkeypatch: pytest
     assert (ann.runs, bob.runs) == (["open"], []), "at once, and only to those who took part"
     bids.greet("a")
     assert ann.runs == ["one", "open"], "the oldest one has made room"
+
+
+PRIVATE: dict[str, Any] = {
+    "privacy": {"epsilon": 4.0, "delta": 1e-5, "clip": 1.0, "metrics": "exact"},
+    "train": {"batch_size": 4},
+    "clients": {"min_per_round": 9},
+}
+
+
+async def test_nodes_of_a_project_hear_at_once_that_a_private_run_is_over(server: Running) -> None:
+    """It keeps room at them; of a run without privacy nobody keeps anything."""
+    await server.admin.control.CreateProject(pb.CreateProjectRequest(name="other"))
+    ada, zoe = await server.node("ada"), await server.node("zoe", "other")
+    plain, private = await server.submit(plan_text(clients={"min_per_round": 9})), await server.submit(plan_text(**PRIVATE))
+    for run in (plain, private):
+        await server.engine.steer(run, "stop", "enough")
+        await server.over(run)
+    await until(lambda: ada.released)
+    assert (ada.released, zoe.released) == ([(private, "message", 0)], [])
+
+
+async def test_a_node_that_was_away_asks_for_the_ends_of_runs_and_is_told(server: Running) -> None:
+    """After a restart, too; of a run that goes on it hears nothing, and of one that cannot ask it anything that it is over."""
+    await server.admin.control.CreateProject(pb.CreateProjectRequest(name="other"))
+    stopped, open_one, other = [await server.submit(plan_text(**PRIVATE), project) for project in ("ward", "ward", "other")]
+    await server.engine.steer(stopped, "stop", "enough")
+    await server.over(stopped)
+    await server.restart()
+    ada = await server.node("ada", connect=False)
+    asked = [open_one, stopped, other, "of another server", stopped[:-2]]
+    await ada.connect(runs=asked)
+    await until(lambda: len(ada.released) == 4)
+    assert [run for run, phase, number in ada.released if (phase, number) == ("message", 0)] == asked[1:]
+
+
+async def test_no_node_makes_the_server_look_up_more_runs_than_it_may_keep(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(farewells, "MOST_RUNS", 3)
+    ada = await server.node("ada", connect=False)
+    await ada.connect(runs=[f"run-{number}" for number in range(9)])
+    await until(lambda: len(ada.released) == 3)
+    run, _ = await server.begun(ada)
+    assert (len(ada.released), bool(run)) == (3, True)

@@ -14,7 +14,7 @@ import pytest
 from fedscale.errors import Cause, Failure, FedscaleError, NotFound, ProtocolError
 from fedscale.events import Answered, Event, Failed, Initialized, Pause, Resume, Roster, Stop
 from fedscale.plan import Plan
-from fedscale.record import RunRecord
+from fedscale.record import RunRecord, closed_rounds
 from fedscale.run import model_digest
 from fedscale.update import Update
 from fedscale.vector import Schema
@@ -120,6 +120,22 @@ def test_a_run_leaves_a_whole_record(opening: Callable[[], Logbook], store: Stor
     assert row.record is not None
     assert row.record["model_digest"] == book.run.digest
     assert list(book.spool.answers.iterdir()) == []
+
+
+def test_a_round_that_failed_is_on_record_with_every_site_also_after_a_crash(opening: Callable[[], Logbook], store: Store) -> None:
+    book = opening()
+    play(book, [roster, first, roster, failed("ada")])
+    book = opening()
+    play(book, [failed("ben")], start=4)
+    record = record_of(book)
+    assert (record.status, closed_rounds(record)) == ("failed", 0)
+    (row,) = record.rounds
+    assert (row.phase, row.number, row.answered, row.metrics, row.seconds) == ("train", 1, (), {}, 2.0)
+    assert row.failures == dict.fromkeys(NODES, Failure(Cause.DATA, "no such column"))
+    assert set(row.lanes) == set(NODES)
+    kept = store.run("r1").record
+    assert kept is not None
+    assert RunRecord.from_json(json.dumps(kept)).rounds == (row,)
 
 
 def test_a_logbook_opened_after_any_line_goes_on_to_the_same_end(opening: Callable[[], Logbook], store: Store) -> None:

@@ -37,7 +37,7 @@ def opening(store: Store, tmp_path: Path) -> Callable[[], Logbook]:
 
 def due(run: Run, book: Logbook | None = None) -> Event:
     """What happens next: nodes are there, or the first who was asked answers by a change of nothing."""
-    asked = next((effect.task for effect in run.begin() if isinstance(effect, Assign)), None)
+    asked = next((task for effect in run.begin() if isinstance(effect, Assign) for task in effect.tasks), None)
     if asked is None:
         return Roster(NODES)
     if run.round is None:

@@ -11,15 +11,15 @@ from fedscale.errors import Cause, Failure
 from fedscale.events import Answered, Failed, Initialized, Outcome
 from fedscale.learner import Phase
 from fedscale.run import Run
-from fedscale.task import Task, layout_for
+from fedscale.task import Tasks, layout_for
 from fedscale.vector import Schema, Tensor
 from fedscale_simulations.books import Books
 from tests.simulations.samples import plan_of
 
 PLAN = plan_of()
 SCHEMA = Schema((Tensor("w", (5,)),))
-TRAIN = Task("ada", Phase.TRAIN, 1, layout_for(PLAN, Phase.TRAIN, 5, 2), SCHEMA, "")
-INIT = Task("ada", Phase.INIT, 0, layout_for(PLAN, Phase.INIT, 0, 1), None, "")
+TRAIN = Tasks(("ada",), Phase.TRAIN, 1, layout_for(PLAN, Phase.TRAIN, 5, 2), SCHEMA, "")
+INIT = Tasks(("ada",), Phase.INIT, 0, layout_for(PLAN, Phase.INIT, 0, 1), None, "")
 OUTCOME = Outcome(1, "train", ("ada",), {"ben": Failure(Cause.LOST, "gone")}, {"loss": 0.5}, {"ada": {"loss": 0.5}}, 12.0)
 
 

@@ -74,6 +74,8 @@ def test_a_trace_is_gone_through_again_and_again(tmp_path: Path) -> None:
         ("speed,up,down,hours\n1,1,1,25\n", "column 'hours'", "trace.csv:2"),
         ("speed,up,down,dropout\n1,1,1,-1\n", "column 'dropout'", "trace.csv:2"),
         ("speed,up,down\n1,1\n", "column 'down'", "trace.csv:2"),
+        ("speed,up,down\n1,1MB,1\n", "column 'up' .* give bytes a second, above 0, such as 125000$", "trace.csv:2"),
+        ("speed,up,down\n1,1,1\n1,1,1,1\n", "more cells than the first", "trace.csv:3"),
     ],
 )
 def test_a_trace_with_a_fault_is_named(tmp_path: Path, text: str, what: str, where: str) -> None:
@@ -83,7 +85,7 @@ def test_a_trace_with_a_fault_is_named(tmp_path: Path, text: str, what: str, whe
 
 
 def test_a_trace_that_is_not_there() -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read \(No such file or directory\); devices\.file lies beside the job file$"):
         Devices(file="nowhere.csv").fleet(2, 0)
 
 

@@ -65,6 +65,14 @@ def chosen(here: Stand, wanted: Choice | None = None) -> dict[str, JSON]:
 def test_there_is_no_other_engine() -> None:
     with pytest.raises(PlanError, match=r"^there is no engine 'warp'; known: auto, sequential, pool, vectorized, ray$"):
         run_of("softmax", engine="warp")
+    with pytest.raises(PlanError, match=r"^there is no engine 'Vectorised'; did you mean 'vectorized'\?$"):
+        Choice("Vectorised")
+
+
+def test_there_are_never_more_processes_than_clients() -> None:
+    here = stand(ZOO["softmax"], rows=(20,) * 3)
+    assert chosen(here, Choice("pool", 50))["workers"] == 3
+    assert chosen(here, Choice("vectorized", 50))["workers"] == 3
 
 
 @pytest.mark.parametrize("name", ["written", "logistic"])
@@ -108,12 +116,33 @@ def test_nothing_is_forked_unasked_beside_grpc(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("wanted", ["auto", "pool", "vectorized"])
-def test_what_trains_on_cuda_is_never_forked(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_torch_sees_a_gpu_nothing_is_forked_and_who_uses_the_processor_is_told(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     paced(monkeypatch, sequential=0.1, vectorized=0.1)
     monkeypatch.setattr(TorchLearner, "on_cuda", lambda _, device: device == "auto")
     here, there = (stand(ZOO["written"], strategy={"rounds": 10}, train={"device": device}) for device in ("auto", "cpu"))
-    assert chosen(here, Choice(wanted, 3))["workers"] == 1
     assert chosen(there, Choice(wanted, 3))["workers"] == 3
+    monkeypatch.setattr(choice, "forkable", lambda: False)
+    for desk, told in ((here, False), (there, True)):
+        note = chosen(desk, Choice(wanted, 3))
+        assert note["workers"] == 1
+        assert str(note["why"]).endswith(f"; {choice.UNFORKED}") == told
+    assert choice.UNFORKED not in str(chosen(there, Choice("sequential"))["why"])
+    assert choice.UNFORKED not in str(chosen(there, Choice(wanted, 1))["why"])
+
+
+def test_a_learner_of_ones_own_is_forked_whatever_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "forkable", lambda: False)
+    note = engine(simulate(Mean(), sites(9), rounds=3, seed=3, engine="pool", workers=2))
+    assert note == {"form": "sequential", "workers": 2, "why": "asked for"}
+
+
+def test_on_a_gpu_blocks_are_chosen_by_the_model_and_by_no_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchLearner, "on_cuda", lambda *_: True)
+    monkeypatch.setattr(choice, "forkable", lambda: False)
+    paced(monkeypatch)  # whoever measured would fail
+    assert chosen(stand(ZOO["written"])) == {"form": "vectorized", "workers": 1, "why": "many small clients at once fill a GPU"}
+    assert chosen(stand(ZOO["written"]), Choice("sequential"))["form"] == "sequential"
+    assert chosen(stand(ZOO["dropout"]))["form"] == "sequential"
 
 
 def test_grpc_is_seen_where_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,16 @@ from fedscale.events import Answered, Failed, Summed
 from fedscale.learner import Phase
 from fedscale.ring import WORD
 from fedscale.task import layout_for
-from fedscale.torch_learner import one_thread
+from fedscale.torch_learner import as_learner, one_thread
 from fedscale_simulations.engines import cluster
 from fedscale_simulations.engines.choice import Choice
 from fedscale_simulations.engines.cluster import Cluster
+from fedscale_simulations.engines.desk import Desk
 from fedscale_simulations.engines.forms import Alone
+from fedscale_simulations.engines.member import merged
 from fedscale_simulations.engines.sequential import Sequential
 from fedscale_simulations.simulator import simulate
-from tests.simulations.samples import Mean, always, sites
+from tests.simulations.samples import Mean, always, plan_of, sites
 from tests.simulations.test_engine_pool import added, outcome
 from tests.simulations.zoo import ZOO, stand
 
@@ -53,7 +55,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def lone(here: Any) -> tuple[Any, ...]:
-    return added(list(Sequential(here.desk, Alone(here.desk)).work(here.tasks, here.model)), here.tasks[0].layout.length)
+    return added(list(Sequential(here.desk, Alone(here.desk)).work(here.tasks, here.model)), here.tasks.layout.length)
 
 
 @pytest.mark.parametrize("name", ["written", "batchnorm"])
@@ -61,12 +63,70 @@ def test_a_cluster_of_two_machines_gives_the_bits_of_one_process(name: str, two_
     here = stand(ZOO[name], rows=(9, 20, 7, 25, 2, 21, 13, 5, 11))
     engine = Cluster(here.desk)
     assert engine.workers == 2
-    total, nodes, failed = added(list(engine.work(here.tasks, here.model)), here.tasks[0].layout.length)
+    total, nodes, failed = added(list(engine.work(here.tasks, here.model)), here.tasks.layout.length)
     engine.close()
     expected, names, none = lone(here)
     assert (total == expected).all()
     assert (nodes, failed) == (names, none)
     assert two_machines.is_initialized(), "a cluster that was there before is left alone"
+
+
+class Machines:
+    """As much of Ray as an engine asks before anybody works."""
+
+    def __init__(self, **resources: float) -> None:
+        self._resources, self.asked = resources, list[dict[str, Any]]()
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self._resources
+
+    def remote(self, **wanted: Any) -> Any:
+        self.asked.append(wanted)
+        return lambda work: work
+
+    def put(self, value: Any) -> Any:
+        return value
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "workers", "count", "share"),
+    [
+        ("auto", 2, None, 2, 1),
+        ("cuda", 2, None, 2, 1),
+        ("auto", 2, 3, 3, 1 / 2),
+        ("auto", 1, 4, 4, 1 / 4),
+        ("auto", 2, 1, 1, 1),
+        ("cpu", 2, None, 8, 0),
+        ("auto", 0, None, 8, 0),
+    ],
+)
+def test_a_worker_asks_for_its_part_of_a_gpu(
+    device: str, gpus: int, workers: int | None, count: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, machines = plan_of(train={"device": device}), Machines(CPU=8, GPU=gpus)
+    monkeypatch.setattr(cluster, "ray", lambda: machines)
+    engine = Cluster(Desk(plan, plan.strategy.build(), as_learner(ZOO["softmax"].app), sites(3)), workers)
+    assert engine.workers == count
+    assert (machines.asked[0]["num_cpus"], machines.asked[0]["num_gpus"]) == (1, share)
+    assert "num_gpus" not in machines.asked[1], "sums are added up on processors"
+    assert gpus == 0 or share == 0 or int(1 / share) * gpus >= count, "all of them fit"
+
+
+def test_a_learner_of_ones_own_gets_a_gpu_where_the_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ray", lambda: Machines(CPU=8, GPU=2))
+    for device, workers in (("auto", 8), ("cuda", 2)):
+        plan = plan_of(train={"device": device})
+        assert Cluster(Desk(plan, plan.strategy.build(), Mean(), sites(3))).workers == workers
+
+
+def test_a_cluster_without_a_gpu_refuses_a_plan_that_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ray", lambda: Machines(CPU=8))
+    plan = plan_of(train={"device": "cuda"})
+    with pytest.raises(ConfigError, match="the plan asks for CUDA, and the Ray cluster has no GPU"):
+        Cluster(Desk(plan, plan.strategy.build(), Mean(), sites(3)))
 
 
 def test_a_run_is_the_same_on_a_cluster(two_machines: Any) -> None:
@@ -129,7 +189,7 @@ def test_sums_that_are_lost_with_a_machine_are_made_again(two_machines: Any, mon
 
     monkeypatch.setattr(Cluster, "tree", tree)
     monkeypatch.setattr(engine, "_ray", Forgetful())
-    total, nodes, _ = added(list(engine.work(here.tasks, here.model)), here.tasks[0].layout.length)
+    total, nodes, _ = added(list(engine.work(here.tasks, here.model)), here.tasks.layout.length)
     engine.close()
     assert lost
     assert nodes == names
@@ -139,7 +199,7 @@ def test_sums_that_are_lost_with_a_machine_are_made_again(two_machines: Any, mon
 def test_answers_that_are_wanted_apart_come_apart(two_machines: Any) -> None:
     here = stand(ZOO["softmax"], rows=(5,) * 6, evaluate={"every": 1, "holdout": 0.0, "per_site": True})
     layout = layout_for(here.plan, Phase.EVALUATE, here.schema.size, len(here.tasks))
-    tasks = [replace(task, phase=Phase.EVALUATE, layout=layout) for task in here.tasks]
+    tasks = replace(here.tasks, phase=Phase.EVALUATE, layout=layout)
     engine = Cluster(here.desk, 2)
     answers = list(engine.work(tasks, here.model))
     engine.close()
@@ -149,7 +209,7 @@ def test_answers_that_are_wanted_apart_come_apart(two_machines: Any) -> None:
 
 def test_sums_are_added_up_in_the_ring() -> None:
     parts = [np.array([2**32 - 1, at], WORD) for at in range(5)]
-    assert cluster.merged(*parts).tolist() == [2**32 - 5, 10]
+    assert merged(*parts).tolist() == [2**32 - 5, 10]
     assert parts[0].tolist() == [2**32 - 1, 0]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from fedscale.aggregate import Mean
 from fedscale.data import from_arrays
@@ -39,7 +40,7 @@ def _alone() -> Iterator[None]:
 
 def mean(here: Stand, total: Words) -> tuple[np.ndarray[Any, Any], float, float]:
     """The weighted mean of the changes, the weight and the loss behind a sum."""
-    layout = here.tasks[0].layout
+    layout = here.tasks.layout
     weight, sums = layout.tail(total)
     return layout.mean(total, weight), weight, float(sums["loss"][0])
 
@@ -49,10 +50,10 @@ def difference(here: Stand) -> float:
     form, alone = trained_together(here), {task.node: update for task, update in zip(here.tasks, updates(here), strict=True)}
     worst, largest = 0.0, max(float(np.abs(update.delta).max()) for update in alone.values())
     groups = [group for block in form.blocks(here.tasks) for group in form.alike(block)[0]]
-    assert sum(map(len, groups)) == len(here.tasks)
+    assert sum(len(group.rows) for group in groups) == len(here.tasks)
     for group in groups:
         learnt, _ = form.trained(group, here.model)
-        mine = [alone[task.node] for task, _ in group]
+        mine = [alone[node] for node in group.tasks.nodes]
         weights = np.array([update.weight for update in mine])
         expected = sum(weight * update.delta.astype(np.float64) for weight, update in zip(weights, mine, strict=True)) / weights.sum()
         losses = np.array([update.metrics["loss"][0] for update in mine]) / weights
@@ -66,9 +67,9 @@ def difference(here: Stand) -> float:
 @pytest.mark.parametrize("name", ZOO)
 def test_a_sum_is_the_bits_of_the_answers_one_by_one(name: str) -> None:
     here = stand(ZOO[name])
-    expected = np.zeros(here.tasks[0].layout.length, WORD)
+    expected = np.zeros(here.tasks.layout.length, WORD)
     for update in updates(here):
-        expected += here.tasks[0].layout.encode(update)
+        expected += here.tasks.layout.encode(update)
     total, failed = summed(here, Alone(here.desk))
     assert failed == []
     assert (total == expected).all()
@@ -154,12 +155,12 @@ def test_all_count_the_same_where_the_strategy_says_so() -> None:
 def test_blocks_depend_on_the_clients_and_not_on_their_order() -> None:
     here = stand(ZOO["softmax"], rows=(20,) * 70 + (5,) * 3)
     form = trained_together(here)
-    blocks = [[task.node for task in block] for block in form.blocks(here.tasks)]
+    blocks = [block.nodes for block in form.blocks(here.tasks)]
     assert [len(block) for block in blocks] == [16, 16, 16, 16, 9]
     last = form.alike(form.blocks(here.tasks)[-1])[0]
-    assert [len(group) for group in last] == [6, 3]
-    assert [len(block) for block in form.blocks(here.tasks * 20)] == [64] * 22 + [52]
-    assert [[task.node for task in block] for block in form.blocks(here.tasks[::-1])] == blocks
+    assert [len(group.rows) for group in last] == [6, 3]
+    assert [len(block) for block in form.blocks(here.tasks.to(list(here.tasks.nodes) * 20))] == [64] * 22 + [52]
+    assert [block.nodes for block in form.blocks(here.tasks.to(here.tasks.nodes[::-1]))] == blocks
 
 
 def test_large_rows_make_small_blocks() -> None:
@@ -206,7 +207,7 @@ def test_what_needs_each_client_is_not_trained_together(tables: dict[str, Any], 
 def test_evaluation_is_done_alone() -> None:
     here = stand(ZOO["softmax"])
     layout = layout_for(here.plan, Phase.EVALUATE, 0, len(here.tasks))
-    tasks = [replace(task, phase=Phase.EVALUATE, layout=layout) for task in here.tasks]
+    tasks = replace(here.tasks, phase=Phase.EVALUATE, layout=layout)
     totals = []
     for form in (Alone(here.desk), trained_together(here)):
         totals.append(np.zeros(layout.length, WORD))
@@ -250,11 +251,11 @@ def test_waves_replace_whoever_failed_in_order() -> None:
     tasks = stand(ZOO["softmax"], rows=(5,) * 9).tasks
     waves, seen = Waves(tasks, 4), []
     for wave in waves:
-        seen.append([task.node[-1] for task in wave])
+        seen.append([node[-1] for node in wave.nodes])
         waves.missing += {1: 2, 2: 1}.get(len(seen), 0)
     assert seen == [["0", "1", "2", "3"], ["4", "5"], ["6"]]
     assert [len(wave) for wave in Waves(tasks, None)] == [9]
-    assert list(Waves([], None)) == []
+    assert list(Waves(tasks.to(()), None)) == []
 
 
 # ------------------------------------------------------------------------------------------------------------------- desk
@@ -264,6 +265,7 @@ def test_what_is_kept_at_hand_is_bounded_by_memory() -> None:
     clients = ZOO["softmax"].clients((10,))
     assert keep(clients) == 4096
     assert keep({"a": from_arrays(np.zeros((1000, 4096)), np.zeros(1000))}) == 4
+    assert keep({"a": TensorDataset(torch.zeros(1000, 8192), torch.zeros(1000))}) == 2
     assert keep({"a": "anything"}) == keep("nothing") == 4096
 
 

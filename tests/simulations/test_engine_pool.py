@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedscale.events import Answered, Failed, Summed
 from fedscale.learner import Phase, Result, Work
 from fedscale.ring import WORD
 from fedscale.torch_learner import one_thread
-from fedscale_simulations.engines import pool
+from fedscale_simulations.engines import pool, worker
 from fedscale_simulations.engines.desk import Answer, Engine
 from fedscale_simulations.engines.forms import Alone, together
 from fedscale_simulations.engines.pool import MOST_LETTERS, Pool
@@ -58,7 +59,7 @@ def added(answers: Sequence[Answer], length: int) -> tuple[np.ndarray[Any, Any],
 
 def played(engine: Engine, here: Stand, wanted: int | None = None) -> tuple[np.ndarray[Any, Any], list[str], list[str]]:
     """A round of training, closed afterwards."""
-    length = here.tasks[0].layout.length
+    length = here.tasks.layout.length
     try:
         return added([kept(answer) for answer in engine.work(here.tasks, here.model, wanted)], length)
     finally:
@@ -129,11 +130,24 @@ def test_memory_is_given_back_while_the_workers_have_something_to_do(monkeypatch
     assert min(at_work[0]) > 1
 
 
+def test_a_worker_minds_its_memory_after_each_piece_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, minded = stand(ZOO["softmax"], rows=(5,) * 3), list[float]()
+    total = np.zeros(here.tasks.layout.length, WORD)
+    monkeypatch.setattr(worker, "Ceiling", lambda: SimpleNamespace(hold=lambda: minded.append(here.tasks.layout.tail(total)[0])))
+    busy, (ours, theirs) = worker.Worker(here.desk, Alone(here.desk), here.schema, here.model, total), multiprocessing.Pipe()
+    busy._begin(1, {"phase": "train", "number": 1, "terms": 3, "model": "", "apart": False, "clip": 0.0})
+    assert minded == []
+    for piece in ([[here.tasks.nodes[0]]], [[here.tasks.nodes[1]], [here.tasks.nodes[2]]]):
+        busy._work(theirs, piece)
+    assert minded == [5, 15]
+    assert ours.poll(0)
+
+
 def test_clients_that_come_first_are_in_the_sum_and_no_others() -> None:
     here = stand(ZOO["softmax"], rows=(5,) * 20)
     total, nodes, _ = played(Sequential(here.desk, Alone(here.desk)), here, wanted=7)
     again, same, _ = played(Pool(here.desk, Alone(here.desk), 2), here, wanted=7)
-    assert nodes == same == sorted(task.node for task in here.tasks[:7])
+    assert nodes == same == sorted(here.tasks.nodes[:7])
     assert (total == again).all()
 
 
@@ -254,7 +268,7 @@ def test_a_worker_that_dies_between_rounds_is_replaced() -> None:
     total, nodes, _ = played(Sequential(here.desk, Alone(here.desk)), here)
     engine = Pool(here.desk, Alone(here.desk), 2)
     for _ in range(2):
-        again, same, _ = added([kept(answer) for answer in engine.work(here.tasks, here.model)], here.tasks[0].layout.length)
+        again, same, _ = added([kept(answer) for answer in engine.work(here.tasks, here.model)], here.tasks.layout.length)
         assert (again == total).all()
         assert same == nodes
         for child in multiprocessing.active_children():
@@ -273,7 +287,7 @@ def test_a_round_that_is_left_does_not_reach_into_the_next() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         list(engine.work(here.tasks, here.model + 1, tick=leave))
-    again, _, _ = added([kept(answer) for answer in engine.work(here.tasks, here.model)], here.tasks[0].layout.length)
+    again, _, _ = added([kept(answer) for answer in engine.work(here.tasks, here.model)], here.tasks.layout.length)
     engine.close()
     assert (again == total).all()
 

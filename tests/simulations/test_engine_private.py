@@ -66,12 +66,12 @@ def errors(name: str, privacy: dict[str, Any] = TREE, **tables: Any) -> tuple[fl
     alone, form = {task.node: update for task, update in zip(here.tasks, updates(here), strict=True)}, trained_together(here)
     off, apart = 0.0, 0.0
     groups = [group for block in form.blocks(here.tasks) for group in form.alike(block)[0]]
-    assert max(map(len, groups)) > 1
+    assert max(len(group.rows) for group in groups) > 1
     for group in groups:
         learnt, weights = form.trained(group, here.model)
-        assert weights == [1.0] * len(group)
-        expected = np.mean([alone[task.node].delta.astype(np.float64) for task, _ in group], axis=0)
-        off = max(off, *np.abs(learnt.norms / [norms[task.node] for task, _ in group] - 1))
+        assert weights == [1.0] * len(group.rows)
+        expected = np.mean([alone[node].delta.astype(np.float64) for node in group.tasks.nodes], axis=0)
+        off = max(off, *np.abs(learnt.norms / [norms[node] for node in group.tasks.nodes] - 1))
         apart = max(apart, float(np.abs(learnt.delta - expected).max() / np.abs(expected).max()))
     return off, apart
 
@@ -110,7 +110,7 @@ def test_a_clip_that_nobody_reaches_changes_nothing() -> None:
 @pytest.mark.parametrize("name", ["written", "reader", "tokens"])
 def test_a_sum_has_the_weight_and_the_changes_of_clients_alone(name: str) -> None:
     here = stand(ZOO[name], privacy=TREE | {"clip": half(norms_alone(name))})
-    layout = here.tasks[0].layout
+    layout = here.tasks.layout
     one, many = (summed(here, form) for form in (Alone(here.desk), trained_together(here)))
     assert one[1] == many[1] == []
     assert layout.tail(one[0]) == layout.tail(many[0]) == (len(here.tasks), {})
@@ -125,7 +125,7 @@ def test_as_many_say_that_they_are_within_a_moving_clip(moved: float) -> None:
     clip = half(norms)
     here = stand(ZOO["written"], privacy=NODE | {"clip": clip, "clip_quantile": 0.5}, **SHARES)
     layout = layout_for(here.plan, Phase.TRAIN, here.schema.size, len(here.tasks), moved * clip)
-    here = replace(here, tasks=[replace(task, layout=layout) for task in here.tasks])
+    here = replace(here, tasks=replace(here.tasks, layout=layout))
     clip = moved * clip or clip
     inside = sum(norm <= clip for norm in norms.values())
     expected = BIT * clip * (2 * inside - len(norms)) / len(norms)
@@ -146,14 +146,14 @@ def noise_in(here: Stand, monkeypatch: pytest.MonkeyPatch, *, many: bool) -> np.
         for module in (desk, forms):
             patched.setattr(module, "noise_of", lambda *_: None)
         quiet, _ = summed(here, form)
-    return (loud - quiet)[: here.tasks[0].layout.size].view(np.int32).astype(np.float64)
+    return (loud - quiet)[: here.tasks.layout.size].view(np.int32).astype(np.float64)
 
 
 @pytest.mark.parametrize("many", [True, False])
 @pytest.mark.parametrize("moving", [{}, {"clip_quantile": 0.5}])
 def test_a_sum_has_the_noise_of_every_clients_share(moving: dict[str, float], monkeypatch: pytest.MonkeyPatch, *, many: bool) -> None:
     here = stand(ZOO["deep"], privacy=NODE | moving, **SHARES)
-    task, (plan, dp) = here.tasks[0], (here.plan, here.plan.privacy)
+    task, (plan, dp) = here.tasks.task(here.tasks.nodes[0]), (here.plan, here.plan.privacy)
     private = here.desk.private(task)
     assert dp is not None
     assert private is not None
@@ -199,7 +199,7 @@ def test_a_norm_that_is_no_number_passes_no_clip() -> None:
 def test_a_ring_too_coarse_for_the_noise_is_refused_for_everybody() -> None:
     here = stand(ZOO["deep"], privacy=NODE, **SHARES)
     layout = layout_for(here.plan, Phase.TRAIN, here.schema.size, 1 << 16)
-    here = replace(here, tasks=[replace(task, layout=layout) for task in here.tasks])
+    here = replace(here, tasks=replace(here.tasks, layout=layout))
     for form in (Alone(here.desk), trained_together(here)):
         total, failed = summed(here, form)
         assert not total.any()

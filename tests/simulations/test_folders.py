@@ -11,7 +11,9 @@ import pytest
 
 from fedscale.cli import compare
 from fedscale.errors import ConfigError, Conflict
+from fedscale.plan import Plan
 from fedscale_simulations import checkpoint, cli, folders
+from fedscale_simulations.checkpoint import begun_by
 from fedscale_simulations.files import replace_file
 from fedscale_simulations.result import Progress
 from tests.command import fedscale
@@ -74,6 +76,21 @@ def test_a_folder_with_other_files_may_be_given(job: Path) -> None:
     assert Path("mine/notes.txt").read_text() == "kept"
 
 
+def test_a_file_is_no_folder(job: Path) -> None:
+    Path("mine").write_text("kept")
+    done = fedscale("simulate", job, "--out", "mine")
+    assert (done.code, done.err) == (6, "error: the folder is a file\n  where mine\n  next  choose another folder with --out\n")
+    assert Path("mine").read_text() == "kept"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_plans(job: Path) -> None:
+    Path("runs/half").mkdir(parents=True)
+    Path("runs/half/checkpoint.safetensors").write_text("torn")
+    assert not begun_by(Path("runs/half"), Plan.load(job))
+    assert not begun_by(Path("elsewhere"), Plan.load(job))
+    assert fedscale("simulate", job, "--json").data["folder"] == "runs/half-2"
+
+
 def test_a_run_that_was_interrupted_goes_on_in_its_folder(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fedscale("simulate", job, "--json").data["model_digest"]
     with monkeypatch.context() as patch:
@@ -82,8 +99,10 @@ def test_a_run_that_was_interrupted_goes_on_in_its_folder(job: Path, monkeypatch
     again = f"fedscale simulate {job} --out runs/half-2 --resume"
     assert told == f"interrupted; go on where it stopped: {again}"
     other = fedscale("simulate", job, "--set", "strategy.rounds=1", "--json")
-    assert other.data["folder"] == "runs/half-3"
-    assert other.err.splitlines()[0].startswith("runs/half-2 holds a run that was interrupted; to go on with it: fedscale simulate")
+    assert (other.data["folder"], "interrupted" in other.err) == ("runs/half-3", False), "a run of another plan cannot be gone on with so"
+    Path("runs/half-3/checkpoint.safetensors").unlink()
+    same = fedscale("simulate", job)
+    assert same.err.splitlines()[0].startswith("runs/half-2 holds a run that was interrupted; to go on with it: fedscale simulate")
     resumed = fedscale(*shlex.split(again)[1:], "--json").data
     assert (resumed["folder"], resumed["model_digest"]) == ("runs/half-2", whole)
 

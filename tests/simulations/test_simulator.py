@@ -14,6 +14,7 @@ from fedscale.events import Assign, Event, Finish, Gather, Roster
 from fedscale.learner import Phase, Result
 from fedscale.metrics import BINS
 from fedscale.plan import Plan
+from fedscale.record import closed_rounds
 from fedscale.ring import LIMBS
 from fedscale.run import RUNNING, Run
 from fedscale.strategy import fed_avg
@@ -32,9 +33,10 @@ def by_hand(plan: Plan, learner: Mean, data: dict[str, Site], *, backwards: bool
     engine = engine_of(run, learner, data)
     effects = run.begin()
     while run.status == RUNNING:
-        tasks = [effect.task for effect in effects if isinstance(effect, Assign)]
+        asked = [effect.tasks for effect in effects if isinstance(effect, Assign)]
         events: list[Event] = [Roster(tuple(data))] if any(isinstance(effect, Gather) for effect in effects) else []
-        events += engine.work(tasks[::-1] if backwards else tasks, run.model)
+        for tasks in asked:
+            events += engine.work(tasks.to(tasks.nodes[::-1]) if backwards else tasks, run.model)
         effects = [effect for event in events for effect in run.handle(event)]
     assert any(isinstance(effect, Finish) for effect in effects)
     return run
@@ -139,7 +141,10 @@ def test_a_round_without_quorum_ends_the_run_with_every_reason() -> None:
     assert result.status == "failed"
     assert re.match(r"round 2 \(train\): [0-2] of 4 nodes answered, 3 are needed: ", result.record.reason)
     assert re.search(r"site-0: code: samples.py:\d+: ValueError: one; site-3: data: samples.py:\d+: two", result.record.reason)
-    assert [(row.number, row.phase) for row in result.record.rounds] == [(1, "train"), (1, "evaluate")]
+    assert [(row.number, row.phase) for row in result.record.rounds] == [(1, "train"), (1, "evaluate"), (2, "train")]
+    assert (result.record.rounds[-1].answered, sorted(result.record.rounds[-1].failures)) == ((), ["site-0", "site-3"])
+    assert "failed after 1 round " in result.summary().splitlines()[0]
+    assert "failures  1 code, 1 data" in result.summary()
     assert result.model["w"].any()  # the model of the last round that closed
 
 
@@ -160,9 +165,9 @@ def test_the_first_model_comes_from_another_client_where_one_fails() -> None:
     assert failed.digest == ""
 
 
-def test_too_few_clients_end_the_run_by_its_deadline() -> None:
-    result = run_of(clients={"wait_for": 5, "deadline": "20m"})
-    assert (result.status, result.record.reason) == ("failed", "fewer than 5 nodes were there within 1200 s")
+def test_clients_that_are_never_there_together_end_the_run_by_its_deadline() -> None:
+    result = run_of(clients={"wait_for": 4, "deadline": "20m"}, devices={"hours": 0.3, "night": 2.0, "start": 12.0})
+    assert (result.status, result.record.reason) == ("failed", "fewer than 4 nodes were there within 1200 s")
 
 
 def test_an_interrupt_is_no_failure_of_a_client() -> None:
@@ -246,8 +251,11 @@ def test_a_failed_round_counts_in_the_totals() -> None:
     learner = Mean(always("site-1", Phase.TRAIN, ValueError(), [1]))
     result = run_of(learner, clients={"min_per_round": 4})
     assert result.status == "failed"
-    assert result.record.rounds == ()
-    assert result.record.bytes_down == 4 * 12
+    (row,) = result.record.rounds
+    assert (row.number, row.phase, row.answered, list(row.failures), row.metrics) == (1, "train", (), ["site-1"], {})
+    assert closed_rounds(result.record) == 0
+    assert row.bytes_down == result.record.bytes_down == 4 * 12
+    assert result.record.bytes_up == 12, "the first model"
 
 
 def test_the_record_says_what_was_run() -> None:

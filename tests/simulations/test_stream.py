@@ -123,7 +123,7 @@ def test_who_drops_out_or_fails_is_named_and_replaced(tmp_path: Path) -> None:
 def test_a_buffer_that_nobody_fills_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="not filled within a day"):
         play(trace(tmp_path, 1e-4), 3)
-    with pytest.raises(RunFailed, match="not filled within a day"):
+    with pytest.raises(PlanError, match=r"^strategy\.buffer: 4 clients are needed and there are only 3"):
         play(trace(tmp_path, 1.0), 3, buffer=4)
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -9,7 +9,7 @@ from fedscale.events import Arm, Assign, Failed, Finish, Fired, Gather, Release,
 from fedscale.learner import Phase
 from fedscale.names import Names
 from fedscale.run import Run
-from fedscale.task import Task, layout_for
+from fedscale.task import Tasks, layout_for
 from fedscale.vector import Vector
 from fedscale_simulations.engines.desk import Answer, nothing
 from fedscale_simulations.pace import Still
@@ -25,7 +25,7 @@ class Echo:
     def __init__(self) -> None:
         self.worked: list[str] = []
 
-    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Callable[[int], None] = nothing) -> Iterator[Answer]:
+    def work(self, tasks: Tasks, model: Vector | None, wanted: int | None = None, tick: Callable[[int], None] = nothing) -> Iterator[Answer]:
         for task in tasks:
             self.worked.append(task.node)
             yield Failed(task.node, Failure(Cause.CODE, "made up"))
@@ -39,8 +39,8 @@ def world(engine: Echo | None = None, names: tuple[str, ...] = NAMES) -> World:
     return World(Run(plan, plan.strategy.build()), engine or Echo(), Still(Names.of(names)))
 
 
-def assign(node: str, number: int = 1, phase: Phase = Phase.TRAIN) -> Assign:
-    return Assign(Task(node, phase, number, layout_for(plan_of(), phase, 3, 4), None, ""))
+def assign(*nodes: str, number: int = 1, phase: Phase = Phase.TRAIN) -> Assign:
+    return Assign(Tasks(nodes, phase, number, layout_for(plan_of(), phase, 3, 4), None, ""))
 
 
 def test_the_roster_comes_at_once_when_enough_clients_are_there() -> None:
@@ -59,8 +59,7 @@ def test_a_wait_for_more_clients_than_there_are_ends_with_its_timer() -> None:
 def test_tasks_are_worked_when_asked_for_and_not_before() -> None:
     engine = Echo()
     here = world(engine)
-    for name in NAMES:
-        here.perform(assign(name))
+    here.perform(assign(*NAMES))
     assert engine.worked == []
     answers = {here.next().node for _ in range(2)}  # type: ignore[union-attr]
     assert len(answers) == len(engine.worked) == 2
@@ -69,8 +68,7 @@ def test_tasks_are_worked_when_asked_for_and_not_before() -> None:
 def test_release_ends_the_work_that_is_left() -> None:
     engine = Echo()
     here = world(engine)
-    for name in NAMES:
-        here.perform(assign(name))
+    here.perform(assign(*NAMES))
     here.perform(Arm("deadline", 1))
     here.next()
     here.perform(Release("cyd", 1, "train"))
@@ -118,8 +116,7 @@ def test_clients_answer_in_a_drawn_order_that_changes_from_round_to_round() -> N
     def order(number: int, phase: Phase = Phase.TRAIN) -> list[str]:
         engine = Echo()
         here = world(engine)
-        for at in range(30):
-            here.perform(assign(f"c{at:02d}", number, phase))
+        here.perform(assign(*(f"c{at:02d}" for at in range(30)), number=number, phase=phase))
         for _ in range(30):
             here.next()
         return engine.worked
@@ -131,11 +128,10 @@ def test_clients_answer_in_a_drawn_order_that_changes_from_round_to_round() -> N
 
 def test_progress_counts_answers_of_the_step_under_way() -> None:
     here = world()
-    here.perform(assign("ada", 4))
-    here.perform(assign("ben", 4))
+    here.perform(assign("ada", "ben", number=4))
     here.next()
     shown = here.progress()
     assert (shown.number, shown.rounds, shown.phase, shown.done, shown.asked, shown.closed) == (4, 10, "train", 1, 2, None)
     here.perform(Gather(1))
-    here.perform(assign("ada", 4, Phase.EVALUATE))
+    here.perform(assign("ada", number=4, phase=Phase.EVALUATE))
     assert (here.progress().phase, here.progress().done, here.progress().asked) == ("evaluate", 0, 1)

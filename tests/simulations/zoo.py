@@ -16,7 +16,7 @@ from fedscale.events import Failed
 from fedscale.learner import App, Phase, Work
 from fedscale.plan import Plan
 from fedscale.ring import WORD, Words
-from fedscale.task import Task, compute, layout_for
+from fedscale.task import Tasks, compute, layout_for
 from fedscale.torch_learner import as_learner
 from fedscale.update import Update
 from fedscale.vector import Schema, Vector
@@ -184,12 +184,12 @@ class Stand:
 
     desk: Desk
     model: Vector
-    tasks: list[Task]
+    tasks: Tasks
     plan: Plan
 
     @property
     def schema(self) -> Schema:
-        schema = self.tasks[0].schema
+        schema = self.tasks.schema
         assert schema is not None
         return schema
 
@@ -207,7 +207,7 @@ def stand(kind: Kind, rows: tuple[int, ...] = ROWS, **tables: Any) -> Stand:
     assert arrays is not None
     schema = Schema.of(arrays)
     layout = layout_for(plan, Phase.TRAIN, schema.size, len(data))
-    tasks = [Task(name, Phase.TRAIN, 1, layout, schema, "") for name in data]
+    tasks = Tasks(list(data), Phase.TRAIN, 1, layout, schema, "")
     return Stand(Desk(plan, plan.strategy.build(), learner, data), schema.pack(arrays), tasks, plan)
 
 
@@ -224,7 +224,7 @@ def updates(here: Stand) -> list[Update]:
 
 def summed(here: Stand, form: Form) -> tuple[Words, list[Failed]]:
     """The sum of all clients, block by block."""
-    total, failed = np.zeros(here.tasks[0].layout.length, WORD), []
+    total, failed = np.zeros(here.tasks.layout.length, WORD), []
     for block in form.blocks(here.tasks):
         failed += form.add(block, here.model, total)
     return total, failed

@@ -29,7 +29,7 @@ from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.record import RunRecord
 from fedscale_client import chronicle, connection, declarations, policy
 from fedscale_client.declarations import Declaration
-from fedscale_client.home import NodeHome, NodeSettings, make_private, write_toml
+from fedscale_client.home import NodeHome, NodeSettings, write_toml
 from fedscale_client.node import Node
 from tests.server.running import plan_text, soon, until
 from tests.web.conftest import Front
@@ -148,7 +148,7 @@ class Tour:
         path = self.folder / name / "heart.csv"
         path.parent.mkdir()
         path.write_text("\n".join(["kind,b,y", *(f"{kind},{row % 3},{row % 2}" for row in range(ROWS))]) + "\n")
-        home = self.homes[name] = NodeHome(make_private(path.parent / "node"))
+        home = self.homes[name] = NodeHome(files.private_folder(path.parent / "node"))
         credentials = await self.front.running.join(name, Role.NODE, project)
         for file, pem in (
             (home.key_file, credentials.key),

@@ -88,7 +88,7 @@ class Desk:
         """Whether the ledger verifies, and where it ends; ``head`` is what to note elsewhere."""
         if not self.home.ledger.exists():
             return {"problem": "", "head": "", "entries": 0}
-        problem, head = reading.verify(self.home)
+        problem, head = reading.verify(self.home, chronicle.noted(self.home))
         if problem:
             return {"problem": problem, "head": "", "entries": 0}
         return {"problem": "", "head": f"{head.seq}:{head.digest}", "entries": head.seq}

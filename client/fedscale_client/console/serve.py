@@ -15,7 +15,7 @@ from fedscale.web.links import FOLDER, Links, withdraw
 from fedscale_client.console.app import build
 from fedscale_client.console.desk import Desk
 from fedscale_client.console.doorkeeper import Doorkeeper
-from fedscale_client.home import NodeHome, make_private
+from fedscale_client.home import NodeHome
 
 HOST = "127.0.0.1"
 OPENER = "fedscale node open"
@@ -51,7 +51,7 @@ async def serve(home: NodeHome, port: int, on_ready: Callable[[str], None], stop
         raise ConfigError(f"the console cannot listen at {HOST}:{port}", why=error.strerror or "", hint="choose another: --port 0") from None
     with contextlib.closing(listener):
         address, links = f"http://{HOST}:{listener.getsockname()[1]}", Links(opener=OPENER)
-        scrape = links.leave(make_private(home.path / FOLDER), address, files.write)
+        scrape = links.leave(files.private_folder(home.path / FOLDER), address, files.write)
         desk, doorkeeper = Desk(home), Doorkeeper(home.settings().name, links, clock.now)
         server = serving.server(build(desk, doorkeeper, scrape, stopping, OPENER))
         pages = asyncio.create_task(server.serve(sockets=[listener]))

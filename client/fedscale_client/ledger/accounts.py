@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from fedscale.cli.lazy import later
@@ -12,7 +13,7 @@ from fedscale.errors import NotFound
 from fedscale.privacy.accountant import epsilon
 from fedscale.privacy.events import to_json
 from fedscale_client.ledger.claims import Cap
-from fedscale_client.ledger.state import Item, kin, spends_of
+from fedscale_client.ledger.state import Hold, Item, counting, holds, kin, spends_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Account:
         population: whose data.
         unit: whose presence is hidden; empty for what left without protection.
         items: all reservations that were not given back.
+        holds: the room that runs under way keep.
         cap: the site's limit, if there is one.
         delta: at which epsilon is told.
     """
@@ -30,6 +32,7 @@ class Account:
     population: str
     unit: str
     items: tuple[Item, ...]
+    holds: tuple[Hold, ...]
     cap: Cap | None
     delta: float
 
@@ -38,22 +41,31 @@ class Account:
         """What all of it costs together."""
         return epsilon(spends_of(self.items), self.delta)
 
+    @property
+    def promised(self) -> float:
+        """What it will have cost when all runs under way have come to their end."""
+        return epsilon((*spends_of(self.items), *(spend for hold in self.holds for spend in hold.spends)), self.delta)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; an epsilon that is not finite is null."""
-        told = {"population": self.population, "unit": self.unit, "epsilon": finite(self.epsilon), "delta": self.delta}
+        told: dict[str, Any] = {"population": self.population, "unit": self.unit, "epsilon": finite(self.epsilon), "delta": self.delta}
+        told |= {"promised": finite(self.promised), "holds": [hold.to_json() for hold in self.holds]}
         counts = {"answers": len(self.items), "runs": len({item.claim.run for item in self.items})}
         return told | {"cap": None if self.cap is None else self.cap.epsilon} | counts | {"spends": to_json(spends_of(self.items))}
 
 
-def accounts(items: Iterable[Item], caps: dict[str, Cap], delta: float | None = None) -> list[Account]:
+def accounts(items: Sequence[Item], caps: dict[str, Cap], now: datetime, delta: float | None = None) -> list[Account]:
     """The accounts of a ledger, by population and unit.
 
     Args:
         items: all reservations.
         caps: the site's limits by population.
+        now: the moment, for the room that runs keep.
         delta: at which epsilon is told; by default the cap's, else the smallest that a plan asked for.
     """
-    counted = [item for item in items if item.refund is None and item.claim.spends]
+    kept = holds(items, now)
+    begun = [hold.item for hold in kept if hold.item.refund is not None]
+    counted = [*(item for item in counting(items) if item.claim.spends), *begun]
     made = []
     for population, unit in sorted({(item.claim.population, item.claim.unit) for item in counted}):
         names = kin(counted, population, {item.claim.data for item in counted if item.claim.population == population})
@@ -61,7 +73,8 @@ def accounts(items: Iterable[Item], caps: dict[str, Cap], delta: float | None = 
         cap = caps.get(population)
         cap = cap if cap and cap.unit == unit else None
         smallest = min(item.claim.delta for item in own)
-        made.append(Account(population, unit, tuple(own), cap, delta or (cap.delta if cap else smallest)))
+        room = tuple(hold for hold in kept if hold.item in own)
+        made.append(Account(population, unit, tuple(counting(own)), room, cap, delta or (cap.delta if cap else smallest)))
     return made
 
 

@@ -21,16 +21,17 @@ from sqlalchemy import Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DatabaseError
 from sqlmodel import Session, col, select
 
+from fedscale import files
 from fedscale.errors import ConfigError
 from fedscale.privacy.events import Spend
-from fedscale_client.home import NodeHome, make_private, open_private
+from fedscale_client.home import NodeHome, open_private
 from fedscale_client.keys import identity_key
 from fedscale_client.ledger.admission import Change, admitted
 from fedscale_client.ledger.chain import Signer, flaw, sealed
 from fedscale_client.ledger.claims import Cap, Claim, Parcel
 from fedscale_client.ledger.head import LOOK, Head, HeadFile
 from fedscale_client.ledger.lines import Kind
-from fedscale_client.ledger.state import Item, State
+from fedscale_client.ledger.state import Hold, Item, State, holds
 from fedscale_client.ledger.tables import RULES, Entry, Table
 
 BUSY_SECONDS = 120
@@ -59,7 +60,7 @@ class Ledger:
         Raises:
             ConfigError: its key or database cannot be read.
         """
-        folder = make_private(home.ledger)
+        folder = files.private_folder(home.ledger)
         with open_private(folder / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             signer = Signer(identity_key(home))
@@ -76,13 +77,13 @@ class Ledger:
             claim: what it will cost.
             cap: what must not be passed.
             kept: digest of an answer that is there already; where it has left for this task before, it costs nothing now and passes no cap.
-            run: what the run costs from this task to its end, which must fit as well before anything of it has been set aside.
+            run: what the run costs from this task to its end, which must fit as well, beside the room that others keep, unless it has begun.
 
         Raises:
             PolicyRefusal: the cap would be passed.
             ConfigError: the ledger does not verify.
         """
-        return self._add(lambda state: admitted(state, claim, None if kept and state.sent(claim.key, kept) else cap, run)).seq
+        return self._add(lambda state: admitted(state, claim, None if kept and state.sent(claim.key, kept) else cap, run, self._now())).seq
 
     def release(self, reservation: int, parcel: Parcel) -> int:
         """Note that an answer leaves now; the reservation it counts under.
@@ -121,7 +122,30 @@ class Ledger:
         """
         self._add(lambda _: (Kind.REFUND, reservation, {"reason": reason}))
 
+    def free(self, run: str, reason: str) -> Hold | None:
+        """Let others have the room that a run keeps; what it kept, ``None`` where that was nothing.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        freed: list[Hold] = []
+
+        def decide(state: State) -> Change | None:
+            freed.extend(hold for hold in holds(state.items.values(), self._now()) if hold.run == run)
+            return (Kind.FREE, freed[0].item.seq, {"reason": reason}) if freed else None
+
+        self._add(decide)
+        return freed[0] if freed else None
+
     # ------------------------------------------------------------------------------------------------------- what it says
+
+    def holds(self) -> tuple[Hold, ...]:
+        """The room that runs keep now.
+
+        Raises:
+            ConfigError: the ledger does not verify.
+        """
+        return holds(self.items(), self._now())
 
     def items(self) -> tuple[Item, ...]:
         """All reservations with what became of them, in their order.

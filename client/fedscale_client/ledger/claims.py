@@ -28,6 +28,8 @@ class Claim:
         plan: SHA-256 of the run's plan.
         app: SHA-256 of the app's bundle.
         coordinator: federation and address of whoever asks.
+        answers: how many its run may give at this cost, this one included; room is kept for the rest of them. 0: for none.
+        until: when that room is free again whatever happens, ISO 8601.
     """
 
     run: str
@@ -42,6 +44,8 @@ class Claim:
     plan: str = ""
     app: str = ""
     coordinator: str = ""
+    answers: int = 0
+    until: str = ""
 
     @property
     def key(self) -> tuple[str, str, int]:

@@ -17,6 +17,7 @@ from fedscale.errors import ConfigError
 from fedscale_client.home import open_private
 from fedscale_client.ledger.chain import Signer
 
+RESTORE = "bring the newer ledger back; where it is lost, lower the caps by what it may have held, and ask for a new ticket to join again with"
 LOOK = "look at it with: fedscale privacy ledger --verify; go on only when you know what happened"
 
 

@@ -8,12 +8,13 @@ from typing import Protocol
 
 
 class Kind(StrEnum):
-    """What happened: budget was set aside, an answer left, the coordinator answered, or nothing will leave."""
+    """What happened: budget was set aside, an answer left, the coordinator answered, nothing will leave, or a run needs no room any more."""
 
     RESERVE = "reserve"
     RELEASE = "release"
     COMMIT = "commit"
     REFUND = "refund"
+    FREE = "free"
 
 
 class Said(Protocol):

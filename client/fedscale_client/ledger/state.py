@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from fedscale.errors import FedscaleError
-from fedscale.privacy.events import Spend
+from fedscale.privacy.events import Spend, repeated
 from fedscale_client.ledger.claims import Claim
 from fedscale_client.ledger.lines import Kind, Said
 
@@ -26,6 +28,7 @@ class Item:
         release: what left and when, once it left.
         commit: what the coordinator said of it.
         refund: why nothing left, if nothing did.
+        free: why its run needs no room any more, if that was said.
     """
 
     seq: int
@@ -34,12 +37,40 @@ class Item:
     release: dict[str, Any] | None = None
     commit: dict[str, Any] | None = None
     refund: dict[str, Any] | None = None
+    free: dict[str, Any] | None = None
 
     @property
     def standing(self) -> str:
         """``refunded``, ``committed``, ``released`` or ``reserved``."""
         steps = {"refunded": self.refund, "committed": self.commit, "released": self.release}
         return next((name for name, facts in steps.items() if facts is not None), "reserved")
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Room under a cap that a run keeps for what it will yet ask. It lets nothing pass that the cap refuses: it only keeps others out.
+
+    Args:
+        item: the reservation that the run began with.
+        answers: how many more it is for.
+    """
+
+    item: Item
+    answers: int
+
+    @property
+    def run(self) -> str:
+        """Whose room it is."""
+        return self.item.claim.run
+
+    @property
+    def spends(self) -> tuple[Spend, ...]:
+        """What it is for."""
+        return tuple(more for spend in self.item.claim.spends or () for more in repeated(spend, self.answers))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"run": self.run, "answers": self.answers, "until": self.item.claim.until}
 
 
 @dataclass(slots=True)
@@ -54,6 +85,8 @@ class State:
         if entry.kind == Kind.RESERVE:
             return "" if entry.reservation == entry.seq else f"entry {entry.seq} reserves for another"
         item = self.items.get(entry.reservation)
+        if entry.kind == Kind.FREE:
+            return "" if item and item.claim.answers and item.free is None else f"entry {entry.seq}: no {entry.kind} of what keeps no room"
         standing = item.standing if item else "unknown"
         return "" if standing == BEFORE[Kind(entry.kind)] else f"entry {entry.seq}: no {entry.kind} of what is {standing}"
 
@@ -72,10 +105,10 @@ class State:
         self.last = (entry.seq, entry.digest)
         return ""
 
-    def counted(self, population: str, unit: str, data: str = "") -> tuple[Item, ...]:
-        """What counts against a population and unit: everything that was not given back, also under other names of the same data."""
+    def about(self, population: str, unit: str, data: str = "") -> tuple[Item, ...]:
+        """The reservations of a population and unit, also under other names of the same data."""
         names = kin(self.items.values(), population, {data})
-        return tuple(item for item in self.items.values() if item.refund is None and item.claim.unit == unit and item.claim.population in names)
+        return tuple(item for item in self.items.values() if item.claim.unit == unit and item.claim.population in names)
 
     def sent(self, key: tuple[str, str, int], digest: str) -> Item | None:
         """The reservation under which the same bytes have left for the same task."""
@@ -85,6 +118,24 @@ class State:
 def kin(items: Iterable[Item], population: str, data: Collection[str]) -> frozenset[str]:
     """The population and all others that were seen with some of the same data, by their SHA-256: a new name gives nobody a new budget."""
     return frozenset({population} | {item.claim.population for item in items if item.claim.data and item.claim.data in data})
+
+
+def counting(items: Iterable[Item]) -> list[Item]:
+    """What counts: everything that was not given back."""
+    return [item for item in items if item.refund is None]
+
+
+def holds(items: Iterable[Item], now: datetime) -> tuple[Hold, ...]:
+    """The room that runs keep at a moment; each answer takes from that of its run."""
+    begun: dict[str, Item] = {}
+    given: Counter[str] = Counter()
+    for item in items:
+        run = item.claim.run
+        if item.claim.answers:
+            begun[run], given[run] = item, 0
+        given[run] += item.refund is None and bool(item.claim.spends)
+    kept = (Hold(item, item.claim.answers - given[run]) for run, item in begun.items())
+    return tuple(hold for hold in kept if hold.answers > 0 and hold.item.free is None and now < datetime.fromisoformat(hold.item.claim.until))
 
 
 def spends_of(items: Iterable[Item]) -> tuple[Spend, ...]:

@@ -52,9 +52,8 @@ class NodeService(node_pb2_grpc.NodeServicer):
         log.info("node connected", node=name, datasets=len(session.datasets))
         try:
             self._engine.connected(session)
-            addresses = [place.address for place in self._leadership.places]
-            welcome = pb.Welcome(version=fedscale.__version__, heartbeat_seconds=HEARTBEAT_SECONDS, addresses=addresses, ledger=member.ledger or "")
-            yield pb.ServerMessage(welcome=welcome)
+            yield pb.ServerMessage(welcome=self._welcome(member.ledger or ""))
+            await self._engine.tell_ends(session, first.hello.runs)
             while not reader.done():
                 message = await _within(session.outbox)
                 if message is None:
@@ -68,6 +67,11 @@ class NodeService(node_pb2_grpc.NodeServicer):
             reader.cancel()
             self._engine.disconnected(session)
             log.info("node disconnected", node=name)
+
+    def _welcome(self, ledger: str) -> pb.Welcome:
+        """The answer to a greeting."""
+        addresses = [place.address for place in self._leadership.places]
+        return pb.Welcome(version=fedscale.__version__, heartbeat_seconds=HEARTBEAT_SECONDS, addresses=addresses, ledger=ledger)
 
     async def _listen(self, messages: AsyncIterator[pb.NodeMessage], session: Session, watch: Watch) -> None:
         """Read what the node says until it leaves."""

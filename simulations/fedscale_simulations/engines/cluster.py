@@ -9,23 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fedscale.errors import ConfigError, RunFailed
-from fedscale.events import Answered, Failed, Initialized, Summed
-from fedscale.learner import App, Learner
-from fedscale.plan import Plan
-from fedscale.ring import WORD, Words
-from fedscale.strategy import Strategy
-from fedscale.task import Task
-from fedscale.torch_learner import TorchLearner, as_learner, one_thread
+from fedscale.events import Failed, Summed
+from fedscale.ring import Words
+from fedscale.task import Tasks
+from fedscale.torch_learner import TorchLearner
 from fedscale.vector import Vector
-from fedscale_simulations.engines.desk import Answer, Desk, keep, nothing
+from fedscale_simulations.engines.desk import Answer, Desk, nothing
 from fedscale_simulations.engines.forms import Tick, Waves
+from fedscale_simulations.engines.member import Member, merged
 
 AHEAD = 2  # pieces a worker has at a time, so that it never waits for the next
 PIECES = 4  # for each worker in a round: small enough to end together and to lose little with a worker
@@ -47,40 +43,6 @@ def ray() -> Any:
     return package
 
 
-class Member:
-    """What runs in a worker of the cluster: the same desk as anywhere.
-
-    Args:
-        plan: the configuration of the run.
-        strategy: the strategy of the run.
-        app: an ``App`` or a ``Learner``.
-        data: each client's dataset by name.
-    """
-
-    def __init__(self, plan: Plan, strategy: Strategy, app: App | Learner, data: Mapping[str, Any]) -> None:
-        self._desk = Desk(plan, strategy, as_learner(app, keep(data)), data)
-
-    def add(self, first: Task, nodes: Sequence[str], model: Vector) -> tuple[list[Failed], Words]:
-        """The sum of the answers of these clients, and the failures of those whose answers are not in it."""
-        total = np.zeros(first.layout.length, WORD)
-        with one_thread():
-            failed = [self._desk.add(replace(first, node=node), model, total) for node in nodes]
-        return [failure for failure in failed if failure is not None], total
-
-    def answer(self, first: Task, nodes: Sequence[str], model: Vector) -> tuple[list[Answered | Initialized | Failed], None]:
-        """The answers of these clients one by one."""
-        with one_thread():
-            return [self._desk.answer(replace(first, node=node), model) for node in nodes], None
-
-
-def merged(*parts: Words) -> Words:
-    """The sum of sums."""
-    total = parts[0].copy()
-    for part in parts[1:]:
-        total += part
-    return total
-
-
 @dataclass(slots=True, eq=False)
 class Piece:
     """Clients that one worker does in one go, and the references to what comes of it."""
@@ -98,10 +60,11 @@ class Cluster:
 
     Args:
         desk: where a client's work is done.
-        workers: how many workers of one processor each; as many as the cluster has processors where it is ``None``.
+        workers: how many workers of one processor each; where it is ``None``, as many as the cluster has GPUs if the plan wants
+            them, else processors.
 
     Raises:
-        ConfigError: ray is not installed, or there is no cluster.
+        ConfigError: ray is not installed, or there is no cluster, or it has no GPU and the plan wants one.
     """
 
     def __init__(self, desk: Desk, workers: int | None = None) -> None:
@@ -109,15 +72,29 @@ class Cluster:
         self._ours = not self._ray.is_initialized()
         if self._ours:
             self._connect()
-        self.workers = workers or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-        # Ray keeps a processor for each worker, so that none starves another; sums are added up beside them.
-        options = {"num_cpus": 1, "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}}}
-        self._member = self._ray.remote(**options)(Member)
-        self._merge = self._ray.remote(num_cpus=0, runtime_env=options["runtime_env"])(merged)
+        gpus = self._gpus()
+        self.workers = workers or gpus or max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        # Ray keeps a processor for each worker, so that none starves another; sums are added up beside them. Who asks for a part
+        # of a GPU sees that one alone, else all would crowd on the first.
+        share = 1 / -(-self.workers // gpus) if gpus else 0
+        surroundings = {"env_vars": {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}}
+        self._member = self._ray.remote(num_cpus=1, num_gpus=share, runtime_env=surroundings)(Member)
+        self._merge = self._ray.remote(num_cpus=0, runtime_env=surroundings)(merged)
         learner = desk.learner
         app = learner.app if isinstance(learner, TorchLearner) else learner
         self._what = [self._ray.put(value) for value in (desk.plan, desk.strategy, app, desk.data)]
         self._members: list[Any] = []
+
+    def _gpus(self) -> int:
+        """How many GPUs there are for the clients; none where the processor is asked for, or nobody says that a learner of one's own wants any.
+
+        Raises:
+            ConfigError: there are none, and the plan asks for them.
+        """
+        wanted, found = self._desk.plan.train.device, int(self._ray.cluster_resources().get("GPU", 0))
+        if wanted == "cuda" and not found:
+            raise ConfigError("the plan asks for CUDA, and the Ray cluster has no GPU", where="train.device", hint='use device = "auto"')
+        return found if wanted == "cuda" or (wanted == "auto" and isinstance(self._desk.learner, TorchLearner)) else 0
 
     def _connect(self) -> None:
         """Join the cluster.
@@ -130,18 +107,17 @@ class Cluster:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError("no Ray cluster can be reached", why=type(error).__name__, hint="start one with: ray start --head") from None
 
-    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
+    def work(self, tasks: Tasks, model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
         """Answer the tasks: failures as they happen, and the sum of all others in the end."""
-        first = tasks[0]
-        if model is None or first.schema is None:
+        if model is None or tasks.schema is None:
             yield from (self._desk.answer(task, model) for task in tasks)
             return
-        apart = self._desk.apart(first.phase)
+        apart = self._desk.apart(tasks.phase)
         if not self._members:
             self._members = [self._hired() for _ in range(self.workers)]
-        course, waves = Course(self, first, self._ray.put(model), apart=apart), Waves(tasks, None if apart else wanted)
+        course, waves = Course(self, tasks, self._ray.put(model), apart=apart), Waves(tasks, None if apart else wanted)
         for wave in waves:
-            for piece, answers in course.play([task.node for task in wave]):
+            for piece, answers in course.play(wave.nodes):
                 yield from answers
                 if not apart:
                     waves.missing += len(answers)
@@ -166,10 +142,10 @@ class Cluster:
         self._ray.kill(self._members[at])
         self._members[at] = self._hired()
 
-    def ask(self, at: int, piece: Piece, first: Task, model: Any, *, apart: bool) -> None:
+    def ask(self, at: int, piece: Piece, tasks: Tasks, model: Any, *, apart: bool) -> None:
         """Give a piece to a worker."""
         method = self._members[at].answer if apart else self._members[at].add
-        piece.told, piece.total = method.options(num_returns=2).remote(first, list(piece.nodes), model)
+        piece.told, piece.total = method.options(num_returns=2).remote(tasks.to(list(piece.nodes)), model)
 
     def tree(self, totals: Sequence[Any]) -> Words:
         """The sum of the sums behind references, added up where they are; an object that was lost raises Ray's own error."""
@@ -194,13 +170,13 @@ class Course:
 
     Args:
         cluster: the workers.
-        first: any task of the round.
+        tasks: the round's.
         model: reference to the global model.
         apart: whether the answers are wanted one by one.
     """
 
-    def __init__(self, cluster: Cluster, first: Task, model: Any, *, apart: bool) -> None:
-        self._cluster, self._first, self._model, self._apart = cluster, first, model, apart
+    def __init__(self, cluster: Cluster, tasks: Tasks, model: Any, *, apart: bool) -> None:
+        self._cluster, self._tasks, self._model, self._apart = cluster, tasks, model, apart
         self._done: list[Piece] = []
         self._out: set[str] = set()
         self._deaths = 0
@@ -219,7 +195,7 @@ class Course:
             for at, pieces in enumerate(given):
                 while queue and len(pieces) < AHEAD:
                     pieces.append(queue.popleft())
-                    self._cluster.ask(at, pieces[-1], self._first, self._model, apart=self._apart)
+                    self._cluster.ask(at, pieces[-1], self._tasks, self._model, apart=self._apart)
             for at in self._ready(given, size):
                 answers = self._heard(at, given[at], queue)
                 if answers is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from fedscale.causes import attempted
@@ -16,7 +17,7 @@ from fedscale.privacy.lots import derived
 from fedscale.ring import Words, add
 from fedscale.run import model_digest
 from fedscale.strategy import Strategy
-from fedscale.task import FirstModel, Task, compute, noise_of, perform, portion, private_for
+from fedscale.task import FirstModel, Task, Tasks, compute, noise_of, perform, portion, private_for
 from fedscale.vector import Vector
 from fedscale_simulations.failures import failure_of
 
@@ -24,6 +25,7 @@ Answer: TypeAlias = Answered | Initialized | Failed | Summed
 
 KEEP = 4096
 KEPT_BYTES = 64 << 20
+TRIES = 8  # clients that are looked at where any will do and some cannot be read
 
 
 def nothing(_: int) -> None:
@@ -33,7 +35,7 @@ def nothing(_: int) -> None:
 class Engine(Protocol):
     """Does the tasks of virtual clients."""
 
-    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Callable[[int], None] = nothing) -> Iterator[Answer]:
+    def work(self, tasks: Tasks, model: Vector | None, wanted: int | None = None, tick: Callable[[int], None] = nothing) -> Iterator[Answer]:
         """Answer tasks, one by one or many in a sum; whoever has enough of the answers stops asking.
 
         Args:
@@ -72,7 +74,7 @@ class Desk:
 
     def answer(self, task: Task, model: Vector | None) -> Answered | Initialized | Failed:
         """A client's answer or, whatever its code does, the failure a coordinator would hear of."""
-        done = self.guarded(task, lambda: perform(task, *self._how(task), model, private=self.private(task)))
+        done = self.guarded(task.node, lambda: perform(task, *self._how(task), model, private=self.private(task)))
         if isinstance(done, Failed):
             return done
         if isinstance(done, FirstModel):
@@ -86,7 +88,7 @@ class Desk:
 
     def add(self, task: Task, model: Vector, total: Words) -> Failed | None:
         """Add a client's answer to a sum: the same bits as those of ``answer``, which is never written down; or its failure."""
-        failed: Failed | None = self.guarded(task, lambda: self._add(task, model, total))
+        failed: Failed | None = self.guarded(task.node, lambda: self._add(task, model, total))
         return failed
 
     def _add(self, task: Task, model: Vector, total: Words) -> None:
@@ -97,10 +99,10 @@ class Desk:
         if share is not None:
             add(total[: task.layout.size], share)
 
-    def guarded(self, task: Task, work: Callable[[], Any]) -> Any:
+    def guarded(self, node: str, work: Callable[[], Any]) -> Any:
         """The result of work, or the failure of whoever's code raised."""
         done = attempted(work)
-        return Failed(task.node, failure_of(done)) if isinstance(done, Exception) else done
+        return Failed(node, failure_of(done)) if isinstance(done, Exception) else done
 
     def private(self, task: Task) -> Private | None:
         """How a client hides its rows, with all chance from the plan's seed: a simulation can be repeated, and hides nobody."""
@@ -120,6 +122,16 @@ class Desk:
 
 def keep(data: object) -> int:
     """How many clients' prepared data stay at hand: as many as fit into a fixed amount of memory."""
-    first = next(iter(data.values()), None) if isinstance(data, Mapping) else None
-    size = first.x.nbytes + first.y.nbytes if isinstance(first, Dataset) else 0
-    return max(2, min(KEEP, KEPT_BYTES // max(size, 1)))
+    first = attempted(lambda: next(iter(data.values()), None)) if isinstance(data, Mapping) else None
+    if isinstance(data, Mapping) and isinstance(first, Exception):
+        first = next(readable(data), None)
+    parts = (first.x, first.y) if isinstance(first, Dataset) else getattr(first, "tensors", ())  # as torch's TensorDataset has them
+    return max(2, min(KEEP, KEPT_BYTES // max(sum(part.nbytes for part in parts), 1)))
+
+
+def readable(data: Mapping[str, Any]) -> Iterator[object]:
+    """What the first few clients have, but for those whose data cannot be had: that is told when they are asked for an answer."""
+    for name in islice(data, TRIES):
+        found = attempted(partial(data.__getitem__, name))
+        if not isinstance(found, Exception):
+            yield found

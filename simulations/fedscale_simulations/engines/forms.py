@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
+from heapq import nsmallest
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from fedscale.causes import attempted
 from fedscale.errors import UpdateRejected
 from fedscale.events import Failed
 from fedscale.learner import Phase
@@ -21,19 +23,33 @@ from fedscale.privacy import rounds
 from fedscale.privacy.dp import DP
 from fedscale.ring import Words, add
 from fedscale.sampling import derived_seed
-from fedscale.task import Task, noise_of
+from fedscale.task import Task, Tasks, noise_of
 from fedscale.torch_learner import TorchLearner
-from fedscale.torch_learner.blocks import MOST_CLIENTS, Learnt, Trainer
+from fedscale.torch_learner.blocks import Learnt, Trainer
 from fedscale.torch_learner.examples import Examples
 from fedscale.update import Update
 from fedscale.vector import Vector
-from fedscale_simulations.engines.desk import Desk
+from fedscale_simulations.engines.desk import TRIES, Desk
 
-Block: TypeAlias = Sequence[Task]
-Group: TypeAlias = list[tuple[Task, Examples]]
+Block: TypeAlias = Tasks
 
-# A cohort in so many parts keeps many processors busy to the end; a smaller block would gain less than it could.
-PARTS, FEW_CLIENTS = 16, 16
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Clients that take the same steps.
+
+    Args:
+        tasks: theirs.
+        rows: those of each.
+    """
+
+    tasks: Tasks
+    rows: Sequence[Examples]
+
+    @property
+    def first(self) -> Task:
+        """The task of the first, in which only its name is not that of all."""
+        return self.tasks.task(self.tasks.nodes[0])
 
 
 class Form(Protocol):
@@ -41,7 +57,7 @@ class Form(Protocol):
 
     name: str
 
-    def blocks(self, tasks: Sequence[Task]) -> list[Block]:
+    def blocks(self, tasks: Tasks) -> list[Block]:
         """The tasks in the blocks in which they are done."""
 
     def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
@@ -60,9 +76,9 @@ class Alone:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    def blocks(self, tasks: Sequence[Task]) -> list[Block]:
+    def blocks(self, tasks: Tasks) -> list[Block]:
         """Every client is a block."""
-        return [(task,) for task in tasks]
+        return [tasks.to((node,)) for node in tasks.nodes]
 
     def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
         """The client's answer, added."""
@@ -88,36 +104,37 @@ class Together:
         self._desk, self._learner, self._trainer = desk, learner, trainer
         self._alone = Alone(desk)
 
-    def blocks(self, tasks: Sequence[Task]) -> list[Block]:
+    def blocks(self, tasks: Tasks) -> list[Block]:
         """Clients in the order of their names. Nobody's data are looked at: that is for whoever does the block."""
-        if tasks[0].phase is not Phase.TRAIN:
+        if tasks.phase is not Phase.TRAIN:
             return self._alone.blocks(tasks)
-        ordered, size = sorted(tasks, key=attrgetter("node")), min(MOST_CLIENTS, max(FEW_CLIENTS, -(-len(tasks) // PARTS)))
-        return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+        ordered, size = sorted(tasks.nodes), self._trainer.block(len(tasks))
+        return [tasks.to(ordered[at : at + size]) for at in range(0, len(ordered), size)]
 
     def add(self, block: Block, model: Vector, total: Words) -> list[Failed]:
         """The weighted mean of the block's changes, added."""
-        if block[0].phase is not Phase.TRAIN:
+        if block.phase is not Phase.TRAIN:
             return self._alone.add(block, model, total)
         groups, failed = self.alike(block)
         for group in groups:
-            tasks = [task for task, _ in group]
-            wrong = len(group) == 1 or isinstance(self._desk.guarded(tasks[0], partial(self._add, group, model, total)), Failed)
-            failed += self._alone.add(tasks, model, total) if wrong else []
+            alone = len(group.rows) == 1
+            wrong = alone or isinstance(self._desk.guarded(group.tasks.nodes[0], partial(self._add, group, model, total)), Failed)
+            failed += self._alone.add(group.tasks, model, total) if wrong else []
         return failed
 
     def alike(self, block: Block) -> tuple[list[Group], list[Failed]]:
         """The clients of a block that take the same steps, with their rows, and the failures of those whose rows cannot be read."""
-        found: dict[int, Group] = defaultdict(list)
+        found: dict[int, list[tuple[str, Examples]]] = defaultdict(list)
         failed: list[Failed] = []
-        for task in block:
-            rows = self._desk.guarded(task, partial(self._rows, task))
+        for node in block.nodes:
+            rows = self._desk.guarded(node, partial(self._rows, node, block.phase))
             if isinstance(rows, Failed):
                 failed.append(rows)
             else:
-                found[self._trainer.alike(len(rows))].append((task, rows))
-        sized = [(group, self._trainer.most(len(group[0][1]))) for group in found.values()]
-        return [group[at : at + size] for group, size in sized for at in range(0, len(group), size)], failed
+                found[self._trainer.alike(len(rows))].append((node, rows))
+        sized = [(same, self._trainer.most(len(same[0][1]))) for same in found.values()]
+        parts = [zip(*same[at : at + size], strict=True) for same, size in sized for at in range(0, len(same), size)]
+        return [Group(block.to(nodes), rows) for nodes, rows in parts], failed
 
     def trained(self, group: Group, model: Vector) -> tuple[Learnt, list[float]]:
         """What clients that take the same steps have learnt, and the weight of each.
@@ -125,32 +142,32 @@ class Together:
         Raises:
             AppError, DataError, UpdateRejected: as a client alone, or because the clients do not go together.
         """
-        first, seed = group[0][0], self._desk.plan.job.seed
-        if first.schema is None:
+        tasks, seed = group.tasks, self._desk.plan.job.seed
+        if tasks.schema is None:
             raise UpdateRejected("there is no model to train")
-        dp, equal = self._promise(first), self._desk.strategy.weighting == "equal"
-        weights = [1.0 if equal else min(float(len(rows)), first.layout.weight_cap) for _, rows in group]
-        seeds = [derived_seed(seed, task.number, task.node) for task, _ in group]
+        dp, equal = self._promise(tasks), self._desk.strategy.weighting == "equal"
+        weights = [1.0 if equal else min(float(len(rows)), tasks.layout.weight_cap) for rows in group.rows]
+        seeds = [derived_seed(seed, tasks.number, node) for node in tasks.nodes]
         clip = dp.clip if dp else None
-        return self._trainer.train(first.schema.unpack(model), [rows for _, rows in group], seeds, weights, clip), weights
+        return self._trainer.train(tasks.schema.unpack(model), group.rows, seeds, weights, clip), weights
 
     def _add(self, group: Group, model: Vector, total: Words) -> None:
-        (learnt, weights), first = self.trained(group, model), group[0][0]
-        moving = rounds.adaptive(self._promise(first))
+        (learnt, weights), first = self.trained(group, model), group.first
+        moving = rounds.adaptive(self._promise(group.tasks))
         delta = np.append(learnt.delta, np.float32(np.mean(moving.said(learnt.norms)))) if moving else learnt.delta
-        shares = noise_of(first, self._desk.plan, self._desk.private(first), len(group))
-        first.layout.add(Update(delta, sum(weights), {"loss": np.array([learnt.losses @ weights])}), total, len(group))
+        shares = noise_of(first, self._desk.plan, self._desk.private(first), len(weights))
+        first.layout.add(Update(delta, sum(weights), {"loss": np.array([learnt.losses @ weights])}), total, len(weights))
         if shares is not None:
             add(total[: first.layout.size], shares)
 
-    def _promise(self, task: Task) -> DP | None:
-        """The plan's privacy, with the clip of the task's round."""
+    def _promise(self, tasks: Tasks) -> DP | None:
+        """The plan's privacy, with the clip of the round."""
         dp = self._desk.plan.privacy
-        return None if dp is None else rounds.in_round(dp, task.layout.clip)
+        return None if dp is None else rounds.in_round(dp, tasks.layout.clip)
 
-    def _rows(self, task: Task) -> Examples:
+    def _rows(self, node: str, phase: Phase) -> Examples:
         """The rows of a client."""
-        return self._learner.examples_of(self._desk.portion(task.node, task.phase))
+        return self._learner.examples_of(self._desk.portion(node, phase))
 
 
 def together(desk: Desk) -> tuple[Together | None, str]:
@@ -163,9 +180,19 @@ def together(desk: Desk) -> tuple[Together | None, str]:
         return None, "the strategy changes each client's update by itself"
     if not desk.strategy.aggregator.linear:
         return None, "the aggregator needs each client's update"
-    name = min(desk.data, default="")
-    trainer, why = desk.learner.blocks(desk.plan.train, desk.strategy.proximal, lambda: desk.portion(name, Phase.TRAIN))
+    trainer, why = desk.learner.blocks(desk.plan.train, desk.strategy.proximal, partial(_sample, desk, desk.learner))
     return (Together(desk, desk.learner, trainer) if trainer else None), why
+
+
+def _sample(desk: Desk, learner: TorchLearner) -> object:
+    """What a client has to train on, to see what a batch costs: of the first few the first that can be read."""
+
+    def read(name: str) -> Examples:
+        return learner.examples_of(desk.portion(name, Phase.TRAIN))
+
+    names = nsmallest(TRIES, desk.data)
+    sound = (name for name in names if not isinstance(attempted(partial(read, name)), Exception))
+    return desk.portion(next(sound, names[0]), Phase.TRAIN)
 
 
 class Waves:
@@ -176,13 +203,13 @@ class Waves:
         wanted: how many answers end the round; all, where it is ``None``.
     """
 
-    def __init__(self, tasks: Sequence[Task], wanted: int | None) -> None:
+    def __init__(self, tasks: Tasks, wanted: int | None) -> None:
         self._tasks, self._at, self.missing = tasks, 0, len(tasks) if wanted is None else wanted
 
-    def __iter__(self) -> Iterator[Sequence[Task]]:
+    def __iter__(self) -> Iterator[Tasks]:
         """One wave after the other; count the failures up in ``missing`` before asking for the next."""
         while self.missing and self._at < len(self._tasks):
-            wave = self._tasks[self._at : self._at + self.missing]
+            wave = self._tasks.to(self._tasks.nodes[self._at : self._at + self.missing])
             self._at, self.missing = self._at + len(wave), 0
             yield wave
 

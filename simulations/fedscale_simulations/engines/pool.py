@@ -18,7 +18,7 @@ import numpy as np
 from fedscale.errors import RunFailed
 from fedscale.events import Answered, Failed, Summed, failure_of
 from fedscale.ring import WORD
-from fedscale.task import Task
+from fedscale.task import Tasks
 from fedscale.torch_learner import give_back
 from fedscale.vector import Vector
 from fedscale_simulations.engines.crew import Crew, Seat
@@ -45,21 +45,20 @@ class Pool:
         self._crew: Crew | None = None
         self._serial = 0
 
-    def work(self, tasks: Sequence[Task], model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
+    def work(self, tasks: Tasks, model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
         """Answer the tasks: failures as they happen, and one sum of each worker in the end."""
-        first = tasks[0]
-        if model is None or first.schema is None:
+        if model is None or tasks.schema is None:
             yield from (self._desk.answer(task, model) for task in tasks)
             return
-        self._crew = self._crew or Crew(self._desk, self._form, first.schema, self._workers)
+        self._crew = self._crew or Crew(self._desk, self._form, tasks.schema, self._workers)
         self._crew.model[:] = model
         self._serial += 1
-        apart = self._desk.apart(first.phase)
+        apart = self._desk.apart(tasks.phase)
         patience = self._desk.plan.clients.deadline
-        course = Course(self._crew, first, self._serial, patience, apart=apart, tick=tick)
+        course = Course(self._crew, tasks, self._serial, patience, apart=apart, tick=tick)
         waves = Waves(tasks, None if apart else wanted)
         for wave in waves:
-            for answer in course.play([(task,) for task in wave] if apart else self._form.blocks(wave)):
+            for answer in course.play([wave.to((node,)) for node in wave.nodes] if apart else self._form.blocks(wave)):
                 waves.missing += isinstance(answer, Failed) and not apart
                 yield answer
         if not apart:
@@ -77,19 +76,19 @@ class Course:
 
     Args:
         crew: the workers.
-        first: any task of the round.
+        tasks: the round's.
         serial: the number of the round in messages.
         patience: how many seconds a client may take, as a node may in a deployment.
         apart: whether the answers are wanted one by one.
         tick: told how many clients are done.
     """
 
-    def __init__(self, crew: Crew, first: Task, serial: int, patience: float, *, apart: bool, tick: Tick) -> None:
+    def __init__(self, crew: Crew, tasks: Tasks, serial: int, patience: float, *, apart: bool, tick: Tick) -> None:
         self._crew, self._serial, self._apart, self._tick = crew, serial, apart, tick
         self._patience = patience
-        self._length = first.layout.length
-        facts = {"phase": str(first.phase), "number": first.number, "terms": first.layout.terms, "model": first.model, "apart": apart}
-        facts["clip"] = first.layout.clip
+        self._length = tasks.layout.length
+        facts = {"phase": str(tasks.phase), "number": tasks.number, "terms": tasks.layout.terms, "model": tasks.model, "apart": apart}
+        facts["clip"] = tasks.layout.clip
         self._header = message(b"R", serial, json.dumps(facts).encode())
         self._told: set[str] = set()
         self._deaths = 0
@@ -123,9 +122,9 @@ class Course:
             if nodes:
                 yield Summed(nodes, seat.total[: self._length])
 
-    def _included(self, block: Block) -> list[str]:
+    def _included(self, block: Block) -> Sequence[str]:
         """The clients of a block that have not failed."""
-        return [task.node for task in block if task.node not in self._told]
+        return [node for node in block.nodes if node not in self._told] if self._told else block.nodes
 
     def _enter(self, seat: Seat) -> None:
         """Tell a worker of the round."""
@@ -136,11 +135,11 @@ class Course:
         """Give workers their next chunks: large ones at first, single blocks in the end, so that all end together."""
         for seat in list(self._crew.seats):
             while self._queue and len(seat.given) - seat.done < AHEAD:
-                most = max(1, MOST_LETTERS // sum(len(task.node) + 1 for task in self._queue[0]))
+                most = max(1, MOST_LETTERS // sum(map(len, self._queue[0].nodes)) + len(self._queue[0]))
                 size = min(most, max(1, len(self._queue) // (2 * AHEAD * len(self._crew.seats))))
                 chunk = [self._queue.popleft() for _ in range(size)]
                 seat.given.append(chunk)
-                self._send(seat, message(b"C", self._serial, json.dumps([[task.node for task in block] for block in chunk]).encode()))
+                self._send(seat, message(b"C", self._serial, json.dumps([block.nodes for block in chunk]).encode()))
 
     def _send(self, seat: Seat, content: bytes) -> None:
         """Send to a worker; one that has died is noticed when it is heard."""
@@ -193,6 +192,6 @@ class Course:
                 hint="use fewer workers where memory is short, or engine 'sequential' to see the cause",
             )
         self._count(seat.given[: seat.done], -1)
-        again = [[task for task in block if task.node not in self._told] for block in chain.from_iterable(seat.given)]
-        self._queue.extendleft(reversed([block for block in again if block]))
+        again = [block.to(self._included(block)) for block in chain.from_iterable(seat.given)]
+        self._queue.extendleft(reversed([block for block in again if len(block)]))
         self._enter(self._crew.replace(seat))

@@ -21,8 +21,8 @@ from typing import Any
 from fedscale.events import Answered, Failed, Initialized
 from fedscale.learner import Phase
 from fedscale.ring import Words
-from fedscale.task import Task, layout_for
-from fedscale.torch_learner import settle_fork
+from fedscale.task import Tasks, layout_for
+from fedscale.torch_learner import Ceiling, settle_fork
 from fedscale.vector import Schema, Vector
 from fedscale_simulations.engines.desk import Desk
 from fedscale_simulations.engines.forms import Form
@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, desk: Desk, form: Form, schema: Schema, model: Vector, total: Words) -> None:
         self._desk, self._form, self._schema, self._model, self._total = desk, form, schema, model, total
         self._round: dict[str, Any] = {}
-        self._serial = 0
+        self._serial, self._ceiling = 0, Ceiling()
 
     def serve(self, pipe: Connection, others: Sequence[Connection]) -> None:
         """Work until the pipe is closed, which it is when the process at the other end dies."""
@@ -80,21 +80,22 @@ class Worker:
     def _work(self, pipe: Connection, blocks: Sequence[Sequence[str]]) -> None:
         """The blocks of one message."""
         for names in blocks:
-            for answer in self._done([self._task(name) for name in names]):
+            for answer in self._done(self._tasks(names)):
                 if isinstance(answer, Answered) and answer.words is not None:
                     name = json.dumps(answer.node).encode()
                     pipe.send_bytes(message(b"A", self._serial, LENGTH.pack(len(name)) + name + answer.words[:].tobytes()))
                 elif isinstance(answer, Failed):
                     pipe.send_bytes(message(b"F", self._serial, json.dumps([answer.node, asdict(answer.failure)]).encode()))
         pipe.send_bytes(message(b"D", self._serial))
+        self._ceiling.hold()
 
-    def _done(self, block: list[Task]) -> Sequence[Answered | Initialized | Failed]:
+    def _done(self, block: Tasks) -> Sequence[Answered | Initialized | Failed]:
         """What is to be told of a block."""
         if self._round["apart"]:
             return [self._desk.answer(task, self._model) for task in block]
         return self._form.add(block, self._model, self._sum)
 
-    def _task(self, name: str) -> Task:
-        """The task of a client in this round."""
+    def _tasks(self, names: Sequence[str]) -> Tasks:
+        """The tasks of clients in this round."""
         facts = self._round
-        return Task(name, self._phase, facts["number"], self._layout, self._schema, facts["model"])
+        return Tasks(names, self._phase, facts["number"], self._layout, self._schema, facts["model"])

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedscale import files
 from fedscale.privacy.events import Spend
-from fedscale_client.home import NodeHome, make_private
+from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
 from fedscale_client.ledger.claims import Cap, Claim, Parcel
 
@@ -29,7 +30,7 @@ def parcel(content: str) -> Parcel:
 
 
 def home_at(folder: Path) -> NodeHome:
-    return NodeHome(make_private(folder))
+    return NodeHome(files.private_folder(folder))
 
 
 def finish(ledger: Ledger, number: int, **changes: Any) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+from datetime import datetime
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from fedscale.errors import Cause
 from fedscale.learner import Phase
 from fedscale.privacy.accountant import epsilon
+from fedscale.privacy.events import repeated
 from fedscale.proto.v1 import bulk_pb2
 from fedscale_client import declarations, facts, policy
 from fedscale_client.declarations import Declaration
@@ -382,6 +384,7 @@ async def test_a_ledger_that_lacks_what_the_coordinator_has_noted_allows_nothing
         failure = await coordinator.failure(coordinator.assign(app, plan=private_plan())[0])
         assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, "the privacy ledger of this site cannot be used")
         (event,) = node.events("ledger rolled back")
+        assert [found["noted"] for found in node.events("connected")] == [head]
     assert event["problem"]
     assert items(home) == ()
 
@@ -399,9 +402,20 @@ async def test_a_disk_that_refuses_at_the_greeting_allows_nothing_and_keeps_the_
         await coordinator.connected()
         failure = await coordinator.failure(coordinator.assign(app, plan=private_plan())[0])
         assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, "the privacy ledger of this site cannot be used")
-        assert [event["problem"] for event in node.events("ledger rolled back")] == ["the ledger cannot be read: No space left on device"]
-        assert not node.task.done()
-    assert items(home) == ()
+        assert [event["error"] for event in node.events("ledger not read")] == [
+            "the privacy ledger of this site cannot be read (No space left on device)"
+        ]
+        assert (node.task.done(), node.events("ledger rolled back"), items(home)) == (False, [], ())
+        monkeypatch.undo()
+        failure = await coordinator.failure(coordinator.assign(app, plan=private_plan(), run="run-2")[0])
+        assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, "the privacy ledger of this site cannot be used")
+        await coordinator.stop()
+        coordinator.ledger = f"0:{Ledger.open(home)._signer.origin}"
+        monkeypatch.setattr(Ledger, "lacks", refuse)
+        await coordinator.start()
+        await until(lambda: len(node.events("ledger not read")) == 2)
+        monkeypatch.undo()
+        await coordinator.answer(coordinator.assign(app, plan=private_plan(), run="run-3")[0])
 
 
 async def test_a_ledger_that_has_what_the_coordinator_has_noted_goes_on(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
@@ -413,3 +427,66 @@ async def test_a_ledger_that_has_what_the_coordinator_has_noted_goes_on(coordina
         await coordinator.connected(2)
         await coordinator.answer(coordinator.assign(app, number=2, plan=private_plan())[0])
         assert node.events("ledger rolled back") == []
+
+
+async def test_two_runs_at_once_are_not_both_let_in_where_only_one_fits(coordinator: Coordinator, home: NodeHome, start: Start, app: str) -> None:
+    """The one that was let in keeps its room until its coordinator has ended it."""
+    async with start():
+        await coordinator.connected()
+        await coordinator.answer(coordinator.assign(app, run="one", plan=private_plan())[0])
+        (spend,) = spends_of(await settled(home, "committed"))
+        policy.save(home, capped(epsilon(repeated(spend, 3), DELTA)))
+        failure = await coordinator.failure(coordinator.assign(app, run="two", plan=private_plan())[0])
+        assert (failure.cause, failure.what.split(" (")[0]) == (Cause.POLICY, BEYOND)
+        assert "is left beside what runs under way may yet spend" in failure.what
+        coordinator.release(("one", Phase.MESSAGE, 0))
+        await until(lambda: Ledger.open(home).holds() == ())
+        for number in (1, 2):
+            await coordinator.answer(coordinator.assign(app, number=number, run="three", plan=private_plan())[0])
+    assert [item.claim.run for item in items(home)] == ["one", "three", "three"]
+
+
+async def test_a_site_asks_for_the_ends_of_runs_that_keep_room_when_it_comes_back(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str
+) -> None:
+    """Of no others; and hears them, though it was away, and killed, when they ended."""
+    lives = [([], ["one", "two"]), (["one", "two"], ["three"]), (["one", "three"], [])]
+    for life, (kept, runs) in enumerate(lives, 1):
+        async with start():
+            session = await coordinator.connected(life)
+            assert list(session.hello.runs) == kept
+            if life == 2:
+                coordinator.release(("two", Phase.MESSAGE, 0))
+                await until(lambda: [hold.run for hold in Ledger.open(home).holds()] == ["one"])
+            for run in runs:
+                await coordinator.answer(coordinator.assign(app, run=run, plan=private_plan())[0])
+    assert [(item.claim.run, item.claim.answers) for item in items(home)] == [("one", 2), ("two", 2), ("three", 2)]
+
+
+async def test_room_is_kept_as_long_as_a_plan_may_take_and_a_day_more_but_no_longer_than_a_month(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str
+) -> None:
+    async with start():
+        await coordinator.connected()
+        for number, (rounds, deadline) in enumerate(((2, "1h"), (20, "1h"), (2, "30d"))):
+            asked = private_plan(strategy={"rounds": rounds}, clients={"deadline": deadline})
+            await coordinator.answer(coordinator.assign(app, run=f"run-{number}", plan=asked)[0])
+    seconds = [(datetime.fromisoformat(item.claim.until) - datetime.fromisoformat(item.at)).total_seconds() for item in items(home)]
+    assert seconds == pytest.approx([86400 + 2 * 7200, 86400 + 20 * 7200, 30 * 86400], abs=PATIENCE)
+    assert [hold.answers for hold in Ledger.open(home).holds()] == [1, 19, 1]
+
+
+@pytest.mark.parametrize("spoil", [spoil_ledger, lambda home: (home.ledger / "ledger.db").write_bytes(b"no database" * 999)])
+async def test_a_ledger_that_cannot_be_read_keeps_no_site_from_coming(
+    coordinator: Coordinator, home: NodeHome, start: Start, app: str, spoil: Any
+) -> None:
+    async with start():
+        await coordinator.connected()
+        await coordinator.answer(coordinator.assign(app, plan=private_plan())[0])
+        await settled(home, "committed")
+    spoil(home)
+    async with start() as node:
+        session = await coordinator.connected(2)
+        coordinator.release(("run-1", Phase.MESSAGE, 0))
+        failure = await coordinator.failure(coordinator.assign(app, number=2, plan=private_plan())[0])
+        assert (list(session.hello.runs), failure.cause, node.task.done()) == ([], Cause.POLICY, False)

@@ -72,14 +72,22 @@ class Truth:
     asked: int = 0
     owed: set[int] = field(default_factory=set)
     left: set[str] = field(default_factory=set)
+    room: set[str] = field(default_factory=set)
+    let_go: set[str] = field(default_factory=set)
 
     def live(self, site: NodeHome, random: Random) -> None:
         """Tasks, one after the other, until death: an answer leaves as soon as ``release`` returns."""
         ledger = Ledger.open(site)
         while True:
             self.asked += 1
-            reservation = ledger.reserve(claim(self.asked), None)
+            run = f"run-{self.asked}"
+            reservation = ledger.reserve(claim(self.asked, run=run, answers=3, until="9999-01-01T00:00:00+00:00"), None)
             self.owed.add(reservation)
+            self.room.add(run)
+            if random.random() < 0.25:
+                self.room.discard(run)
+                ledger.free(run, "the run is over")
+                self.let_go.add(run)
             if random.random() < 0.25:
                 self.owed.discard(reservation)
                 ledger.refund(reservation, "nothing left")
@@ -97,6 +105,9 @@ class Truth:
         assert self.owed <= counted
         assert len(items) <= self.asked
         assert self.left <= {item.release["digest"] for item in items if item.release}
+        kept = {hold.run for hold in ledger.holds()}
+        assert self.room <= kept
+        assert not self.let_go & kept
 
 
 @pytest.mark.parametrize("part", range(PARTS))

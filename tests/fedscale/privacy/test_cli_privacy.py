@@ -145,6 +145,10 @@ def test_the_plan_for_a_person(job: Path) -> None:
     assert rows[0][:4] == ["dpsgd", "*", "record", "50"]
     assert rows[1][:3] == ["union", "record", "100"]
     assert "sample known: epsilon without amplification" in done.out
+    asked = "epsilon 2 at delta 1e-05 for each record; a site whose cap has less room refuses before its first round, and nothing of it is spent"
+    assert asked in " ".join(done.out.split())
+    needs = fedscale("privacy", "plan", job, "--units", "50", "--json").data["each_site_needs"]
+    assert needs == {"epsilon": 2.0, "delta": 1e-5, "unit": "record"}
 
 
 def test_a_plan_that_hides_nodes_needs_no_units(job: Path) -> None:

@@ -82,6 +82,14 @@ def test_only_the_first_metrics_are_big() -> None:
     assert [tile.one("dt").text for tile in page_of(run_of(many)).all("div", "tile")] == ["M0", "M1", "M2", "M3", "M4", "M5"]
 
 
+def test_of_a_first_round_that_failed_the_page_says_who_failed_and_draws_no_curve() -> None:
+    lost = round_of(1, answered=(), metrics={}, sites={}, failures={"north": TIMEOUT, "south": TIMEOUT}, weight=0.0)
+    page = page_of(run_of(lost, status="failed", reason="round 1 (train): 0 of 2 nodes answered"))
+    assert titles(page) == ["Metrics", "Participation", "Failures", "Time and traffic", "Plan", "To repeat this run"]
+    assert "0 rounds" in page.text
+    assert "north: 1" in page.text
+
+
 def test_zero_rounds_leave_the_plan_and_a_word() -> None:
     page = page_of(run_of(status="failed", reason="too few nodes"))
     assert titles(page) == ["Plan", "To repeat this run"]

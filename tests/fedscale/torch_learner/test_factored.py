@@ -117,6 +117,12 @@ def test_who_is_beyond_the_clip_counts_less() -> None:
     assert counted([1.0, 3.0], np.empty(0), None).tolist() == [0.25, 0.75]
 
 
+@pytest.mark.parametrize("change", [1e30, -1e38, np.inf, np.nan])
+def test_a_change_that_blew_up_is_refused_without_a_warning_of_numpys(change: float) -> None:
+    with pytest.raises(UpdateRejected, match="not finite"):  # and no RuntimeWarning, which is an error here
+        Learnt(np.full(3, change, np.float32), np.zeros(2), np.ones(2))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("field", ["delta", "losses", "norms"])
 def test_what_is_not_finite_was_not_learnt(field: str, bad: float) -> None:

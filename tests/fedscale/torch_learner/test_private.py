@@ -275,3 +275,9 @@ def test_labels_that_do_not_fit_are_told_as_without_privacy() -> None:
     with pytest.raises(AppError, match="too large for the model"):
         trained(learner, classes(), training=training())
     assert len(from_arrays([[1.0], [2.0]], [0, 1])) == 2
+
+
+def test_the_first_client_of_a_process_draws_as_any_other() -> None:
+    learner, data = TorchLearner(app(lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)))), classes()
+    one, other = (arrays(trained(learner, data)) for _ in range(2))
+    assert (flat(one) == flat(other)).all()
