@@ -24,6 +24,7 @@ from fedscale.errors import (
 
 T = TypeVar("T")
 
+GONE = Failure(Cause.LOST, "the connection to the node broke", hint="see the node's own log; clients.rejoin is how long it has to come back")
 CAUSES: tuple[tuple[type[FedscaleError], Cause], ...] = (
     (DataError, Cause.DATA),
     (ConfigError, Cause.DATA),

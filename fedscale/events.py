@@ -93,9 +93,10 @@ class Fired:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Somebody asked to end the run now."""
+    """The run is to end now: somebody asked for it, or it has ``failed``, for the sites that are there would not do it."""
 
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,8 @@ def to_row(event: Event) -> tuple[str, dict[str, Any]]:
         row["failure"] = asdict(event.failure)
     if isinstance(event, Roster) and not event.keys:
         del row["keys"]
+    if isinstance(event, Stop) and not event.failed:
+        del row["failed"]
     return type(event).__name__.lower(), row
 
 

@@ -22,6 +22,8 @@ from fedscale.errors import DataError
 FLOAT64_EXACT = np.float64(2**53)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 ALWAYS_MISSING = ("", "nan")
+DROP = "fill it in, or leave such rows out: --missing drop, in Python missing_policy='drop'"
+ENCODE = "encode it, leave its column out by naming the others in columns, or list it in missing="
 
 
 def numeric(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
@@ -98,7 +100,7 @@ class Table:
             row = int(lacking.argmax())
             name = (*self.names, self.group)[int(gaps[row].argmax())]
             line = self.lines[row]
-            raise DataError(f"column '{name}' has a missing value", where=f"{self.where}:{line}", hint="fill it in, or use missing_policy='drop'")
+            raise DataError(f"column '{name}' has a missing value", where=f"{self.where}:{line}", hint=DROP)
         if lacking.all():
             raise DataError("every row has a missing value", where=self.where, hint="choose columns that are filled in, with columns=")
         keep = ~lacking
@@ -265,7 +267,7 @@ def _floats(cells: tuple[str, ...], names: tuple[str, ...], markers: set[str], w
     numbers = [_float(cell) for cell in cells]
     for name, cell, number in zip(names, cells, numbers, strict=True):
         if math.isnan(number) and cell.strip().casefold() not in markers:
-            raise DataError(f"column '{name}' holds a cell that is not a number", where=where, hint="encode it, or list it in missing=")
+            raise DataError(f"column '{name}' holds a cell that is not a number", where=where, hint=ENCODE)
     return numbers
 
 

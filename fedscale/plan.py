@@ -323,10 +323,10 @@ class Plan(Section):
         return Document.of(text, file, overrides).read(cls, besides=BESIDES)
 
     @classmethod
-    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Plan:
+    def load(cls, path: str | Path, overrides: Iterable[str] = ()) -> Plan:
         """Read a plan from a file.
 
         Raises:
             PlanError: unreadable, or as ``from_toml``.
         """
-        return Document.load(path, overrides).read(cls, besides=BESIDES)
+        return Document.load(Path(path), overrides).read(cls, besides=BESIDES)

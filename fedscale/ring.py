@@ -196,7 +196,8 @@ def to_limbs(numbers: Sequence[float] | npt.NDArray[np.float64], out: Words, ter
     """
     values = np.asarray(numbers, np.float64)
     if not np.maximum.reduce(np.abs(values), axis=None, initial=0) <= LIMIT / terms:
-        raise UpdateRejected("a weight or metric is not finite or too large", why=f"the limit is {LIMIT / terms:.0f}")
+        why, hint = f"the limit is {LIMIT / terms:.0f}", "scale the features, or lower the learning rate"
+        raise UpdateRejected("a weight or metric is not finite or too large", why=why, hint=hint)
     integers = np.rint(values * 2.0**FRACTION_BITS).astype(np.int64)
     out.reshape(-1, LIMBS)[:] = (integers[:, None] >> SHIFTS) & ((1 << LIMB_BITS) - 1)
 

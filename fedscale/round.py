@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from fedscale.aggregate import Aggregate, Aggregator, Partial
-from fedscale.causes import listed
+from fedscale.causes import GONE, listed
 from fedscale.errors import Cause, Failure, FedscaleError
 from fedscale.events import Answered, Arm, Assign, Effect, Event, Failed, Fired, Lost, Outcome, Release, Returned, Spoke, Summed, Tell
 from fedscale.learner import Phase
@@ -216,7 +216,7 @@ class Round:
         elif isinstance(event, Failed):
             self.failures[node] = event.failure
         elif isinstance(event, Lost):
-            self.failures[node] = Failure(Cause.LOST, "the connection to the node broke", hint="it may come back; see the node's own log")
+            self.failures[node] = GONE
             return [Arm(self.timer(node), self.terms.rejoin)]
         elif isinstance(event, Returned):
             del self.failures[node]

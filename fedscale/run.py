@@ -111,7 +111,7 @@ class Run:
         if self.status != RUNNING:
             return []
         if isinstance(event, Stop):
-            return self._finish("stopped", event.reason)
+            return self._finish("failed" if event.failed else "stopped", event.reason)
         if isinstance(event, Pause | Resume):
             self.paused = isinstance(event, Pause)
             return [] if self.paused or self.round or self.asked else self._gather()

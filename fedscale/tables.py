@@ -110,6 +110,9 @@ class Document:
         """The first problem of a validation as an error people can act on."""
         problems = error.errors()
         first = problems[0]
+        if first["type"] == "missing":
+            # A mistyped name is missing and unknown, and the latter says what was meant.
+            first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), first)
         inside = self._inside(prefix, first["loc"])
         path = (*prefix, *inside)
         name, hint = ".".join(path), ""

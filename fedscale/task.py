@@ -15,7 +15,7 @@ import numpy as np
 
 from fedscale import transform
 from fedscale.data import Dataset
-from fedscale.errors import AppError, PlanError, UpdateRejected
+from fedscale.errors import AppError, DataError, PlanError, UpdateRejected
 from fedscale.learner import Learner, Phase, Private, Result, Work
 from fedscale.metrics import Metric
 from fedscale.plan import Plan
@@ -124,13 +124,22 @@ def layout_for(plan: Plan, phase: Phase, size: int, terms: int, clip: float = 0.
 
 
 def portion(plan: Plan, phase: Phase, data: Any) -> Any:
-    """The part of a site's dataset that a phase may see; data that is not a ``Dataset`` is the learner's own business."""
+    """The part of a site's dataset that a phase may see; data that is not a ``Dataset`` is the learner's own business.
+
+    Raises:
+        DataError: no row of it is left for the phase.
+    """
     if not isinstance(data, Dataset) or phase is Phase.INIT or not plan.evaluate.holdout:
         return data
     # Where rows are hidden, no row may have a say in the part that another belongs to.
     alone = plan.privacy is not None and plan.privacy.unit != "node"
     train, held_out = (data.split_alone if alone else data.split)(plan.evaluate.holdout, plan.job.seed)
-    return train if phase is Phase.TRAIN else held_out
+    part = train if phase is Phase.TRAIN else held_out
+    if not len(part):
+        why = "the dataset has too few rows to hold some out" if len(data) else "the dataset is empty"
+        hint = "leave the client out of the run" + (", or set evaluate.holdout = 0 to evaluate on what is trained on" if len(data) else "")
+        raise DataError(f"there is no row to {phase} on", why=why, hint=hint)
+    return part
 
 
 def private_for(plan: Plan, phase: Phase, data: Any, key: bytes | None = None) -> Private | None:

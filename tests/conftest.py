@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Simulations fork workers in the process in which other tests have used gRPC, whose own handlers for forks can wait for ever.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -23,6 +24,10 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # A process that sees a GPU trains on it, to other bits, and cannot be forked afterwards: only the tests of GPUs see one, where they are asked for.
 if "FEDSCALE_TEST_GPUS" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# No example of a property has to be done in a given time: machines differ, and this one may be busy.
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONAL_DATA, OPTIONAL_POWER, OPTIONAL_DEVICE = "optional data", "this container does not permit it", "a device that not every machine has"

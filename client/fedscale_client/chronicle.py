@@ -21,7 +21,8 @@ from fedscale.errors import ConfigError, Failure
 from fedscale_client.home import NodeHome, open_private
 from fedscale_client.ledger.head import Head
 
-KEPT = frozenset({"task", "failed", "answered", "connected", "disconnected", "stopped", "not renewed"})
+KEPT = frozenset({"task", "declined", "failed", "answered", "connected", "disconnected", "stopped", "not renewed"})
+ASKING = frozenset({"task", "declined"})  # both say what a run wants
 MOST_BYTES = 8 << 20
 
 
@@ -65,7 +66,7 @@ class Asked:
         app: SHA-256 of the app's bundle.
         plan: SHA-256 of its plan.
         plan_toml: the plan as it was sent.
-        first: seconds since the epoch of the first task.
+        first: seconds since the epoch of the first task, or of the first that was declined.
         last: of the last event.
         tasks: how many of each phase.
         answered: how many answers were taken.
@@ -110,17 +111,17 @@ def asked(events: list[dict[str, Any]]) -> list[Asked]:
     for event in events:
         if name := str(event.get("run") or str(event.get("key", "")).split("/")[0]):
             runs.setdefault(name, []).append(event)
-    found = [_asked(run, own) for run, own in runs.items() if any(event["event"] == "task" for event in own)]
+    found = [_asked(run, own) for run, own in runs.items() if any(event["event"] in ASKING for event in own)]
     return sorted(found, key=lambda one: -one.last)
 
 
 def _asked(run: str, events: list[dict[str, Any]]) -> Asked:
-    tasks = [event for event in events if event["event"] == "task"]
-    told: dict[str, Any] = {name: str(tasks[-1].get(name, "")) for name in ("name", "dataset", "app", "plan", "plan_toml")}
+    asking, tasks = ([event for event in events if event["event"] in kinds] for kinds in (ASKING, {"task"}))
+    told: dict[str, Any] = {name: str(asking[-1].get(name, "")) for name in ("name", "dataset", "app", "plan", "plan_toml")}
     phases = [str(task["phase"]) for task in tasks]
-    failures = tuple(Failure(**event["failure"]) for event in events if event["event"] == "failed")
+    failures = tuple(Failure(**event["failure"]) for event in events if event["event"] in {"declined", "failed"})
     counts = {"tasks": {phase: phases.count(phase) for phase in dict.fromkeys(phases)}, "answered": sum(e["event"] == "answered" for e in events)}
-    return Asked(run, **told, first=tasks[0]["at"], last=events[-1]["at"], **counts, failures=failures)
+    return Asked(run, **told, first=asking[0]["at"], last=events[-1]["at"], **counts, failures=failures)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

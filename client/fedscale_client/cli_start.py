@@ -16,7 +16,7 @@ from fedscale_client.chronicle import Chronicle
 from fedscale_client.facts import closing, exposed
 from fedscale_client.options import HOME, HomeFolder, opened
 
-WORRYING = frozenset({"disconnected", "failed", "not renewed", "datasets not read", "ledger rolled back"})
+WORRYING = frozenset({"disconnected", "declined", "failed", "not renewed", "datasets not read", "ledger rolled back"})
 
 
 def start(*, home: HomeFolder = HOME, log: LogFormat = "text") -> None:

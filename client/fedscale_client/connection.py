@@ -7,7 +7,7 @@ they are asked in turn. Only one answer ends it: that this node is not accepted 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -17,6 +17,7 @@ import grpc.aio
 import fedscale
 from fedscale.clock import Clock
 from fedscale.errors import AccessDenied, Cause, Failure, FedscaleError, PlanError, ProtocolError, Unreachable
+from fedscale.learner import Phase
 from fedscale.plan import Plan
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
@@ -31,6 +32,7 @@ from fedscale_client.standing import REJOIN
 OPENING_SECONDS = 20.0
 SETTLED_SECONDS = 5.0
 OUTBOX = 256
+RELEASES = "the coordinator and this node may run different releases"
 T = TypeVar("T")
 
 
@@ -63,6 +65,25 @@ class Assignment:
     size: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A step of a run that is about to begin; nothing is asked for yet.
+
+    Args:
+        key: run, phase and round.
+        plan: the run's plan.
+        plan_toml: the same as it was sent.
+        bundle: SHA-256 of the app's bundle.
+        nodes: how many would be asked.
+    """
+
+    key: Key
+    plan: Plan
+    plan_toml: str
+    bundle: str
+    nodes: int
+
+
 class Receiver(Protocol):
     """Who does what the server says."""
 
@@ -83,6 +104,9 @@ class Receiver(Protocol):
 
     def assigned(self, assignment: Assignment) -> None:
         """The server asks for a task."""
+
+    def proposed(self, proposal: Proposal) -> None:
+        """The server would ask for something."""
 
     def identity(self) -> bytes:
         """What proves this node's identity key."""
@@ -151,6 +175,11 @@ class Connection:
         """Say why a task will not be answered."""
         self._say(pb.NodeMessage(failed=failure_to_proto(key, failure)))
 
+    def stand(self, key: Key, refused: Mapping[Phase, Failure]) -> None:
+        """Say what of a proposal would be refused."""
+        told = [failure_to_proto((key[0], phase, key[2]), failure) for phase, failure in refused.items()]
+        self._say(pb.NodeMessage(stance=pb.Stance(key=key_to_proto(key), refused=told)))
+
     def _say(self, message: pb.NodeMessage) -> None:
         """Queue a message. Without a stream it is dropped: when there is one again, the server asks again."""
         if self._outbox is not None and not self._outbox.full():
@@ -171,7 +200,7 @@ class Connection:
     async def _stream(self, channel: grpc.aio.Channel, credentials: Credentials) -> FedscaleError:
         """Greet, then read and write until one of both ends."""
         offered, runs = self._receiver.offer(), await self._receiver.waiting()
-        hello = pb.Hello(version=fedscale.__version__, datasets=offered, identity=self._receiver.identity(), runs=runs)
+        hello = pb.Hello(version=fedscale.__version__, datasets=offered, identity=self._receiver.identity(), runs=runs, proposals=True)
         stream = node_pb2_grpc.NodeStub(channel).Connect()
         with suppress(asyncio.InvalidStateError):  # the call has ended already: reading says why
             await _within(OPENING_SECONDS, stream.write(pb.NodeMessage(hello=hello)))
@@ -204,6 +233,8 @@ class Connection:
             kind = message.WhichOneof("message")
             if kind == "assignment":
                 self._assigned(message.assignment)
+            elif kind == "proposal":
+                self._proposed(message.proposal)
             elif kind == "told":
                 if (data := parts.whole(message.told)) is not None:
                     self._receiver.told(key_from_proto(message.told.key), message.told.step, data)
@@ -221,13 +252,23 @@ class Connection:
             await _within(SILENCE_SECONDS, stream.write(message))
         return Unreachable("the datasets of this site have changed", hint="the server is told at once")
 
+    def _proposed(self, message: pb.Proposal) -> None:
+        """Read a proposal; one that makes no sense is refused, as its tasks would be."""
+        key = key_from_proto(message.key)
+        try:
+            plan = Plan.from_toml(message.plan, file=f"plan of run {key[0]}")
+        except PlanError as error:
+            self.stand(key, {key[1]: Failure(Cause.REJECTED, str(error), hint=RELEASES)})
+            return
+        self._receiver.proposed(Proposal(key, plan, message.plan, message.bundle, message.nodes))
+
     def _assigned(self, message: pb.Assignment) -> None:
         """Read an assignment; one that makes no sense is answered with a failure."""
         key = key_from_proto(message.key)
         try:
             _, plan, task = assignment_from_proto(message, self.settings.name)
         except (ProtocolError, PlanError) as error:
-            self.fail(key, Failure(Cause.REJECTED, str(error), hint="the coordinator and this node may run different releases"))
+            self.fail(key, Failure(Cause.REJECTED, str(error), hint=RELEASES))
             return
         seconds = message.deadline_seconds if message.deadline_seconds > 0 else plan.clients.deadline
         signed = (message.roster, message.authority)

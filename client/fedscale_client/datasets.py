@@ -113,7 +113,7 @@ def _parquet(path: Path, declaration: Declaration) -> Dataset:
     if declaration.missing_policy == "drop":
         frame = frame.dropna()
     if lacking := [name for name in wanted if frame[name].isna().any()]:
-        raise DataError(f"column '{lacking[0]}' has a missing value", where=str(path), hint="fill it in, or use missing_policy='drop'")
+        raise DataError(f"column '{lacking[0]}' has a missing value", where=str(path), hint=intake.DROP)
     return data.from_arrays(frame[list(columns)].to_numpy(), frame[label].to_numpy(), _texts(frame[group]) if group else None, columns)
 
 

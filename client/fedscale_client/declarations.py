@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from fedscale import files
-from fedscale.errors import ConfigError, Conflict, DataError, NotFound
+from fedscale.errors import ConfigError, Conflict, DataError, NotFound, PolicyRefusal
 from fedscale.tables import NAME
 from fedscale_client.home import NodeHome, parse, read_toml, write_toml
 
@@ -99,6 +99,19 @@ def find(home: NodeHome, name: str) -> Declaration:
         hint = f"did you mean '{close[0]}'?" if close else f"declare it with: fedscale node data add {name} ..."
         raise NotFound(f"no dataset '{name}'", where=str(home.datasets_file), hint=hint)
     return known[name]
+
+
+def offered(home: NodeHome, name: str) -> Declaration:
+    """The declaration of a dataset that a plan names.
+
+    Raises:
+        ConfigError: ``datasets.toml`` is not valid.
+        PolicyRefusal: the site has declared no dataset of that name.
+    """
+    declaration = listed(home).get(name)
+    if declaration is None:
+        raise PolicyRefusal(f"this site does not offer the dataset '{name}'", hint=f"the site can declare it: fedscale node data add {name} ...")
+    return declaration
 
 
 def add(home: NodeHome, name: str, declaration: Declaration) -> None:

@@ -24,11 +24,11 @@ from fedscale.wire.convert import Key
 from fedscale_client import declarations, policy
 from fedscale_client.answers import Answer
 from fedscale_client.census import Census, census
-from fedscale_client.connection import Assignment
+from fedscale_client.connection import Assignment, Proposal
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger.book import Ledger
-from fedscale_client.ledger.claims import Claim, Parcel
+from fedscale_client.ledger.claims import Cap, Claim, Parcel
 from fedscale_client.ledger.head import Head
 from fedscale_client.policy import Policy
 
@@ -89,14 +89,35 @@ class Gate:
             PlanError: the plan's privacy cannot be made.
             OSError: the disk refuses.
         """
-        await self._require_noted()
-        rules = _rules(self._home)
-        rules.check(assignment.plan, assignment.task.phase, self._settings.project, assignment.bundle)
-        claim, run = await self._claim(assignment, declaration, rules)
+        rules, claim, run = await self._allowed(assignment, assignment.key, declaration)
         reserving = asyncio.create_task(asyncio.to_thread(self._reserve, claim, run, rules, kept))
         permit = self._permits[assignment.key] = Permit(assignment, reserving)
         await asyncio.shield(reserving)
         return permit
+
+    async def consider(self, proposal: Proposal, phase: Phase, declaration: Declaration) -> None:
+        """Refuse what ``admit`` would refuse by now of a run's round; nothing is set aside.
+
+        Args:
+            proposal: the run and its round.
+            phase: of the task that would come.
+            declaration: of its dataset.
+
+        Raises:
+            FedscaleError: as ``admit``.
+            OSError: the disk refuses.
+        """
+        key = (proposal.key[0], phase, proposal.key[2])
+        rules, claim, run = await self._allowed(proposal, key, declaration)
+        rules.check_sum(proposal.plan, proposal.nodes)
+        await asyncio.to_thread(_trusted, lambda: self._open().consider(claim, _cap(claim, rules), run))
+
+    async def _allowed(self, asked: Assignment | Proposal, key: Key, declaration: Declaration) -> tuple[Policy, Claim, tuple[Spend, ...]]:
+        """The policy, which lets a task in whatever it costs, and what it claims, see ``_claim``."""
+        await self._require_noted()
+        rules = _rules(self._home)
+        rules.check(asked.plan, key[1], self._settings.project, asked.bundle)
+        return rules, *await self._claim(asked, key, declaration, rules)
 
     async def anchored(self, text: str) -> str:
         """Compare this site's ledger with the end of it that the coordinator has noted; what is wrong, empty when nothing is.
@@ -188,34 +209,34 @@ class Gate:
             reservation = await reserving
             await asyncio.to_thread(lambda: self._open().refund(reservation, "nothing left this site"))
 
-    async def _claim(self, assignment: Assignment, declaration: Declaration, rules: Policy) -> tuple[Claim, tuple[Spend, ...]]:
+    async def _claim(self, asked: Assignment | Proposal, key: Key, declaration: Declaration, rules: Policy) -> tuple[Claim, tuple[Spend, ...]]:
         """What a task claims, and what its run would cost from there to its end, all of it computed here."""
-        plan, task = assignment.plan, assignment.task
+        plan, (name_of_run, phase, number) = asked.plan, key
         dp, name = plan.privacy, plan.job.data
         claim = Claim(
-            run=assignment.key[0],
-            phase=str(task.phase),
-            number=task.number,
+            run=name_of_run,
+            phase=str(phase),
+            number=number,
             dataset=name,
             population=rules.population(name),
             spends=None,
             plan=plan.digest,
-            app=assignment.bundle,
+            app=asked.bundle,
             coordinator=f"{self._settings.federation} at {self._settings.address}",
         )
         if dp is None:
             return claim, ()
         rounds, masked = plan.strategy.rounds, plan.secagg.enabled
-        if task.number > rounds:
-            raise PolicyRefusal(f"round {task.number} is beyond the {rounds} rounds of the plan", where="strategy.rounds")
+        if number > rounds:
+            raise PolicyRefusal(f"round {number} is beyond the {rounds} rounds of the plan", where="strategy.rounds")
         counted = await self._census(declaration, dp.unit)
         claim = replace(claim, unit=dp.unit, delta=dp.delta, data=counted.data)
-        if task.phase is Phase.EVALUATE:
+        if phase is Phase.EVALUATE:
             return claim, ()  # metrics of the rows held out leave as they are: no noise covers them
         spend = await asyncio.to_thread(spend_of, dp, plan.train, rounds, Phase.TRAIN, counted.units, masked=masked)
-        left = rounds - max(task.number, 1) + 1
+        left = rounds - max(number, 1) + 1
         run = spends_over(spend, left) if spend else ()
-        if spend is None or task.phase is not Phase.TRAIN:
+        if spend is None or phase is not Phase.TRAIN:
             # The first model comes from the app alone and costs nothing; whoever makes it is asked for all the rounds after it.
             return replace(claim, spends=()), run
         until = self._clock.now() + min(SPARE + timedelta(seconds=PHASES * left * plan.clients.deadline), LONGEST)
@@ -229,9 +250,8 @@ class Gate:
         return self._counted[1]
 
     def _reserve(self, claim: Claim, run: tuple[Spend, ...], rules: Policy, kept: str) -> int:
-        """Set the claim aside in the ledger; of metrics under a private plan the policy has decided already."""
-        cap = None if claim.unit and claim.spends is None else rules.of(claim.dataset).cap
-        return _trusted(lambda: self._open().reserve(claim, cap, kept, run))
+        """Set the claim aside in the ledger."""
+        return _trusted(lambda: self._open().reserve(claim, _cap(claim, rules), kept, run))
 
     def _open(self) -> Ledger:
         """The ledger, opened when it is first needed."""
@@ -247,6 +267,11 @@ def _rules(home: NodeHome) -> Policy:
         return policy.load(home)
     except ConfigError:
         raise PolicyRefusal("the policy of this site cannot be read", hint=OWN) from None
+
+
+def _cap(claim: Claim, rules: Policy) -> Cap | None:
+    """The cap that a claim must not pass; of metrics under a private plan the policy has decided already."""
+    return None if claim.unit and claim.spends is None else rules.of(claim.dataset).cap
 
 
 def _trusted(step: Callable[[], T]) -> T:

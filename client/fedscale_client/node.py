@@ -22,13 +22,14 @@ from fedscale.wire.convert import Key, key_text
 from fedscale_client import declarations, failures, renewal, states
 from fedscale_client.answers import Answer, Answers
 from fedscale_client.cache import Cache
-from fedscale_client.connection import Assignment, Connection
+from fedscale_client.connection import Assignment, Connection, Proposal
 from fedscale_client.credentials import Credentials
 from fedscale_client.gate import Gate
 from fedscale_client.home import NodeHome
 from fedscale_client.ledger.head import RESTORE
 from fedscale_client.masking import Masking, Seat
 from fedscale_client.performer import Performer
+from fedscale_client.stance import Stances, wanted
 from fedscale_client.transfer import Transfer
 from fedscale_client.workers import Workers
 
@@ -79,6 +80,7 @@ class Node:
         self._performer = Performer(home, cache, self._answers, self._transfer, self._workers, self._gate)
         self._connection = Connection(home, self, clock)
         self._masking = Masking(home, self._connection.speak, self._left)
+        self._stances = Stances(home, self._gate, self._connection.stand, self._tell)
         self._jobs: dict[Key, asyncio.Task[None]] = {}
         self._delivering: set[Key] = set()
         self._failures: OrderedDict[Key, Failure] = OrderedDict()
@@ -148,6 +150,10 @@ class Node:
         """What proves this node's identity key."""
         return self._masking.identity()
 
+    def proposed(self, proposal: Proposal) -> None:
+        """Say whether this site would do what is about to be asked."""
+        self._group.create_task(self._stances.answer(proposal))
+
     def told(self, key: Key, step: str, data: bytes) -> None:
         """Answer a message of secure aggregation."""
         self._group.create_task(self._masking.told(key, step, data))
@@ -188,7 +194,7 @@ class Node:
             self._connection.fail(key, Failure(Cause.WORKER, f"the node has {MOST_JOBS} tasks already", hint="start fewer runs at a time"))
         else:
             self._connection.accept(key)
-            self._tell("task", key=key_text(key), run=key[0], phase=str(key[1]), number=key[2], **_asked(assignment))
+            self._tell("task", key=key_text(key), run=key[0], phase=str(key[1]), number=key[2], **wanted(assignment))
             seat = self._masking.asked(assignment)
             if seat is not None:
                 self._group.create_task(self._masking.open(assignment, seat))
@@ -287,12 +293,6 @@ class Node:
 
     def _tell(self, event: str, **facts: Any) -> None:
         self._on_event({"event": event, "node": self._name, **facts})
-
-
-def _asked(assignment: Assignment) -> dict[str, str]:
-    """What a task wants, for the site's own people."""
-    job, plan = assignment.plan.job, assignment.plan
-    return {"name": job.name, "dataset": job.data, "app": assignment.bundle, "plan": plan.digest, "plan_toml": assignment.plan_toml}
 
 
 def _silent(_: float) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from fedscale.errors import Cause, Failure, FedscaleError, PolicyRefusal
+from fedscale.errors import Cause, Failure, FedscaleError
 from fedscale.learner import Phase
 from fedscale_client import answers, declarations, failures, states
 from fedscale_client.answers import Answer, Answers
@@ -50,7 +50,7 @@ class Performer:
         outcome: Done | Failure | None = None
         try:
             with self._cache.hold(assignment.bundle, assignment.task.model):
-                declaration = self._offered(assignment.plan.job.data)
+                declaration = declarations.offered(self._home, assignment.plan.job.data)
                 # A masked vector leaves once, for its masks live as long as the node; any other answer is the same bytes when it is asked for again.
                 found = None if assignment.plan.secagg.enabled else self._kept.found(assignment, answer)
                 async with asyncio.timeout_at(deadline):
@@ -101,17 +101,6 @@ class Performer:
         if isinstance(done, Done) and not assignment.plan.secagg.enabled:
             await asyncio.to_thread(self._kept.finish, assignment, Answer(answer, done.digest, done.size, done.schema))
         return done
-
-    def _offered(self, name: str) -> Declaration:
-        """The declaration of a dataset.
-
-        Raises:
-            PolicyRefusal: the site has declared no dataset of that name.
-        """
-        declaration = declarations.listed(self._home).get(name)
-        if declaration is None:
-            raise PolicyRefusal(f"this site does not offer the dataset '{name}'", hint=f"the site can declare it: fedscale node data add {name} ...")
-        return declaration
 
     async def _fetched(self, assignment: Assignment) -> tuple[Path, Path | None]:
         """Folder of the app and file of the model."""

@@ -152,6 +152,21 @@ class Policy(BaseModel):
         if dp is not None:
             own.check(dp, phase, masked=plan.secagg.enabled)
 
+    def check_sum(self, plan: Plan, nodes: int) -> None:
+        """Refuse secure aggregation in which this site would see, only after answers were given, that it is not as its owner wants it.
+
+        Raises:
+            PolicyRefusal: as the protocol's own rules, of sums over at most so many nodes.
+        """
+        if plan.secagg.enabled and plan.secagg.profile == "curious" and not self.curious_server:
+            why = "the server must be assumed malicious here"
+            raise PolicyRefusal(
+                "this site does not take part in such secure aggregation", where="curious_server", why=why, hint='set secagg.profile = "malicious"'
+            )
+        if plan.secagg.enabled and nodes < self.min_cohort:
+            why = f"the site asks for at least {self.min_cohort}"
+            raise PolicyRefusal(f"a sum over {nodes} nodes is not opened", where="min_cohort", why=why, hint="ask more nodes, or leave this site out")
+
 
 def load(home: NodeHome, changes: Iterable[str] = ()) -> Policy:
     """The policy of a site.

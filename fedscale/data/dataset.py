@@ -124,7 +124,8 @@ class Dataset:
         Args:
             kind: ``iid``; ``dirichlet`` (``alpha``), label skew; ``shards`` (``per_client``), at most so many labels a
                 client; ``quantity`` (``alpha``), size skew; ``column`` (``column``, a name or position), one client for
-                each distinct value of a feature, or of the groups when ``column`` is left out.
+                each distinct value of a feature, or of the groups when ``column`` is left out; a client is one group then,
+                and its rows have none.
             clients: how many; for ``column`` the values decide, and a number given must agree.
             seed: the same seed gives the same population.
             options: the one option of the kind.
@@ -134,7 +135,9 @@ class Dataset:
         """
         option = partition.option_of(kind, options)
         if kind == "column":
-            return _by_value(self, self.groups if option is None else _feature(self, option), clients)
+            values = self.groups if option is None else _feature(self, option)
+            # Of a group that is a client nothing could be held out, for groups stay together.
+            return _by_value(replace(self, groups=None) if option is None else self, values, clients)
         if clients is None:
             raise DataError(f"partition '{kind}' needs the number of clients")
         parts = partition.spread(kind, self.y, clients, option, partition.generator(seed))

@@ -7,7 +7,8 @@ statistics included; integer and non-persistent buffers stay local and start eve
 """
 
 from fedscale.torch_learner.devices import forkable
+from fedscale.torch_learner.kernels import slow_halves
 from fedscale.torch_learner.learner import TorchLearner, as_learner
 from fedscale.torch_learner.threads import Ceiling, give_back, one_thread, settle_fork
 
-__all__ = ["Ceiling", "TorchLearner", "as_learner", "forkable", "give_back", "one_thread", "settle_fork"]
+__all__ = ["Ceiling", "TorchLearner", "as_learner", "forkable", "give_back", "one_thread", "settle_fork", "slow_halves"]

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 LEAST_PRODUCTS = 4_000_000
 ROWS = 384
 ZEN_5 = 26
+AMD = "AuthenticAMD"
 
 
 class OneDnnLinear(torch.autograd.Function):
@@ -62,7 +63,7 @@ def gains() -> bool:
     A fact and not a measurement: a simulator and all workers of a machine must agree on it, because the two kernels differ
     in the last bits.
     """
-    return available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and processor("vendor_id") == "AuthenticAMD"
+    return available() and torch.backends.cpu.get_cpu_capability() == "AVX512" and processor("vendor_id") == AMD
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +71,17 @@ def full_width() -> bool:
     """Whether it gains for the products of training as well: where vector units are half as wide, calling it costs what it gains."""
     family = processor("cpu family")
     return gains() and family.isdecimal() and int(family) >= ZEN_5
+
+
+@lru_cache(maxsize=1)
+def slow_halves() -> bool:
+    """Whether products in bfloat16 are slower than in full precision on this machine's processor; not where nobody knows.
+
+    Intel's AMX and AMD's vector units take many more of them at once. Intel's vector units take half as many (80 for 155
+    GFLOP/s on a Xeon whose AMX is hidden), and processors with neither take them apart.
+    """
+    flags = set(processor("flags").split())
+    return bool(flags) and "amx_bf16" not in flags and not ("avx512_bf16" in flags and processor("vendor_id") == AMD)
 
 
 def processor(fact: str, file: Path = Path("/proc/cpuinfo")) -> str:

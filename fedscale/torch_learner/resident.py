@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -91,6 +93,13 @@ class Resident:
                 why=f"tensor '{name}' has shape {ours.get(name, 'none')} here and {theirs.get(name, 'none')} there",
                 hint="the model must not depend on the site or on chance",
             )
+
+
+def finite(arrays: Arrays) -> bool:
+    """Whether the squares of a model's numbers have a finite sum: one pass; where it is not, a number may be infinite or NaN, or just large."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        parts = [arrays.vector] if isinstance(arrays, Packed) else [np.asarray(array, np.float32).reshape(-1) for array in arrays.values()]
+        return all(math.isfinite(part @ part) for part in parts)
 
 
 def tensor_of(array: npt.NDArray[Any]) -> Tensor:

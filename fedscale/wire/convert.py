@@ -87,6 +87,11 @@ def letter_to_proto(run: str, letter: Letter, plan_toml: str, bundle: str, secon
     )
 
 
+def proposal_to_proto(key: Key, plan_toml: str, bundle: str, nodes: int) -> pb.ServerMessage:
+    """The question whether a node would do a step of a run that so many are asked for."""
+    return pb.ServerMessage(proposal=pb.Proposal(key=key_to_proto(key), plan=plan_toml, bundle=bundle, nodes=nodes))
+
+
 def assignment_from_proto(message: pb.Assignment, node: str) -> tuple[str, Plan, Task]:
     """Run, plan and task behind an assignment, everything recomputed from the plan.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from fedscale.causes import GONE
 from fedscale.errors import Cause, Failure
 from fedscale.learner import Phase
 from fedscale.letters import Letter, Place
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from fedscale.clock import Clock
     from fedscale_server.letterbook import Letterbook
     from fedscale_server.sessions import Sessions
-
-GONE = Failure(Cause.LOST, "the connection to the node broke", hint="it may come back; see the node's own log")
 
 
 class Delivery:

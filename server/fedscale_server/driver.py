@@ -52,11 +52,14 @@ from fedscale.wire.limits import SILENCE_SECONDS
 from fedscale_server.feed import End, Feed, run_event
 from fedscale_server.logbook import Line
 from fedscale_server.spool import mapped
+from fedscale_server.stances import MOST_SECONDS, Stances
 from fedscale_server.timers import Timers
 from fedscale_server.uploads import Arrived
 from fedscale_server.work import Errands, World
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fedscale.proto.v1 import control_pb2 as pb
     from fedscale_server.logbook import Entry, Logbook
 
@@ -79,6 +82,7 @@ class Driver:
         self._heard: list[Line] = []
         self._timers = Timers()
         self._needed = 0
+        self._stances = Stances(book, world.sessions)
         self._aside = False
         self._signature: tuple[Round | None, bytes] = (None, b"")
 
@@ -123,7 +127,8 @@ class Driver:
 
     async def _drain(self) -> None:
         while self._pending:
-            await self._step(Line(self._pending.popleft()))
+            event = self._pending.popleft()
+            await self._step(Line(event, detail=asdict(event.failure) if isinstance(event, Failed) else {}))
 
     async def _step(self, *lines: Line) -> bool:
         """Journal, handle, publish, perform. Where nothing can be stored, the run waits; whatever else goes wrong ends it, loudly, and no other."""
@@ -242,16 +247,36 @@ class Driver:
                 self._world.finished(self.id)
 
     def _gather(self) -> None:
-        """Send the run its roster when enough nodes are there."""
-        nodes = self._world.sessions.eligible(self.book.row.project, self.book.plan.job.data)
-        keys = self._world.sessions.identities(nodes) if self.book.plan.secagg.enabled else {}
-        nodes = tuple(keys) if self.book.plan.secagg.enabled else nodes
-        if self._needed and len(set(nodes) - self.book.run.resting()) >= self._needed:
-            self._needed = 0
-            self._pending.append(Roster(nodes, keys))
-        elif self._needed:
-            where = (str(self.book.run.phase), self.book.run.number)
+        """Send the run its roster when enough nodes are there, and have said what they think of it."""
+        run, plan = self.book.run, self.book.plan
+        nodes = self._world.sessions.eligible(self.book.row.project, plan.job.data)
+        keys = self._world.sessions.identities(nodes) if plan.secagg.enabled else {}
+        nodes = tuple(keys) if plan.secagg.enabled else nodes
+        able = set(nodes) - run.resting()
+        if self._needed and len(able) < self._needed:
+            where = (str(run.phase), run.number)
             self.feed.publish(run_event(0, self._world.clock.now().timestamp(), "gathering", where, {"needed": self._needed, "there": list(nodes)}))
+        elif self._needed and self._stances.ask(able):
+            self._timers.arm("stances", min(MOST_SECONDS, plan.clients.deadline / 2), self._impatient)
+        elif self._needed and not self._stances.waiting:
+            needed, self._needed = self._needed, 0
+            self._pending.extend(self._stances.settled(nodes, able, keys, needed))
+
+    async def proposed(self, node: str, number: int, refused: Mapping[Phase, Failure]) -> None:
+        """A node has said what it would refuse of a round."""
+        self._stances.take(node, number, refused)
+        if not self._stances.waiting:
+            await self.errands.begin(self._regather())
+
+    def _impatient(self) -> None:
+        """Go on with what nodes have said so far."""
+        self._stances.hurry()
+        self.errands.begin(self._regather())
+
+    async def _regather(self) -> None:
+        async with self._lock:
+            self._gather()
+            await self._drain()
 
     def _assign(self, tasks: Tasks) -> None:
         """Send tasks; a node that is away gets its own when it connects, and is lost if it stays away."""
@@ -312,6 +337,9 @@ class Driver:
             owing = run.asked == node or (run.round is not None and run.round.owes(node) and not run.round.gone(node))
             if owing and self._world.sessions.get(node) is None:
                 await self._step(Line(Lost(node)))
+            if self._world.sessions.get(node) is None and self._needed:
+                self._stances.due.discard(node)
+                self._gather()
             await self._drain()
 
     def owes(self, key: Key, node: str) -> bool:

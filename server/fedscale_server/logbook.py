@@ -19,8 +19,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import fedscale
-from fedscale.errors import FedscaleError
-from fedscale.events import Answered, Commit, Effect, Event, Finish, Initialized, Outcome, from_row, outcome_of, to_row
+from fedscale.errors import Failure, FedscaleError
+from fedscale.events import Answered, Commit, Effect, Event, Failed, Finish, Initialized, Outcome, from_row, outcome_of, to_row
 from fedscale.lanes import FAILED, Lanes
 from fedscale.masked import Ground
 from fedscale.plan import Plan
@@ -103,6 +103,7 @@ class Logbook:
         self._rounds: list[RoundRecord] = []
         self._damaged: set[str] = set()
         self._ledgers: dict[str, str] = {}
+        self._declined: dict[str, Failure] = {}
 
     @classmethod
     def open(cls, store: Store, spool: Spool, row: RunRow) -> Logbook:
@@ -194,6 +195,7 @@ class Logbook:
         if isinstance(event, Answered | Initialized) and "ledger" in detail:
             self._ledgers[event.node] = detail["ledger"]
         self.lanes.take(type(event).__name__.lower(), getattr(event, "node", ""), at.timestamp())
+        self._note_declined(event)
         effects = self.run.handle(event)
         entries: list[Entry] = []
         if self.run.round is not None and self.run.round is not before:
@@ -210,6 +212,12 @@ class Logbook:
             elif isinstance(effect, Finish):
                 entries += self._finish(effect.status, effect.reason, at)
         return effects, entries
+
+    def _note_declined(self, event: Event) -> None:
+        """Keep why a node that is there has no part in what is under way, for the record of the round."""
+        current = self.run.round
+        if isinstance(event, Failed) and event.node != self.run.asked and (current is None or event.node not in current.places):
+            self._declined[event.node] = event.failure
 
     def _note(self, kind: str, at: datetime, detail: dict[str, Any], where: tuple[str, int]) -> list[Entry]:
         """Journal something that people want to know and the run does not need; nothing when it stands there already."""
@@ -230,6 +238,7 @@ class Logbook:
         model = digests.pop("model")
         slots = {name.removeprefix("slot/"): digest for name, digest in digests.items()}
         row = self._closed(outcome, at) if outcome else None
+        self._declined = {}
         where = (outcome.number, outcome.phase) if outcome else (0, "init")
         # Only what was heard in this step: a site that joined anew since an earlier one has another ledger.
         heads = {name: self._ledgers[name] for name in outcome.answered if name in self._ledgers} if outcome else {}
@@ -252,7 +261,9 @@ class Logbook:
         for node in outcome.failures:
             self.lanes.mark(node, FAILED, at.timestamp())
         moved = {"seconds": max((at - self._opened).total_seconds(), 0.0), "bytes_up": self.traffic.up, "bytes_down": self.traffic.down}
-        return {**asdict(outcome), "cohort": list(self._cohort), **moved, "lanes": self.lanes.drawn()}
+        declined = {node: asdict(failure) for node, failure in self._declined.items()}
+        facts = asdict(outcome)
+        return {**facts, "failures": {**declined, **facts["failures"]}, "cohort": list(self._cohort), **moved, "lanes": self.lanes.drawn()}
 
     def _tell_closed(self, row: dict[str, Any], at: datetime) -> list[Entry]:
         """The line that says how a round ended."""

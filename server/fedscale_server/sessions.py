@@ -19,13 +19,17 @@ TICKS = 8
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """The open control stream of one node; ``None`` in the queue ends it, ``replaced`` once another has taken its place."""
+    """The open control stream of one node, which answers ``proposals`` or not.
+
+    ``None`` in the queue ends it, ``replaced`` once another has taken its place.
+    """
 
     node: str
     project: str
     datasets: frozenset[str]
     version: str
     identity: str = ""
+    proposals: bool = False
     replaced: bool = False
     outbox: asyncio.Queue[pb.ServerMessage | None] = field(default_factory=lambda: asyncio.Queue(QUEUE))
 

@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 from fedscale import console, errors
 from fedscale.errors import FedscaleError, RunFailed, Unreachable
 
-READY_SECONDS, STOP_SECONDS, LOOK_SECONDS = 30.0, 5.0, 0.05
+READY_SECONDS, STOP_SECONDS, LOOK_SECONDS = 120.0, 5.0, 0.05
 LAST_LINES = 12
 
 

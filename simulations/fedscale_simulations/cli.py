@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 import typer
@@ -22,7 +22,7 @@ from fedscale.progress import Bar
 from fedscale.record import RoundRecord, RunRecord, summary
 from fedscale.report.units import number
 from fedscale.sinks import Tracker, read, track
-from fedscale_simulations.folders import claimed, interrupted, latest
+from fedscale_simulations.folders import at_work, begun, claimed, interrupted, latest
 
 if TYPE_CHECKING:
     from fedscale.plan import Plan
@@ -49,6 +49,10 @@ def simulate(
     settings: Settings = None,
     data: Annotated[Path | None, typer.Option(help="A CSV file to spread over the clients, in place of the app's own population.")] = None,
     label: Annotated[str, typer.Option(help="The column of the CSV file to predict.")] = "",
+    columns: Annotated[str, typer.Option(help="Its features in order, separated by commas; by default all other columns.")] = "",
+    missing: Annotated[
+        Literal["refuse", "drop"] | None, typer.Option(help="What to do with rows that have a missing value; refuse by default.")
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="How to spread it: iid, dirichlet:0.5, shards:2, quantity:1 or column:NAME.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go; runs/JOB-NAME by default, with a number where that is taken.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in that folder, or of the job's last run.")] = False,
@@ -58,11 +62,11 @@ def simulate(
 ) -> None:
     """Run a job with virtual clients on this machine."""
     if later("fedscale.flower.directory:is_app")(job):
-        own = {"--data": data, "--label": label, "--partition": partition}
+        own = {"--data": data, "--label": label, "--columns": columns, "--missing": missing, "--partition": partition}
         _refuse_for_flower({**own, "--resume": resume, "--engine": engine not in ("auto", "sequential"), "--workers": (workers or 1) > 1})
         raise typer.Exit(_flower(job, clients, settings or (), out, as_json=json))
     plan: Plan = later("fedscale.plan:Plan").load(job, settings or ())
-    given = {"table": _table(data, label, partition), "engine": engine, "workers": workers}
+    given = {"table": _table(data, label, columns, missing, partition), "engine": engine, "workers": workers}
     with _folder(plan, out, resume=resume) as folder:
         with Bar("simulating") as bar, _tracker(job, settings or (), folder, bar, resume=resume) as tracker:
             show, run = Show(bar, tracker), later("fedscale_simulations.simulator:simulate_file")
@@ -71,9 +75,9 @@ def simulate(
                     ended: Simulation = run(job, clients, settings or (), folder, show, resume=folder if resume else None, **given)
                 tracker.close(ended.record)
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"go on where it stopped: {_again(folder)}" if show.rounds else "") from None
+                raise KeyboardInterrupt(f"go on where it stopped: {_again(folder)}" if begun(folder) else "") from None
             except ConfigError as error:
-                if show.rounds and not error.hint:
+                if begun(folder) and not error.hint:
                     error.hint = f"when that is mended, go on where it stopped: {_again(folder)}"
                 raise
         raise typer.Exit(_conclude(ended, folder, as_json=json))
@@ -83,7 +87,7 @@ def _folder(plan: Plan, out: Path | None, *, resume: bool) -> AbstractContextMan
     """Where a run of that plan goes, or lies where it goes on."""
     last = out or latest(plan.job.name)
     if resume:
-        return nullcontext(last)
+        return at_work(last)
     if out is None and interrupted(last) and later("fedscale_simulations.checkpoint:begun_by")(last, plan):
         console.note(f"{last} holds a run that was interrupted; to go on with it: {_again(last)}")
     return claimed(plan.job.name, out)
@@ -164,17 +168,19 @@ class Show:
         self._bar.note(round_line(at, detail))
 
 
-def _table(data: Path | None, label: str, partition: str | None) -> Table | None:
+def _table(data: Path | None, label: str, columns: str, missing: str | None, partition: str | None) -> Table | None:
     """The CSV file to spread, where there is one."""
     if data is None:
-        if label or partition:
-            what = f"{'--label' if label else '--partition'} is given, and no file to spread"
+        about = {"--label": label, "--columns": columns, "--missing": missing, "--partition": partition}
+        if given := [option for option, value in about.items() if value]:
+            what = f"{given[0]} is given, and no file to spread"
             raise ConfigError(what, why="without --data the app's own population is simulated", hint="name the CSV file with --data")
         return None
     if not label:
         raise ConfigError("a CSV file needs the column to predict", where=str(data), hint="name it with --label")
     kind, options = _spread(partition or "iid")
-    table: Table = later("fedscale_simulations.job:Table")(data, label, kind, options)
+    names = tuple(name.strip() for name in columns.split(",")) if columns else None
+    table: Table = later("fedscale_simulations.job:Table")(data, label, kind, options, names, missing or "refuse")
     return table
 
 
@@ -187,7 +193,7 @@ def _spread(partition: str) -> tuple[str, dict[str, float | str]]:
     if bool(option) != bool(value):
         what = f"'{kind}' needs a value" if option else f"'{kind}' takes no value"
         raise ConfigError(what, where=f"--partition {partition}", hint=f"write --partition {example}")
-    return kind, {option: _number(value)} if option else {}
+    return kind, {option: value if kind == "column" else _number(value)} if option else {}
 
 
 def _number(text: str) -> float | str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from pydantic import Field
 from fedscale.errors import DataError
 from fedscale.names import Positions
 from fedscale.sampling import derived_seed
-from fedscale.tables import Document, Section
+from fedscale.tables import Document, Section, suggest
 
 Floats = npt.NDArray[np.float32]
 
@@ -158,10 +158,9 @@ def read_fleet(path: Path) -> Fleet:
     """
     columns: dict[str, list[float]] = {column.name: [] for column in fields(Fleet)}
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream)
-            if missing := [name for name in ("speed", "up", "down") if name not in (rows.fieldnames or ())]:
-                raise DataError(f"a file of devices has no column '{missing[0]}'", where=f"{path}:1", hint=f"it needs {', '.join(columns)}")
+            _require_columns(rows.fieldnames or (), f"{path}:1")
             for row in rows:
                 if None in row:
                     raise DataError("a line of a file of devices has more cells than the first", where=f"{path}:{rows.line_num}")
@@ -173,6 +172,17 @@ def read_fleet(path: Path) -> Fleet:
     if not columns["speed"]:
         raise DataError("a file of devices has no line", where=str(path))
     return Fleet(*(np.array(values, np.float32) for values in columns.values()))
+
+
+def _require_columns(found: Sequence[str], where: str) -> None:
+    """Refuse a first line without a column that is needed, or with one that nobody would read: it may be another one, mistyped."""
+    known = [column.name for column in fields(Fleet)]
+    if odd := [name for name in found if name not in known]:
+        raise DataError(f"a file of devices has an unknown column '{odd[0]}'", where=where, hint=suggest(odd[0], known))
+    if twice := [name for at, name in enumerate(found) if name in found[:at]]:
+        raise DataError(f"a file of devices has the column '{twice[0]}' twice", where=where)
+    if missing := [name for name in known if name not in found and name not in DEFAULTS]:
+        raise DataError(f"a file of devices has no column '{missing[0]}'", where=where, hint=f"it needs {', '.join(known)}")
 
 
 LIMITS = {"speed": (0, math.inf), "up": (0, math.inf), "down": (0, math.inf), "begins": (-1e-9, HOURS), "hours": (0, HOURS), "dropout": (-1e-9, 1)}

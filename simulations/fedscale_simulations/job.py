@@ -74,13 +74,18 @@ class Table:
         path: the file; its first line names the columns.
         label: the column to predict.
         kind: how to spread: ``iid``, ``dirichlet``, ``shards``, ``quantity`` or ``column``.
-        options: the option of the kind, such as ``{"alpha": 0.5}``; see ``Dataset.partition``.
+        options: the option of the kind, such as ``{"alpha": 0.5}``; see ``Dataset.partition``. The ``column`` of that kind
+            may hold text, and is no feature.
+        columns: the features, in this order; by default all other columns.
+        missing_policy: ``refuse`` a file with a missing value, or ``drop`` such rows.
     """
 
     path: Path
     label: str
     kind: str = "iid"
     options: Mapping[str, float | str] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    missing_policy: str = "refuse"
 
     def population(self, clients: int | None, seed: int) -> Population:
         """The virtual clients; ten where nobody says how many and the kind does not.
@@ -90,7 +95,11 @@ class Table:
         """
         if clients is None and self.kind != "column":
             clients = 10
-        return from_csv(self.path, self.label).partition(self.kind, clients, seed, **self.options)
+        owner, options = None, dict(self.options)
+        if self.kind == "column" and "column" in options:
+            owner = str(options.pop("column"))
+        rows = from_csv(self.path, self.label, self.columns, owner, missing_policy=self.missing_policy)
+        return rows.partition(self.kind, clients, seed, **options)
 
 
 @contextmanager

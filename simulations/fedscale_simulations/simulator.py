@@ -29,6 +29,7 @@ from fedscale_simulations.checkpoint import Keeper, load
 from fedscale_simulations.devices import Devices, devices_of, table_of
 from fedscale_simulations.engines.choice import Choice, opened
 from fedscale_simulations.engines.desk import Answer, Desk, keep
+from fedscale_simulations.files import require_folder
 from fedscale_simulations.job import Job, Table, assemble, importable, require_clients, strategy_of
 from fedscale_simulations.masks import Mode, Wanted, ground_of, wanted_of
 from fedscale_simulations.pace import Still, paced
@@ -174,6 +175,8 @@ def _simulate(
     run, before, state = Run(job.plan, job.strategy, ground=ground), None, None
     if resume is not None:
         run, before, state = load(Path(resume), job.plan, job.strategy, census.listed, facts, ground)
+    if target is not None:
+        require_folder(target)
     pace = paced(devices, census, job.plan) if devices else Still(census.names)
     masked = job.plan.secagg.enabled and ground.protocol
     desk, now = Desk(job.plan, job.strategy, job.learner, job.data, masked=masked), before.seconds if before else 0.0

@@ -48,6 +48,7 @@ def test_no_server_breaks_an_invariant(kind: type[machine.AnyServer]) -> None:
     assert kind.TestCase is not None
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(WALKS))
 @pytest.mark.parametrize("kind", machine.Invariants)
 def test_no_server_breaks_an_invariant_however_long_it_tries(kind: type[machine.AnyServer], seed: int) -> None:

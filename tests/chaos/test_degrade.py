@@ -19,7 +19,7 @@ async def come_and_go(node: Node) -> None:
             await node.initialize(ask)
             continue
         await node.leave()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.4)  # well beyond clients.rejoin, also where the server notices late
         await node.connect()
 
 

@@ -18,7 +18,7 @@ from fedscale_server import courier, engine
 from fedscale_server.store import blobs
 from tests.chaos.platter import SURE, Remains, refusing
 from tests.chaos.test_power import ERRORS, platter_of
-from tests.chaos.ward import NAMES, PATIENCE, ROUNDS, Ward
+from tests.chaos.ward import NAMES, PATIENCE, ROUNDS, WHOLE, Ward
 from tests.server.running import Node, Receipt, plan_text, until
 from tests.server.test_courier import Leader, letter
 
@@ -65,7 +65,7 @@ async def answer(ward: Ward, node: Node, run: str) -> None:
 
 async def begun(ward: Ward, key: str) -> str:
     """A led run in which everybody takes part."""
-    clients = {"min_per_round": len(NAMES), "rejoin": 60.0, "deadline": 60.0}
+    clients = {"min_per_round": len(NAMES), "rejoin": WHOLE, "deadline": WHOLE}
     plan = plan_text(strategy={"name": "led", "rounds": ROUNDS}, clients=clients)
     return str(await insisted(partial(ward.running.submit, plan, key=key)))
 
@@ -125,7 +125,7 @@ async def _faults_after(ward: Ward, run: str, remains: Remains) -> list[str]:
         await ward.close()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_a_power_cut_at_any_moment_of_a_led_run_loses_and_doubles_nothing(tmp_path: Path, sqlite_at_head: Path) -> None:
     ward = await Ward.open(tmp_path / "home", sqlite_at_head)
     platter = platter_of(tmp_path)
@@ -145,7 +145,7 @@ async def test_a_power_cut_at_any_moment_of_a_led_run_loses_and_doubles_nothing(
     assert [(found[at].how, found[at].after, fault) for at, fault in faults.items() if fault] == []
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_whichever_call_the_disk_refuses_a_led_run_goes_on(tmp_path: Path, sqlite_at_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run meets one refusal, each at the call behind the last one's."""
     for module in (engine, courier):

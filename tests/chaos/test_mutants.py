@@ -336,7 +336,7 @@ def test_without_a_mistake_the_core_passes() -> None:
     assert drill.pure()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_without_a_mistake_the_server_passes(tmp_path: Path, sqlite_at_head: Path) -> None:
     assert await drill.durable(tmp_path, sqlite_at_head)
 
@@ -350,7 +350,7 @@ def test_the_kit_finds_nine_of_ten_mistakes_in_the_core() -> None:
     assert len(missed) <= (1 - FOUND) * len(PURE), missed
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 async def test_the_kit_finds_nine_of_ten_mistakes_in_the_server(tmp_path: Path, sqlite_at_head: Path) -> None:
     missed = []
     for name, plant in DURABLE.items():
@@ -360,6 +360,7 @@ async def test_the_kit_finds_nine_of_ten_mistakes_in_the_server(tmp_path: Path, 
     assert len(missed) <= (1 - FOUND) * len(DURABLE), missed
 
 
+@pytest.mark.timeout(900)
 def test_the_kit_finds_every_mistake_that_a_disk_brings_to_light(tmp_path: Path, sqlite_at_head: Path) -> None:
     missed = []
     for name, plant in SCATTERED.items():

@@ -39,7 +39,7 @@ async def faults_after(ward: Ward, run: str, told: list[Told]) -> list[Any]:
     return [*([] if verdict == ONCE else [verdict]), *([f"asked again: {again}"] if again else [])]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("how", SURE)
 async def test_a_power_cut_at_any_moment_loses_and_doubles_nothing(how: Cut, tmp_path: Path, sqlite_at_head: Path) -> None:
     ward = await Ward.open(tmp_path / "home", sqlite_at_head)
@@ -62,7 +62,7 @@ async def test_a_power_cut_at_any_moment_loses_and_doubles_nothing(how: Cut, tmp
     assert {moment: fault for moment, fault in faults.items() if fault} == {}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 async def test_whichever_call_the_disk_refuses_every_run_goes_on(tmp_path: Path, sqlite_at_head: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run meets one refusal, each at the call behind the last one's, and is left open soon after; then comes a crash, and all go on."""
     monkeypatch.setattr(engine, "AGAIN_SECONDS", 0.02)

@@ -16,7 +16,7 @@ from fedscale_client.cache import Part
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import Node
-from tests.client.coordinator import Coordinator
+from tests.client.coordinator import PATIENCE, Coordinator
 
 ROWS = 40
 
@@ -102,6 +102,6 @@ def start(home: NodeHome) -> Start:
         finally:
             running.node.stop()
             with suppress(ExceptionGroup):
-                await asyncio.wait_for(running.task, 30)
+                await asyncio.wait_for(running.task, 2 * PATIENCE)
 
     return begin

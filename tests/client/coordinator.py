@@ -43,8 +43,9 @@ from fedscale.wire.convert import Key, assignment_to_proto, failure_from_proto, 
 from fedscale.wire.limits import FRAME, SERVER_OPTIONS
 from fedscale_client.credentials import Credentials
 from fedscale_client.home import NodeHome, NodeSettings, write_toml
+from tests.server.ports import own_port
 
-PATIENCE = 40.0
+PATIENCE = 60.0
 FEDERATION = "testland"
 SCHEMA = Schema.of({"w": np.zeros(3, np.float32), "b": np.zeros(1, np.float32)})
 MODEL = np.arange(4, dtype="<f4")
@@ -116,7 +117,7 @@ class Coordinator(node_pb2_grpc.EnrolmentServicer, node_pb2_grpc.NodeServicer):
         self.verdicts: deque[grpc.StatusCode | bulk_pb2.Receipt] = deque()
         self.answers: list[tuple[Key, bytes, str]] = []
         self.attempts = 0
-        self.port = self.enrolment_port = 0
+        self.port, self.enrolment_port = own_port(), own_port()
         self._server: grpc.aio.Server | None = None
 
     # ------------------------------------------------------------------------------------------------------ its life

@@ -43,7 +43,7 @@ from tests.circle import MODEL, SCHEMA, plan_of
 
 NAMES = ("ann", "bob", "cid", "dot")
 RUN, CODE = "run-1", "cd" * 32
-SOON = 30.0
+SOON = 60.0
 
 
 @dataclass

@@ -21,13 +21,14 @@ from fedscale.proto.v1 import bulk_pb2
 from fedscale.vector import Schema
 from fedscale_client import declarations, states
 from fedscale_client import node as node_module
+from fedscale_client import workers as workers_module
 from fedscale_client.cache import Part
 from fedscale_client.declarations import Declaration
 from fedscale_client.home import NodeHome
 from fedscale_client.node import run
 from fedscale_client.states import States
 from tests.client.conftest import LEARNER, ROWS, Running, Start, learner, write_csv
-from tests.client.coordinator import Coordinator, plan_text, until
+from tests.client.coordinator import PATIENCE, Coordinator, plan_text, until
 
 Receipt = bulk_pb2.Receipt
 
@@ -241,7 +242,10 @@ async def test_an_answer_the_server_refuses_becomes_a_failure(coordinator: Coord
 # ------------------------------------------------------------------------------------------------ order and releasing
 
 
-async def test_a_released_task_ends_and_the_worker_goes_on(coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path) -> None:
+async def test_a_released_task_ends_and_the_worker_goes_on(
+    coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module, "GRACE_SECONDS", 60.0)
     app = coordinator.put_app(tmp_path / "app", app=waiting("go", when="work.number == 1"))
     async with start() as node:
         await coordinator.connected()
@@ -330,6 +334,7 @@ async def test_progress_reaches_the_server(coordinator: Coordinator, start: Star
         await coordinator.connected()
         key, _ = coordinator.assign(app)
         await coordinator.answer(key)
+        await until(lambda: len(coordinator.heard("progress")) >= 3)
         stages = [message.stage for message in coordinator.heard("progress")]
         assert (stages[0], set(stages[1:])) == ("train", {""}), "that work begins is told once, before anything of how far it is"
         heard = [message.fraction for message in coordinator.heard("progress") if not message.stage]
@@ -394,7 +399,7 @@ async def test_a_full_disk_is_told(coordinator: Coordinator, start: Start, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("body", "cause", "deadline"), [("import os; os._exit(1)", Cause.WORKER, 60.0), ("import time; time.sleep(1000)", Cause.TIMEOUT, 2.0)]
+    ("body", "cause", "deadline"), [("import os; os._exit(1)", Cause.WORKER, 60.0), ("import time; time.sleep(1000)", Cause.TIMEOUT, 6.0)]
 )
 async def test_the_end_of_a_worker_reaches_the_server(
     coordinator: Coordinator, start: Start, tmp_path: Path, body: str, cause: Cause, deadline: float
@@ -455,7 +460,7 @@ async def test_stopping_delivers_what_is_ready(coordinator: Coordinator, start: 
         await until(lambda: node.events("delivering"))
         coordinator.verdicts.clear()
         await coordinator.answer(key)
-        await asyncio.wait_for(node.task, 30)
+        await asyncio.wait_for(node.task, PATIENCE)
     assert [event["event"] for event in node.told][-2:] == ["answered", "stopped"]
 
 
@@ -498,7 +503,7 @@ async def test_a_stopping_node_takes_nothing_on(coordinator: Coordinator, start:
         coordinator.assign(app, number=2)
         await until(lambda: coordinator.session.kinds().count("heartbeat") >= 2)
         coordinator.verdicts.clear()
-        await asyncio.wait_for(node.task, 30)
+        await asyncio.wait_for(node.task, PATIENCE)
     assert len(node.events("task")) == 1
 
 
@@ -519,10 +524,10 @@ asyncio.run(run(NodeHome(pathlib.Path(sys.argv[1])), on_event=lambda event: prin
     coordinator.assign(app)
     await until(lambda: any(message.fraction for message in coordinator.heard("progress")))
     process.send_signal(number)
-    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    out, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
     assert process.returncode == 0
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["connected", "task", "progress", "stopped"]
-    assert not session.open
+    await until(lambda: not session.open)
 
 
 async def test_after_a_crash_the_node_starts_clean(coordinator: Coordinator, home: NodeHome, start: Start, tmp_path: Path) -> None:

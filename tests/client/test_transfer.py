@@ -25,7 +25,7 @@ from fedscale_client.credentials import Credentials
 from fedscale_client.home import NodeHome
 from fedscale_client.transfer import FIRST_FRAME, Transfer
 from tests.client.conftest import LEARNER, full_disk
-from tests.client.coordinator import Coordinator, digest, until
+from tests.client.coordinator import PATIENCE, Coordinator, digest, until
 
 KEY = ("run-1", Phase.TRAIN, 3)
 Receipt: TypeAlias = bulk_pb2.Receipt
@@ -188,7 +188,7 @@ async def test_a_bundle_that_is_none(coordinator: Coordinator, line: Transfer) -
 
 
 async def test_no_progress_ends_an_attempt(coordinator: Coordinator, line: Transfer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "STALL_SECONDS", 2.0)
     stalled, name = asyncio.Event(), coordinator.put(BIG)
     whole = coordinator.fetch
 
@@ -197,6 +197,7 @@ async def test_no_progress_ends_an_attempt(coordinator: Coordinator, line: Trans
             stalled.set()
             yield BIG[:FRAME]
             await asyncio.Event().wait()
+        monkeypatch.setattr(transfer, "STALL_SECONDS", 600.0)  # the second attempt may take its time
         async for frame in whole(request, context):
             yield frame
 
@@ -348,7 +349,7 @@ async def test_a_fresh_connection_ends_a_long_pause(coordinator: Coordinator, ho
         sending = asyncio.create_task(line.submit(KEY, answer))
         await until(lambda: pauses)
         await line.use(Credentials.of(home))
-        assert (await asyncio.wait_for(sending, 20))[0] == "accepted"
+        assert (await asyncio.wait_for(sending, PATIENCE))[0] == "accepted"
 
 
 async def test_nothing_is_sent_before_there_is_a_server(coordinator: Coordinator, home: NodeHome, cache: Cache, answer: Answer) -> None:

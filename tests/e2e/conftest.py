@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,20 @@ from tests.e2e.hosts import permitted
 ROWS = 20
 DATASET = "ward"
 COMPONENTS["netns"] = permitted, OPTIONAL_POWER
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every process takes its time on a busy machine; what is waited for in vain is told long before."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell that starts the tests in the background has Ctrl-C ignored, and every process would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

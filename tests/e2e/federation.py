@@ -19,12 +19,13 @@ from typing import Any, Self, TypeAlias, TypeVar
 from fedscale.record import RunRecord
 from fedscale_simulations.cast import program
 from tests.command import Done
+from tests.server.ports import own_port
 
 Event: TypeAlias = dict[str, Any]
 T = TypeVar("T")
 
 PROJECT = "trial"
-PATIENCE, STOP_SECONDS, LOOK_SECONDS = 90.0, 10.0, 0.01
+PATIENCE, STOP_SECONDS, LOOK_SECONDS = 180.0, 60.0, 0.01
 LAST_LINES = 40
 LOCAL = "127.0.0.1,localhost"
 
@@ -130,7 +131,7 @@ class Federation:
         self.folder, self.nodes = folder, dict[str, Process]()
         self.home, self.profile = folder / "coordinator", folder / "coordinator" / "admin"
         self.processes: list[Process] = []
-        self.ports: tuple[str, ...] = ("0", "0", "0")
+        self.ports: tuple[str, ...] = tuple(str(own_port()) for _ in range(3))
         self.listening: tuple[str, ...] = ()
 
     def through(self, words: Sequence[object]) -> Sequence[str]:
@@ -190,7 +191,7 @@ class Federation:
     # ---------------------------------------------------------------------------------------------------- coordinator
 
     def start_server(self) -> None:
-        """Start the coordinator; the second time on the ports of the first."""
+        """Start the coordinator, each time on the same ports."""
         ports = ("--port", self.ports[0], "--enrolment-port", self.ports[1], "--web-port", self.ports[2])
         self.server = self.begin("coordinator", "server", "start", "--home", self.home, "--json", *ports)
         until(lambda: self.server.said().endswith("\n") or not self.server.alive, "the coordinator")

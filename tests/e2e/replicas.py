@@ -20,9 +20,10 @@ from obstore.store import S3Store
 
 from tests.e2e.federation import PROJECT, Federation, Process, living, until
 from tests.server.conftest import Postgres
+from tests.server.ports import own_port
 
 NAMES = ("red", "green", "blue")
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 10.0  # longer than any process of a busy machine stands still: only who is killed or frozen shall lose it
 BUCKET = "federation"
 # Whoever writes to a run's tables is noted with whoever holds the lease at that moment.
 WITNESS = """
@@ -113,8 +114,8 @@ class Replicas(Federation):
         path.write_text(tomli_w.dumps(settings))
 
     def start(self, name: str) -> None:
-        """Start a coordinator, the second time on the ports of the first."""
-        port = self.addresses.get(name, ":0").rpartition(":")[2]
+        """Start a coordinator, each time on the same port."""
+        port = self.addresses.get(name, f":{own_port()}").rpartition(":")[2]
         process = self.begin(name, "server", "start", "--home", self.place(name), "--port", port, "--enrolment-port", 0, "--json")
         until(lambda: process.said().endswith("\n") or not process.alive, f"coordinator {name}")
         assert process.alive, process.told()

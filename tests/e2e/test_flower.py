@@ -16,9 +16,9 @@ from tests.e2e.federation import PROJECT, Federation
 from tests.e2e.partners import NAMES, partners
 from tests.flower import samples
 
-pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(600)]
 
-PATIENCE = 110.0
+PATIENCE = 250.0
 ROUNDS, LR = 4, 0.5
 TOGETHER = ("clients.wait_for=2", "clients.min_per_round=2", "clients.rejoin=60s", "evaluate.min_cell=1", 'evaluate.metrics=["score"]')
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,24 +17,19 @@ from tests.e2e.federation import Federation, environment
 from tests.e2e.partners import LOADER
 from tests.e2e.test_flower import PATIENCE, TOGETHER, expected
 from tests.flower import samples
+from tests.server.ports import own_port
 
 SCRIPT = Path(sys.executable).with_name("flower-supernode")
-pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(300), pytest.mark.skipif(not SCRIPT.exists(), reason="flwr is not installed")]
+pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(600), pytest.mark.skipif(not SCRIPT.exists(), reason="flwr is not installed")]
 
 GATEWAY = """
 from fedscale.flower.gateway import Gateway
 
 
 def load():
-    return Gateway(http="127.0.0.1:{port}", rpc="", seconds=100)
+    return Gateway(http="127.0.0.1:{port}", rpc="", seconds=250)
 """
 STOP_SECONDS = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -45,7 +39,7 @@ def supernode(folder: Path, port: int) -> Iterator[Path]:
     home.mkdir()
     own = {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}"}
     facts = "partition-id=1 num-partitions=2"
-    command = [str(SCRIPT), "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(free_port()), "--node-config", facts]
+    command = [str(SCRIPT), "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(own_port()), "--node-config", facts]
     with log.open("wb") as out:
         process = subprocess.Popen(command, env=environment() | own, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -61,7 +55,7 @@ def supernode(folder: Path, port: int) -> Iterator[Path]:
 
 def test_a_site_may_keep_its_supernode(tmp_path: Path) -> None:
     """For one run after another: the gateway's place is fixed, and the supernode stays."""
-    port = free_port()
+    port = own_port()
     (tmp_path / "ann.py").write_text(LOADER.format(place=0))
     (tmp_path / "bob.py").write_text(GATEWAY.format(port=port))
     app = samples.write(tmp_path / "app")

@@ -17,9 +17,9 @@ from tests.e2e.federation import PROJECT, Federation, Process, until
 from tests.e2e.partners import NAMES, partners
 from tests.flower import samples
 
-pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.requires("flower"), pytest.mark.timeout(600)]
 
-PATIENCE = 110.0
+PATIENCE = 250.0
 TOGETHER = ("clients.wait_for=2", "clients.rejoin=60s")
 SLOW = samples.MESSAGES.replace("        rounds = context", "        __import__('time').sleep(0.3)\n        rounds = context")
 

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from tests.e2e.federation import Federation
 
-pytestmark = [pytest.mark.requires("flower", "torch"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.requires("flower", "torch"), pytest.mark.timeout(600)]
 
-PATIENCE = 110.0
+PATIENCE = 250.0
 SITES = ("ann", "bob")
 COLUMNS = ("age", "pressure", "glucose", "creatinine", "lactate", "rate")
 TOGETHER = ("clients.wait_for=2", "lr=0.5", "local-epochs=4")

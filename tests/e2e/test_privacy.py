@@ -75,7 +75,7 @@ def test_a_site_refuses_at_its_cap_and_the_other_goes_on(tmp_path: Path) -> None
         assert [receipt["verdict"] for receipt in ask("node", "receipts", "--run", run, *ann)] == ["accepted"] * said["answers"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_ledger_put_back_to_an_older_copy_is_noticed_by_what_the_coordinator_has_noted(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "hidden.py").write_text(APP)

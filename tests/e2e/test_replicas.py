@@ -14,12 +14,12 @@ import pytest
 
 from tests.e2e.conftest import declared, plan_of, write_job
 from tests.e2e.federation import until
-from tests.e2e.replicas import NAMES, Replicas, bucket, object_store
+from tests.e2e.replicas import LEASE_SECONDS, NAMES, Replicas, bucket, object_store
 from tests.server.conftest import running_postgres
 
 SITES = ("ann", "bob", "cid")
 ALL = {"wait_for": 3, "min_per_round": 3, "deadline": 90.0, "rejoin": 90.0}
-MOST_SECONDS = 10.0  # from the end of a lease to the next one
+MOST_SECONDS = 2 * LEASE_SECONDS  # from the end of a lease to the next one
 STEPS = ("vector", "opening", "keys", "agreement", "shares", "consent")
 pytestmark = pytest.mark.requires("postgresql", "object-store")
 

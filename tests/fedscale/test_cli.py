@@ -427,7 +427,8 @@ def checks(*words: object) -> dict[str, dict[str, str]]:
     return {check["name"]: check for check in data["checks"]}
 
 
-def test_the_doctor_looks_at_everything() -> None:
+def test_the_doctor_looks_at_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "ROOM_BYTES", 0)
     found = checks()
     cards = {name for name in found if name.startswith("gpu")}
     assert set(found) - cards == {"python", "grpc", "torch", "scikit-learn", "psycopg", "disk", "loopback", "ports", "database"}

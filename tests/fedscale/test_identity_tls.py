@@ -19,7 +19,7 @@ from fedscale.errors import TicketError
 from fedscale.identity import Authority, Identity, Role, Ticket
 
 NOW = datetime.now(UTC)
-DEADLINE = 20
+DEADLINE = 60
 ANNA = Identity("heart", Role.NODE, "anna")
 Pair = tuple[bytes, bytes]
 Method = Callable[[bytes, grpc.ServicerContext], bytes]
@@ -127,7 +127,7 @@ STRANGERS: dict[str, Callable[[Authority, Authority], Pair]] = {
     "no certificate": lambda _, __: (b"", b""),
     "another authority's": lambda _, impostor: member_pair(impostor),
     "expired": lambda authority, _: member_pair(authority, now=NOW - timedelta(hours=25)),
-    "not valid yet": lambda authority, _: member_pair(authority, now=NOW + timedelta(hours=1)),
+    "not valid yet": lambda authority, _: member_pair(authority, now=NOW + timedelta(days=30)),  # long after the last test
     "a server's": lambda authority, _: server_pair(authority),
     "signed by a member": lambda authority, _: member_pair(
         Authority(identity.load_key((pair := member_pair(authority))[0]), identity.load_certificate(pair[1])),

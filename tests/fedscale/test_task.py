@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedscale.data import Dataset, from_arrays
-from fedscale.errors import AppError, UpdateRejected
+from fedscale.errors import AppError, DataError, UpdateRejected
 from fedscale.learner import Learner, Phase, Result, Work
 from fedscale.metrics import BINS, Metric
 from fedscale.plan import Plan
@@ -191,6 +192,23 @@ def test_training_and_evaluation_share_no_row() -> None:
     assert len(rows[0] | rows[1]) == 50
     assert len(train) > len(held_out) > 0
     assert portion(plan, Phase.INIT, data) is data
+
+
+@pytest.mark.parametrize(
+    ("rows", "phase", "told"),
+    [
+        (
+            1,
+            Phase.EVALUATE,
+            "no row to evaluate on (the dataset has too few rows to hold some out); leave the client out of the run, or set evaluate.",
+        ),
+        (0, Phase.TRAIN, "there is no row to train on (the dataset is empty); leave the client out of the run"),
+    ],
+)
+def test_a_phase_without_rows_is_told_apart(rows: int, phase: Phase, told: str) -> None:
+    with pytest.raises(DataError, match=re.escape(told)):
+        portion(plan_of(), phase, dataset(rows))
+    assert len(portion(plan_of(), Phase.TRAIN, dataset(1))) == 1
 
 
 @pytest.mark.parametrize("phase", Phase)

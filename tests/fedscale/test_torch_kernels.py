@@ -93,6 +93,24 @@ def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert kernels.gains.__wrapped__() is expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vendor_id : GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile\n", False),
+        ("vendor_id : GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("vendor_id : AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16\n", False),
+        ("vendor_id : AuthenticAMD\nflags\t\t: fpu avx2\n", True),
+        ("Features : asimd bf16\n", False),
+        ("", False),
+    ],
+)
+def test_what_the_processor_can_do_decides_on_short_floats(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, *, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    facts = {fact: kernels.processor(fact, tmp_path / "cpuinfo") for fact in ("flags", "vendor_id")}
+    monkeypatch.setattr(kernels, "processor", facts.get)
+    assert kernels.slow_halves.__wrapped__() is expected
+
+
 def test_a_processor_that_cannot_be_read_keeps_torchs_kernel(tmp_path: Path) -> None:
     assert kernels.processor("vendor_id", tmp_path / "absent") == ""
 

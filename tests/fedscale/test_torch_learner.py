@@ -334,6 +334,16 @@ def test_divergence_is_told_from_other_faults() -> None:
         evaluate(learner, data, {"weight": np.full((1, 4), np.nan, np.float32), "bias": np.zeros(1, np.float32)})
 
 
+@pytest.mark.parametrize("squash", [nn.Tanh, nn.Sigmoid])
+def test_an_infinite_feature_that_saturates_is_no_divergence(squash: type[nn.Module]) -> None:
+    rows = classes(20)
+    spoilt = rows.x.copy()
+    spoilt[3, 2] = np.inf
+    learner = TorchLearner(app(lambda: nn.Sequential(nn.Linear(4, 5), squash(), nn.Linear(5, 3))))
+    with pytest.raises(DataError, match=r"the features hold infinite numbers \(position 2\)"):
+        train(learner, from_arrays(spoilt, rows.y), training=training(batch_size=20, max_steps=1))
+
+
 def test_divergence_ends_training_with_the_epoch() -> None:
     steps: list[int] = []
 

@@ -16,6 +16,7 @@ LAYOUT = Layout(5, (Metric("loss"), Metric("brier")), 4, bound=2.0, weight_cap=6
 EVALUATION = Layout(0, (Metric("loss"), Metric.named("auc")), 4)
 WEIGHT = "the weight of an answer is not within its bounds (it must be above 0 and at most 64)"
 HINT = "lower the learning rate or raise aggregate.bound"
+SCALE = "scale the features, or lower the learning rate"
 
 
 def update(delta: Any = (0.5, -1.0, 2.0, -2.0, 0.0), weight: float = 16.0, **metrics: Any) -> Update:
@@ -84,9 +85,9 @@ def test_whatever_a_node_may_send_the_server_takes(seed: int, weight: int, terms
         (update(loss=[]), "metric 'loss' has 0 values, the plan asks for 1"),
         (update(loss=1.0), "metric 'loss' has 1 values, the plan asks for 1"),
         (Update(np.zeros(5, np.float32), 1.0, {"loss": np.ones(1)}), "metric 'brier' has 0 values, the plan asks for 1"),
-        (update(loss=[np.nan]), f"a weight or metric is not finite or too large (the limit is {LIMIT / 4:.0f})"),
-        (update(loss=[np.inf]), f"a weight or metric is not finite or too large (the limit is {LIMIT / 4:.0f})"),
-        (update(loss=[-1e30]), f"a weight or metric is not finite or too large (the limit is {LIMIT / 4:.0f})"),
+        (update(loss=[np.nan]), f"a weight or metric is not finite or too large (the limit is {LIMIT / 4:.0f}); {SCALE}"),
+        (update(loss=[np.inf]), f"a weight or metric is not finite or too large (the limit is {LIMIT / 4:.0f}); {SCALE}"),
+        (update(loss=[-1e30]), f"a weight or metric is not finite or too large (the limit is {LIMIT / 4:.0f}); {SCALE}"),
     ],
 )
 def test_what_a_node_may_not_send(bad: Update, message: str) -> None:

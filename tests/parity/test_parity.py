@@ -27,7 +27,7 @@ from fedscale_simulations.result import Simulation
 from fedscale_simulations.simulator import simulate
 from tests.e2e.federation import Federation, Process
 
-pytestmark = [pytest.mark.requires("torch", "sklearn"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.requires("torch", "sklearn"), pytest.mark.timeout(900)]
 
 # Rows of digits at each site, from a practice to a university hospital; the first three have biopsies as well.
 SIZES = {"aspen": 24, "birch": 61, "cedar": 187, "dogwood": 405, "elm": 1120}

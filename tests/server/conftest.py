@@ -36,13 +36,13 @@ class Postgres:
 
     def command(self, program: str, *arguments: str) -> None:
         line = [*self._user, str(self._binaries / program), "-D", str(self.folder / "data"), *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, cwd=self.folder)
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=200, cwd=self.folder)
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
 
     def start(self) -> None:
         self.command("initdb", "-U", "fedscale", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
         options = f"-k {self.folder} -c listen_addresses= -c fsync=off -c max_connections=200"
-        self.command("pg_ctl", "-w", "-t", "30", "-l", str(self.folder / "log"), "-o", options, "start")
+        self.command("pg_ctl", "-w", "-t", "180", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self) -> None:
         self.command("pg_ctl", "-m", "immediate", "stop")

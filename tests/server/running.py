@@ -32,9 +32,11 @@ from fedscale.wire.codec import DIGEST_KEY, FETCH, PUT, SCHEMA_KEY, SIZE_KEY, SU
 from fedscale.wire.convert import Key, assignment_from_proto, failure_to_proto, key_text
 from fedscale.wire.limits import CHANNEL_OPTIONS
 from fedscale_server.app import Ready, serve
+from fedscale_server.driver import Driver
 from fedscale_server.engine import Engine
 from fedscale_server.home import Home
 from fedscale_server.settings import Settings
+from tests.server.ports import own_port
 
 PATIENCE = 60.0
 BUNDLE = b"a bundle that only nodes would look into"
@@ -159,10 +161,12 @@ class Node(Person):
     _outbox: asyncio.Queue[node_pb2.NodeMessage | None] | None = None
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
-    async def connect(self, datasets: Iterable[str] = ("default",), *, heartbeat: float = 0.5, runs: Iterable[str] = ()) -> Node:
+    async def connect(
+        self, datasets: Iterable[str] = ("default",), *, heartbeat: float = 0.5, runs: Iterable[str] = (), proposals: bool = False
+    ) -> Node:
         """Open the control stream, greet and wait to be greeted."""
         self._outbox, self.ended, greeted = asyncio.Queue(), None, len(self.heard)
-        self.say(node_pb2.NodeMessage(hello=node_pb2.Hello(version="9", datasets=datasets, runs=runs)))
+        self.say(node_pb2.NodeMessage(hello=node_pb2.Hello(version="9", datasets=datasets, runs=runs, proposals=proposals)))
         call = node_pb2_grpc.NodeStub(self.channel).Connect(self._spoken(self._outbox, heartbeat))
         self._tasks = [asyncio.create_task(self._listen(call))]
         await until(lambda: len(self.heard) > greeted or self.ended)
@@ -289,8 +293,8 @@ class Running:
 
     @classmethod
     async def start(cls, path: Path, database: Path | None = None, **settings: Any) -> Running:
-        """A new server on free ports; ``database`` is a SQLite file to begin with."""
-        given = Settings(**{"port": 0, "enrolment_port": 0, "web": False, "web_port": 0, **settings})
+        """A new server on ports of its own, also after a restart; ``database`` is a SQLite file to begin with."""
+        given = Settings(**{"port": own_port(), "enrolment_port": own_port(), "web": False, "web_port": own_port(), **settings})
         Home.create(path, given, datetime.now(UTC))
         if database is not None and not given.database:
             shutil.copy(database, path / "server.db")
@@ -390,6 +394,19 @@ class Running:
         receipt = await first.initialize(await first.ask("init"))
         assert receipt.verdict == Receipt.ACCEPTED, receipt
         return run, [await node.ask("train") for node in nodes]
+
+    def timers(self, run: str) -> dict[str, asyncio.TimerHandle]:
+        """The timers of a run that are armed."""
+        driver = self.engine.driver(run)
+        assert isinstance(driver, Driver)
+        return driver._timers._armed
+
+    def due(self, run: str, name: str) -> float:
+        """Let a timer of a run go off now; how many seconds it had left. So no test depends on what is done before a short deadline."""
+        handle = self.timers(run).pop(name)
+        handle._run()
+        handle.cancel()
+        return handle.when() - asyncio.get_running_loop().time()
 
     async def events(self, run: str, after: int = 0) -> list[pb.RunEvent]:
         """Everything that happens to a run until it is over."""

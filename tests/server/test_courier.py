@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from fedscale.causes import GONE
 from fedscale.errors import Cause
 from fedscale.identity import Role
 from fedscale.proto.v1 import control_pb2 as pb
@@ -18,8 +19,7 @@ from fedscale.record import RunRecord
 from fedscale.report import model_card
 from fedscale.wire.codec import DIGEST_KEY, PUT, RUN_KEY, SIZE_KEY, digest_of, frames
 from fedscale_server.courier import Courier
-from fedscale_server.delivery import GONE
-from tests.server.running import Ask, Node, Receipt, Running, plan_text, refusal, soon, until
+from tests.server.running import PATIENCE, Ask, Node, Receipt, Running, plan_text, refusal, soon, until
 
 MODEL = b"a model, or trees"
 REPLY = b"grow" * 300_000  # more than one part, in whole words
@@ -157,7 +157,9 @@ async def test_what_was_said_is_told_again_after_the_server_came_back(server: Ru
         await node.connect()
     assert (await replied(bob, b"bob.")).verdict == Receipt.ACCEPTED
     assert (await again.next()).data == b"bob."
-    answered = [event async for event in server.admin.control.WatchRun(pb.WatchRunRequest(run=leader.run), timeout=5) if await _ends(again, event)]
+    answered = [
+        event async for event in server.admin.control.WatchRun(pb.WatchRunRequest(run=leader.run), timeout=PATIENCE) if await _ends(again, event)
+    ]
     assert [event.kind for event in answered].count("answered") == 2
 
 

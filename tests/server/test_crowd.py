@@ -21,7 +21,7 @@ from tests.server.running import SCHEMA, Ask, Node, Pass, Receipt, Running, plan
 
 CROWD, STEP = 500, 0.25
 STORM = 150
-LONG = 240.0
+LONG = 540.0
 
 
 def enrolled(running: Running, count: int) -> list[Node]:
@@ -65,7 +65,9 @@ async def beat(stream: Any) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_five_hundred_nodes_take_part_in_one_round(tmp_path: Path) -> None:
+async def test_five_hundred_nodes_take_part_in_one_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # All of them live in this one process: how long each takes to speak is the machine's affair.
+    monkeypatch.setattr("fedscale_server.services.node.SILENCE_SECONDS", LONG)
     running = await Running.start(tmp_path / "home")
     nodes, there = enrolled(running, CROWD), asyncio.Semaphore(0)
     try:

@@ -162,7 +162,7 @@ def test_a_broken_upgrade_leaves_nothing_behind(empty_url: str, tmp_path: Path, 
 
 
 def run_python(script: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from operator import contains
 from typing import Any
@@ -16,7 +17,10 @@ from fedscale.errors import Unreachable
 from fedscale.proto.v1 import control_pb2 as pb
 from fedscale_server import engine, spool
 from fedscale_server.driver import Driver
+from fedscale_server.sessions import Watch
 from tests.server.running import Counting, Receipt, Running, none_left, plan_text, refusal, soon, until
+
+HOUR = 3600.0  # a deadline that comes when a test says so
 
 
 def kinds(events: list[pb.RunEvent]) -> list[str]:
@@ -90,12 +94,18 @@ async def test_a_node_that_stays_away_longer_than_rejoin_has_failed(server: Runn
 
 
 async def test_a_silent_node_is_lost(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedscale_server.services.node.SILENCE_SECONDS", 0.3)
-    ada = await server.node("ada", connect=False)
-    await ada.connect(heartbeat=0.03)
+    watches: list[Watch] = []
+
+    def watched(seconds: float, silent: Callable[[], object]) -> Watch:
+        watches.append(Watch(seconds, silent))
+        return watches[-1]
+
+    monkeypatch.setattr("fedscale_server.services.node.Watch", watched)
+    ada = await server.node("ada")
     run = await server.submit(plan_text(clients={"min_per_round": 1}))
     await ada.initialize(await ada.ask("init"))
     ada.mute = True
+    watches[-1]._seconds = 0.01  # only from here on: until it has fallen silent, nobody may take it for that
     assert await event(server, run, "lost", "ada") == {}
     await until(lambda: server.engine.sessions.get("ada") is None)
 
@@ -170,19 +180,30 @@ async def test_no_node_can_make_the_first_model(server: Running) -> None:
 
 async def test_the_deadline_closes_a_round_with_its_quorum(server: Running) -> None:
     ada, ben = await server.nodes("ada", "ben")
-    run, (of_ada, of_ben) = await server.begun(ada, ben, clients={"min_per_round": 1, "wait_for": 2, "deadline": 0.5})
+    run, (of_ada, of_ben) = await server.begun(ada, ben, clients={"min_per_round": 1, "wait_for": 2, "deadline": HOUR})
     await ada.answer(of_ada, 2.0)
+    assert 0 < server.due(run, "train/1/deadline") <= HOUR
     _, record = await server.over(run)
     failure = record["rounds"][0]["failures"]["ben"]
-    assert (failure["cause"], failure["what"], failure["hint"]) == ("timeout", "no answer within 0.5 s", "raise clients.deadline or ask fewer epochs")
+    assert (failure["cause"], failure["what"], failure["hint"]) == (
+        "timeout",
+        "no answer within 3600 s",
+        "raise clients.deadline or ask fewer epochs",
+    )
     late = await ben.answer(of_ben, 2.0)
+    assert record["rounds"][0]["answered"] == ["ada"]
     assert (late.verdict, late.reason) == (Receipt.CLOSED, "the run is over")
 
 
 async def test_timers_end_with_the_step_they_belong_to(server: Running) -> None:
     ada = await server.node("ada")
-    run, (ask,) = await server.begun(ada, rounds=2, clients={"min_per_round": 1, "deadline": 0.6})
+    run, (ask,) = await server.begun(ada, rounds=2, clients={"min_per_round": 1, "deadline": HOUR})
+    first = server.timers(run)["train/1/deadline"]
     await ada.answer(ask, 1.0)
+    await ada.ask("train")
+    assert first.cancelled()
+    assert [*server.timers(run)] == ["train/2/deadline"]
+    server.due(run, "train/2/deadline")
     events = await server.events(run)
     assert [(e.phase, e.number) for e in events if e.kind == "fired"] == [("train", 2)]
     assert json.loads(events[-1].detail)["status"] == "failed"

@@ -23,7 +23,9 @@ from fedscale_server.home import Home
 from fedscale_server.logbook import Logbook
 from fedscale_server.settings import Settings
 from fedscale_server.timers import Timers
-from tests.server.running import BUNDLE, Node, Receipt, Running, plan_text, refusal, until
+from tests.server.running import BUNDLE, PATIENCE, Node, Receipt, Running, plan_text, refusal, until
+
+HOUR = 3600.0
 
 
 async def back(server: Running, *nodes: Node) -> None:
@@ -52,11 +54,13 @@ async def test_a_round_goes_on_where_it_was(server: Running) -> None:
 
 async def test_the_deadline_runs_again_after_a_restart(server: Running) -> None:
     ada, ben = await server.nodes("ada", "ben")
-    run, (of_ada, _) = await server.begun(ada, ben, clients={"min_per_round": 1, "wait_for": 2, "deadline": 1.5})
+    run, (of_ada, _) = await server.begun(ada, ben, clients={"min_per_round": 1, "wait_for": 2, "deadline": HOUR})
     await ada.answer(of_ada, 2.0)
     await back(server, ada, ben)
+    assert 0 < server.due(run, "train/1/deadline") <= HOUR
     _, record = await server.over(run)
     assert record["rounds"][0]["failures"]["ben"]["cause"] == "timeout"
+    assert record["rounds"][0]["answered"] == ["ada"]
 
 
 async def test_whoever_makes_the_first_model_has_time_to_come_back_after_a_restart(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,10 +227,10 @@ async def test_timers_run_once_under_the_last_action_of_a_name() -> None:
     timers.arm("a", 0.0, lambda: ran.put_nowait("old"))
     timers.arm("a", 0.01, lambda: ran.put_nowait("new"))
     timers.arm("b", 60.0, lambda: ran.put_nowait("never"))
-    assert await asyncio.wait_for(ran.get(), 5) == "new"
+    assert await asyncio.wait_for(ran.get(), PATIENCE) == "new"
     timers.clear()
     timers.arm("c", 0.0, lambda: ran.put_nowait("again"))
-    assert await asyncio.wait_for(ran.get(), 5) == "again"
+    assert await asyncio.wait_for(ran.get(), PATIENCE) == "again"
     timers.stop()
     timers.arm("d", 0.0, lambda: ran.put_nowait("never"))
     await asyncio.sleep(0.02)

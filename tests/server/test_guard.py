@@ -18,7 +18,7 @@ from fedscale.proto.v1 import control_pb2 as pb
 from fedscale.wire.faults import ERROR_KEY
 from fedscale_server.home import Home
 from fedscale_server.services import guard
-from tests.server.running import OPTIONS, Pass, Running, plan_text, refusal, soon
+from tests.server.running import OPTIONS, PATIENCE, Pass, Running, plan_text, refusal, soon, until
 
 Code = grpc.StatusCode
 FILES = (bulk_pb2, control_pb2, node_pb2)
@@ -62,7 +62,7 @@ async def code_of(channel: grpc.aio.Channel, name: str) -> grpc.StatusCode:
             yield part
 
     kind = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
-    call = getattr(channel, kind)(name)(nothing() if method.client_streaming else b"", timeout=20)
+    call = getattr(channel, kind)(name)(nothing() if method.client_streaming else b"", timeout=PATIENCE)
     try:
         if method.server_streaming:
             async for _ in call:
@@ -142,7 +142,7 @@ async def test_an_unknown_method_is_unimplemented(server: Running) -> None:
 async def test_revocation_cuts_an_open_control_stream(server: Running) -> None:
     ada = await server.node("ada")
     await server.admin.control.Revoke(pb.RevokeRequest(name="ada"))
-    await soon(ada._tasks[0], 5)
+    await soon(ada._tasks[0])
     assert ada.ended is None or ada.ended.code() is Code.PERMISSION_DENIED
     assert server.engine.sessions.get("ada") is None
 
@@ -152,9 +152,11 @@ async def test_revocation_cuts_a_watcher_that_hears_nothing(server: Running) -> 
     run = await server.submit(plan_text())
     call = auditor.control.WatchRun(pb.WatchRunRequest(run=run))
     watching = asyncio.create_task(refusal(_all(call)))
-    await asyncio.sleep(0.1)
+    driver = server.engine.driver(run)
+    assert driver is not None
+    await until(lambda: driver.feed._watchers)
     await server.admin.control.Revoke(pb.RevokeRequest(name=auditor.name))
-    assert (await soon(watching, 5)).code() is Code.PERMISSION_DENIED
+    assert (await soon(watching)).code() is Code.PERMISSION_DENIED
 
 
 async def test_revocation_cuts_an_upload_on_its_way(server: Running) -> None:
@@ -168,10 +170,10 @@ async def test_revocation_cuts_an_upload_on_its_way(server: Running) -> None:
         yield body[8:]
 
     sending = asyncio.create_task(refusal(ada.submit(ask.key, body, parts=slowly())))
-    await asyncio.sleep(0.1)
+    await until(lambda: [path for path in server.path.glob("runs/*/uploads/*") if path.stat().st_size == 8])
     await server.admin.control.Revoke(pb.RevokeRequest(name="ada"))
     revoked.set()
-    assert (await soon(sending, 5)).code() is Code.PERMISSION_DENIED
+    assert (await soon(sending)).code() is Code.PERMISSION_DENIED
 
 
 async def test_errors_arrive_with_their_class_and_words(server: Running) -> None:

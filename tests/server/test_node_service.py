@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, cast
@@ -21,7 +22,7 @@ from fedscale.proto.v1 import node_pb2, node_pb2_grpc
 from fedscale.secagg.authority import claim
 from fedscale.wire.convert import key_to_proto
 from fedscale_client.rpc import error_of
-from fedscale_server.services.node import MAX_DATASETS
+from fedscale_server.services.node import MAX_DATASETS, _first
 from tests.server.running import Node, Receipt, Running, plan_text, refusal, soon, until
 
 BAD = grpc.StatusCode.INVALID_ARGUMENT
@@ -106,6 +107,23 @@ async def test_whoever_says_nothing_is_not_waited_for(server: Running, monkeypat
     assert (error.code(), error.details()) == (BAD, "node ada: a control stream must begin with Hello")
 
 
+async def test_a_server_that_was_held_up_hears_who_has_greeted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds come at once after a restart: a greeting that waits to be read is not silence."""
+    monkeypatch.setattr("fedscale_server.services.node.SILENCE_SECONDS", 0.2)
+    said = asyncio.Queue[node_pb2.NodeMessage]()
+
+    async def messages() -> AsyncIterator[node_pb2.NodeMessage]:
+        while True:
+            yield await said.get()
+
+    hearing = asyncio.create_task(_first(messages()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - the event loop is what is held up
+    said.put_nowait(hello(b""))
+    assert await soon(hearing) == hello(b"")
+
+
 async def test_bytes_that_are_no_message_end_the_stream(server: Running) -> None:
     ada = await server.node("ada", connect=False)
 
@@ -162,7 +180,7 @@ async def test_a_node_that_leaves_politely_is_gone_at_once(server: Running) -> N
     ada = await server.node("ada")
     assert ada._outbox is not None
     ada._outbox.put_nowait(None)
-    await soon(ada._tasks[0], 5)
+    await soon(ada._tasks[0])
     assert ada.ended is None
     await until(lambda: server.engine.sessions.get("ada") is None)
 
@@ -196,7 +214,7 @@ async def test_an_unknown_phase_ends_the_stream_and_no_run(server: Running, kind
     key = node_pb2.TaskKey(run=run, phase="attack", number=1)
     bodies: dict[str, Any] = {"progress": node_pb2.Progress(key=key), "failed": node_pb2.Failed(key=key), "accepted": node_pb2.Accepted(key=key)}
     ada.say(node_pb2.NodeMessage(**{kind: bodies[kind]}))
-    await soon(ada._tasks[0], 10)
+    await soon(ada._tasks[0])
     assert ada.ended is not None
     assert (ada.ended.code(), ada.ended.details()) == (BAD, "a task key names an unknown phase")
     await ada.connect()

@@ -31,12 +31,14 @@ from fedscale_server.registry import Registry
 from fedscale_server.settings import Settings
 from fedscale_server.store.store import Store
 from tests.server import mortal
-from tests.server.running import BUNDLE, Node, Pass, Person, Receipt, plan_text, refusal, soon, until
+from tests.server.ports import own_port
+from tests.server.running import BUNDLE, PATIENCE, Node, Pass, Person, Receipt, plan_text, refusal, soon, until
 from tests.server.samples import later
 
 NAMES = ("ada", "ben", "cyd", "dee")
-DENSE = 5
+DENSE, LONG = 5, 600.0
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(LONG)
 
 
 @dataclass
@@ -79,12 +81,12 @@ class Tireless:
     async def _turn(self) -> None:
         """Deliver what is kept, then do what is asked; a task whose model is gone is not wanted any more."""
         for key, (body, schema) in list(self.kept.items()):
-            receipt = await asyncio.wait_for(self.node.submit(key, body, schema=schema), 5)
+            receipt = await asyncio.wait_for(self.node.submit(key, body, schema=schema), PATIENCE)
             self.verdicts[receipt.verdict] += 1
             del self.kept[key]
         for ask in self.node.asks[self.node.taken :]:
             try:
-                self.kept[ask.key] = await asyncio.wait_for(self.node.compute(ask, OneHot(self.node.name, self.rounds)), 5)
+                self.kept[ask.key] = await asyncio.wait_for(self.node.compute(ask, OneHot(self.node.name, self.rounds)), PATIENCE)
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
                     raise
@@ -97,7 +99,7 @@ class World:
 
     def __init__(self, path: Path, process: asyncio.subprocess.Process, database: str) -> None:
         self.path, self._process, self._database = path, process, database
-        self.address, self._ports = "", {"port": 0, "enrolment_port": 0}
+        self.address, self._ports = "", {"port": own_port(), "enrolment_port": own_port()}
         self.server = 0
         self.nodes: list[Tireless] = []
         self.tasks: list[asyncio.Task[None]] = []
@@ -112,7 +114,7 @@ class World:
 
     async def _told(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        facts: dict[str, Any] = json.loads(await soon(self._process.stdout.readline()))
+        facts: dict[str, Any] = json.loads(await soon(self._process.stdout.readline(), LONG))
         self.server = 0 if "ended" in facts else facts.get("pid", self.server)
         return facts
 
@@ -163,7 +165,7 @@ class World:
     async def call(self, method: str, request: Any) -> Any:
         """A call of the operator, made again until it is answered."""
         await until(lambda: self.address)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONG):
             while True:
                 with suppress(grpc.aio.AioRpcError):
                     async with self._credentials.channel(self.address) as channel:
@@ -175,20 +177,20 @@ class World:
                         if method == "WatchRun":
                             return [event async for event in person.control.WatchRun(request)]
                         if method == "GetRun":
-                            return await anext(aiter(person.control.GetRun(request, timeout=5)))
-                        return await getattr(person.control, method)(request, timeout=5)
+                            return await anext(aiter(person.control.GetRun(request, timeout=PATIENCE)))
+                        return await getattr(person.control, method)(request, timeout=PATIENCE)
                 await asyncio.sleep(0.02)
 
     async def submit(self, rounds: int, key: str) -> str:
         await self.call("put", BUNDLE)
-        clients = {"min_per_round": len(NAMES), "rejoin": 60.0, "deadline": 60.0}
+        clients = {"min_per_round": len(NAMES), "rejoin": LONG, "deadline": LONG}
         plan = plan_text(rounds=rounds, strategy={"weighting": "equal"}, clients=clients)
         request = pb.SubmitRunRequest(project="ward", plan=plan, bundle=digest_of(BUNDLE), key=key)
         return str((await self.call("SubmitRun", request)).run)
 
     async def finished(self, run: str) -> Any:
         """Wait until the run is over."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LONG):
             while True:
                 detail = await self.call("GetRun", pb.GetRunRequest(run=run))
                 if detail.info.finished:
@@ -281,7 +283,7 @@ async def test_a_server_that_dies_wherever_it_stores_something_loses_and_doubles
             assert (await world.ended())[0] == mortal.CRASHED
     await world.start()
     customer.open = False
-    await soon(shopping, 60)
+    await soon(shopping, LONG)
     await customer.check()
 
 
@@ -297,7 +299,7 @@ async def test_a_server_killed_at_random_moments_loses_and_doubles_nothing(world
         assert (await world.ended())[0] == -signal.SIGKILL
         pid = await world.start()
     customer.open = False
-    await soon(shopping, 60)
+    await soon(shopping, LONG)
     await customer.check()
     accepted = sum(tireless.verdicts[Receipt.ACCEPTED] for tireless in world.nodes)
     assert accepted <= len(customer.runs) * (12 * len(NAMES) + 1)

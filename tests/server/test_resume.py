@@ -304,16 +304,22 @@ async def test_a_spent_budget_sends_away_with_a_time_to_come_back(tmp_path: Path
 
 
 async def test_an_upload_that_stands_still_ends_and_goes_on_later(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bulk, "STALL_SECONDS", 0.2)
     ada = await server.node("ada")
     _, (ask,) = await begun(server, ada)
-    body = ask.words(DELTA).tobytes()
+    body, more = ask.words(DELTA).tobytes(), asyncio.Event()
 
     async def stuck() -> AsyncIterator[bytes]:
-        yield body[:123_456]
+        yield body[:100_000]
+        await more.wait()
+        yield body[100_000:123_456]
         await asyncio.Event().wait()
 
-    error = await refusal(send(ada, ask, body, 0, stuck()))
+    sending = asyncio.create_task(refusal(send(ada, ask, body, 0, stuck())))
+    await until(lambda: [path for path in server.path.glob("runs/*/uploads/*") if path.stat().st_size == 100_000])
+    with monkeypatch.context() as short:  # while nothing flows
+        short.setattr(bulk, "STALL_SECONDS", 0.2)
+        more.set()
+        error = await sending
     assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "a transfer stands still (nothing came for 0.2 s); send it again")
     assert await offset(ada, ask, body) == 123_456
     assert (await send(ada, ask, body, 123_456)).verdict == Receipt.ACCEPTED

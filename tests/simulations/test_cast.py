@@ -17,7 +17,7 @@ from fedscale.errors import ConfigError, NotFound, RunFailed, Unreachable
 from fedscale_simulations import cast as module
 from fedscale_simulations.cast import Cast, environment, program
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 SLEEPER = "import time; print('up', flush=True); time.sleep(600)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEPER
 PARENT = f"import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', {DEAF!r}]); print(child.pid, flush=True); " + DEAF
@@ -44,10 +44,9 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it may end while it is looked at
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def said(log: Path) -> str:

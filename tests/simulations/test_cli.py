@@ -90,6 +90,15 @@ def test_a_table_may_stand_in_for_the_population(job: Path, tmp_path: Path, word
     assert fedscale("simulate", job, "--data", "rows.csv", "--label", "y", *words, "--json").data["nodes"] == clients
 
 
+def test_rows_with_gaps_and_columns_of_text_are_left_out_when_asked(job: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,who,y\n" + "".join(f"{n if n != 7 else ''},Ann,{n % 2}\n" for n in range(60)))
+    words = ("simulate", job, "--data", "rows.csv", "--label", "y")
+    assert "next  encode it, leave its column out by naming the others in columns" in fedscale(*words).err
+    assert "--missing drop" in fedscale(*words, "--columns", "a").err
+    assert fedscale(*words, "--columns", " a", "--missing", "drop", "--clients", "29", "--json").data["nodes"] == 29
+    assert fedscale(*words, "--columns", "a", "--missing", "drop", "--clients", "60").code == 2, "there are 59 rows"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -97,6 +106,8 @@ def test_a_table_may_stand_in_for_the_population(job: Path, tmp_path: Path, word
         (["--data", "rows.csv", "--label", "y"], 2, "rows.csv"),
         (["--label", "y"], 2, "--label is given, and no file to spread"),
         (["--partition", "iid"], 2, "--partition is given, and no file to spread"),
+        (["--columns", "a"], 2, "--columns is given, and no file to spread"),
+        (["--missing", "drop"], 2, "--missing is given, and no file to spread"),
         (["--set", "strategy.rounds=none"], 2, "strategy.rounds"),
         (["--set", "rounds"], 2, "write it as table.key=value"),
         (["--resume"], 6, "no checkpoint to resume from"),
@@ -241,9 +252,9 @@ def test_options_of_a_partition_are_numbers_where_they_can_be(text: str, value: 
 
 
 def test_a_table_needs_a_label() -> None:
-    assert cli._table(None, "", None) is None
+    assert cli._table(None, "", "", None, None) is None
     with pytest.raises(ConfigError, match="column to predict"):
-        cli._table(Path("rows.csv"), "", None)
+        cli._table(Path("rows.csv"), "", "", None, None)
 
 
 def offline(*_: object, **__: object) -> None:

@@ -130,6 +130,14 @@ def test_where_torch_sees_a_gpu_nothing_is_forked_and_who_uses_the_processor_is_
     assert choice.UNFORKED not in str(chosen(there, Choice(wanted, 1))["why"])
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_who_mixes_precision_on_a_processor_that_is_slower_so_is_told(monkeypatch: pytest.MonkeyPatch, *, slow: bool) -> None:
+    monkeypatch.setattr(choice, "slow_halves", lambda: slow)
+    for amp in (True, False):
+        note = chosen(stand(ZOO["written"], train={"amp": amp, "device": "cpu"}), Choice("sequential"))
+        assert (choice.SLOW_HALVES in str(note["why"])) == (slow and amp)
+
+
 def test_a_learner_of_ones_own_is_forked_whatever_torch_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "forkable", lambda: False)
     note = engine(simulate(Mean(), sites(9), rounds=3, seed=3, engine="pool", workers=2))

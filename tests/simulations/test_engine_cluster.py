@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from tests.simulations.samples import Mean, always, plan_of, sites
 from tests.simulations.test_engine_pool import added, outcome
 from tests.simulations.zoo import ZOO, stand
 
-pytestmark = [pytest.mark.requires("ray"), pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.requires("ray"), pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +231,18 @@ def test_without_a_cluster_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="no Ray cluster can be reached") as caught:
         Cluster(here.desk)
     assert caught.value.hint == "start one with: ray start --head"
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        cluster.knock(f"ray://127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    monkeypatch.setattr(cluster, "ray", lambda: SimpleNamespace(is_initialized=lambda: False))
+    with pytest.raises(ConfigError, match="no Ray cluster can be reached") as caught:
+        Cluster(stand(ZOO["softmax"]).desk)
+    assert (caught.value.where, caught.value.why) == (f"RAY_ADDRESS=127.0.0.1:{port}", "ConnectionRefusedError")
+    cluster.knock("auto")
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,9 +32,10 @@ from tests.simulations.zoo import ZOO, Stand, stand
 
 @pytest.fixture(autouse=True)
 def _tidy() -> Iterator[None]:
+    before = set(multiprocessing.active_children())
     with one_thread():
         yield
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def run_of(learner: Any = None, data: Mapping[str, Any] | None = None, **rest: Any) -> Simulation:
@@ -257,7 +258,8 @@ class Stuck(Deadly):
 
 
 def test_a_worker_that_hangs_is_not_waited_for_for_ever(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"clients": {"deadline": 0.5}}
+    # Twice as long for the two that a worker has: on a busy machine those that are well must have said something by then.
+    options: dict[str, Any] = {"clients": {"deadline": 4.0}}
     learner = Stuck(marks(tmp_path, 1), [("site-4", Phase.TRAIN, 2)])
     assert outcome(run_of(learner, workers=2, **options)) == outcome(run_of(engine="sequential", **options))
     assert list(tmp_path.iterdir()) == []

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 import shlex
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -140,6 +145,20 @@ def test_a_run_that_cannot_begin_leaves_no_folder(job: Path) -> None:
     assert not Path("runs/half").exists()
 
 
+@pytest.mark.parametrize(
+    ("missing", "told"), [(True, "pip install 'fedscale-fl[ray]'"), (False, "no Ray cluster can be reached")], ids=["no package", "no cluster"]
+)
+def test_without_a_cluster_nothing_is_trained_and_nothing_written(job: Path, monkeypatch: pytest.MonkeyPatch, *, missing: bool, told: str) -> None:
+    away = SimpleNamespace(is_initialized=lambda: False, init=Mock(side_effect=ConnectionError))
+    monkeypatch.setitem(sys.modules, "ray", None if missing else away)
+    monkeypatch.setattr("fedscale_simulations.simulator.World.next", Mock(side_effect=AssertionError("a client is asked")))
+    for words in ([], ["--out", "mine"]):
+        done = fedscale("simulate", job, "--engine", "ray", *words)
+        assert (done.code, told in done.err) == (2, True), done.err
+    assert not list(Path("runs").iterdir())
+    assert not Path("mine").exists()
+
+
 def test_only_runs_of_that_name_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert folders.latest("risk") == Path("runs/risk")
@@ -159,6 +178,46 @@ def test_of_many_that_ask_each_gets_a_folder_of_its_own(tmp_path: Path, monkeypa
         got = list(lanes.map(begin, range(24)))
     assert len(set(got)) == 24
     assert Path("runs/risk") in got
+
+
+def test_an_empty_folder_of_a_run_that_was_killed_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/risk").mkdir(parents=True)
+    Path("runs/other").write_text("a file")
+    with folders.claimed("risk") as first, folders.claimed("risk") as second, folders.claimed("other") as third:
+        assert (first, second, third) == (Path("runs/risk"), Path("runs/risk-2"), Path("runs/other-2"))
+    assert [path.name for path in Path("runs").iterdir()] == ["other"]
+
+
+def test_where_folders_cannot_be_locked_an_empty_one_may_be_anothers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")))
+    Path("runs/risk").mkdir(parents=True)
+    with folders.claimed("risk") as first, folders.claimed("risk", Path("mine")) as second:
+        assert (first, second) == (Path("runs/risk-2"), Path("mine"))
+
+
+def test_a_folder_has_room_for_one_simulation_at_a_time(job: Path) -> None:
+    run_in(Path("runs/half"), ended=False)
+    for folder, words in ((Path("runs/half"), ["--resume"]), (Path("mine"), ["--out", "mine"])):
+        folder.mkdir(exist_ok=True)
+        with folders.at_work(folder):
+            done = fedscale("simulate", job, *words)
+            assert (done.code, done.err.splitlines()[:2]) == (6, ["error: another simulation is at work in the folder", f"  where {folder}"])
+            assert not folders.interrupted(Path("runs/half")) or folder == Path("mine")
+    assert folders.interrupted(Path("runs/half"))
+    assert Path("mine").is_dir(), "a folder that was there stays"
+
+
+def test_a_folder_that_cannot_be_made_or_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("a file")
+    with pytest.raises(ConfigError, match=r"the folder cannot be made \(Not a directory\)"), folders.claimed("risk"):
+        pass
+    Path("mine").mkdir()
+    monkeypatch.setattr(os, "open", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(ConfigError, match=r"the folder cannot be read \(Permission denied\)"), folders.claimed("risk", Path("mine")):
+        pass
 
 
 @pytest.mark.parametrize("ended", [True, False])

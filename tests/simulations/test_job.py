@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,23 @@ def test_a_job_file_is_resumed(job: Path, tmp_path: Path) -> None:
 
 def test_a_table_is_spread_in_place_of_the_apps_own_data(job: Path, tmp_path: Path) -> None:
     table = Table(csv(tmp_path / "cells.csv"), "sick", "column", {"column": "ward"})
-    rewrite(job, "Linear(2, 1)", "Linear(3, 1)")
     result = simulate_file(job, table=table)
     assert result.record.nodes == ("0", "1", "2")
     assert result.status == "completed"
+
+
+def test_the_column_that_spreads_a_table_may_be_text_and_is_no_feature(tmp_path: Path) -> None:
+    path = tmp_path / "cells.csv"
+    path.write_text("age,ward,dose,sick\n" + "".join(f"{n}.5,{'east' if n % 3 else 'west'},{n % 4},{n % 2}\n" for n in range(12)) + "7,east,,1\n")
+    table = Table(path, "sick", "column", {"column": "ward"}, missing_policy="drop")
+    wards = table.population(None, 0)
+    assert {name: len(wards[name]) for name in wards} == {"east": 8, "west": 4}
+    assert wards["east"].columns == ("age", "dose")
+    assert len(wards["west"].split(0.25, 0)[1]) == 1, "a client is no group, of which nothing could be held out"
+    assert replace(table, columns=("dose",)).population(2, 0)["east"].columns == ("dose",)
+    with pytest.raises(DataError, match="has a missing value") as caught:
+        replace(table, missing_policy="refuse").population(None, 0)
+    assert "--missing drop" in caught.value.hint
 
 
 def test_the_app_is_read_anew_and_forgotten(job: Path) -> None:

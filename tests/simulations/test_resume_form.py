@@ -15,11 +15,10 @@ from fedscale_simulations.checkpoint import FILE, recorded
 from fedscale_simulations.engines.choice import Choice
 from fedscale_simulations.result import Progress, Simulation
 from fedscale_simulations.simulator import simulate
-from tests.simulations.test_kill import wait_for
+from tests.simulations.test_kill import PATIENCE, wait_for
 from tests.simulations.zoo import ZOO
 
 KIND = ZOO["written"]
-PATIENCE = 30.0
 
 
 def run_of(**rest: Any) -> Simulation:

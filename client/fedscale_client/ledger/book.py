@@ -31,7 +31,7 @@ from fedscale_client.ledger.chain import Signer, flaw, sealed
 from fedscale_client.ledger.claims import Cap, Claim, Parcel
 from fedscale_client.ledger.head import LOOK, Head, HeadFile
 from fedscale_client.ledger.lines import Kind
-from fedscale_client.ledger.state import Hold, Item, State, holds
+from fedscale_client.ledger.state import Hold, Item, State, counting, holds
 from fedscale_client.ledger.tables import RULES, Entry, Table
 
 BUSY_SECONDS = 120
@@ -84,6 +84,15 @@ class Ledger:
             ConfigError: the ledger does not verify.
         """
         return self._add(lambda state: admitted(state, claim, None if kept and state.sent(claim.key, kept) else cap, run, self._now())).seq
+
+    def consider(self, claim: Claim, cap: Cap | None, run: tuple[Spend, ...] = ()) -> None:
+        """Raise what ``reserve`` would raise by now, and set nothing aside; a task that counts already is let in again."""
+
+        def decide(state: State) -> None:
+            if all(item.claim.key != claim.key for item in counting(state.items.values())):
+                admitted(state, claim, cap, run, self._now())
+
+        self._add(decide)
 
     def release(self, reservation: int, parcel: Parcel) -> int:
         """Note that an answer leaves now; the reservation it counts under.

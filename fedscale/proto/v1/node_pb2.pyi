@@ -179,6 +179,7 @@ class NodeMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     SPOKEN_FIELD_NUMBER: _builtins.int
+    STANCE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -191,6 +192,8 @@ class NodeMessage(_message.Message):
     def accepted(self) -> Global___Accepted: ...
     @_builtins.property
     def spoken(self) -> Global___Spoken: ...
+    @_builtins.property
+    def stance(self) -> Global___Stance: ...
     def __init__(
         self,
         *,
@@ -200,12 +203,13 @@ class NodeMessage(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         accepted: Global___Accepted | None = ...,
         spoken: Global___Spoken | None = ...,
+        stance: Global___Stance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress", "spoken", b"spoken"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress", "spoken", b"spoken", "stance", b"stance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress", "spoken", b"spoken"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "failed", b"failed", "heartbeat", b"heartbeat", "hello", b"hello", "message", b"message", "progress", b"progress", "spoken", b"spoken", "stance", b"stance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "progress", "failed", "heartbeat", "accepted", "spoken"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "progress", "failed", "heartbeat", "accepted", "spoken", "stance"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -220,6 +224,7 @@ class ServerMessage(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     TOLD_FIELD_NUMBER: _builtins.int
+    PROPOSAL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -230,6 +235,8 @@ class ServerMessage(_message.Message):
     def heartbeat(self) -> Global___Heartbeat: ...
     @_builtins.property
     def told(self) -> Global___Told: ...
+    @_builtins.property
+    def proposal(self) -> Global___Proposal: ...
     def __init__(
         self,
         *,
@@ -238,12 +245,13 @@ class ServerMessage(_message.Message):
         release: Global___Release | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         told: Global___Told | None = ...,
+        proposal: Global___Proposal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "release", b"release", "told", b"told", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "proposal", b"proposal", "release", b"release", "told", b"told", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "release", b"release", "told", b"told", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "heartbeat", b"heartbeat", "message", b"message", "proposal", b"proposal", "release", b"release", "told", b"told", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignment", "release", "heartbeat", "told"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "assignment", "release", "heartbeat", "told", "proposal"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -257,9 +265,12 @@ class Hello(_message.Message):
     DATASETS_FIELD_NUMBER: _builtins.int
     IDENTITY_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
+    PROPOSALS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     identity: _builtins.bytes
     """Ed25519 public key for secure aggregation, and its signature of the node's name"""
+    proposals: _builtins.bool
+    """the node answers them"""
     @_builtins.property
     def datasets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -273,10 +284,11 @@ class Hello(_message.Message):
         datasets: _abc.Iterable[_builtins.str] | None = ...,
         identity: _builtins.bytes = ...,
         runs: _abc.Iterable[_builtins.str] | None = ...,
+        proposals: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "identity", b"identity", "runs", b"runs", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "identity", b"identity", "proposals", b"proposals", "runs", b"runs", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,6 +492,66 @@ class Spoken(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Spoken: _TypeAlias = Spoken  # noqa: Y015
+
+@_typing.final
+class Proposal(_message.Message):
+    """A step of a run that is about to begin: would the node do its part? Nobody has been asked for anything yet, so nothing is spent in vain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    plan: _builtins.str
+    """as in Assignment"""
+    bundle: _builtins.str
+    """as in Assignment"""
+    nodes: _builtins.int
+    """how many would be asked"""
+    @_builtins.property
+    def key(self) -> Global___TaskKey: ...
+    def __init__(
+        self,
+        *,
+        key: Global___TaskKey | None = ...,
+        plan: _builtins.str = ...,
+        bundle: _builtins.str = ...,
+        nodes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "key", b"key", "nodes", b"nodes", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Proposal: _TypeAlias = Proposal  # noqa: Y015
+
+@_typing.final
+class Stance(_message.Message):
+    """What the node would refuse of it, by the phases of that round; nothing where it would do all. It binds nobody: each task is looked at when it comes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key(self) -> Global___TaskKey: ...
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failed]: ...
+    def __init__(
+        self,
+        *,
+        key: Global___TaskKey | None = ...,
+        refused: _abc.Iterable[Global___Failed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stance: _TypeAlias = Stance  # noqa: Y015
 
 @_typing.final
 class Accepted(_message.Message):

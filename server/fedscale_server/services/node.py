@@ -11,6 +11,7 @@ import structlog
 
 import fedscale
 from fedscale.errors import Conflict, ProtocolError
+from fedscale.learner import Phase
 from fedscale.proto.v1 import node_pb2 as pb
 from fedscale.proto.v1 import node_pb2_grpc
 from fedscale.secagg.authority import claimed
@@ -23,7 +24,7 @@ from fedscale_server.engine import Engine
 from fedscale_server.leadership import Leadership
 from fedscale_server.registry import Registry
 from fedscale_server.services.guard import Context, caller
-from fedscale_server.sessions import Session, Watch
+from fedscale_server.sessions import TICKS, Session, Watch
 from fedscale_server.store.admission import Arrival
 
 log = structlog.get_logger()
@@ -46,7 +47,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
             raise ProtocolError("a control stream must begin with Hello", where=f"node {name}")
         identity = claimed(name, first.hello.identity) if first.hello.identity else ""
         member = await self._arrivals.take(Arrival(name, _offered(first.hello), first.hello.version[:64], identity))
-        session = Session(name, member.project, frozenset(member.datasets), member.version, identity)
+        session = Session(name, member.project, frozenset(member.datasets), member.version, identity, first.hello.proposals)
         watch = Watch(SILENCE_SECONDS, session.close)
         reader = asyncio.create_task(self._listen(request_iterator, session, watch))
         log.info("node connected", node=name, datasets=len(session.datasets))
@@ -93,6 +94,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
             driver = self._engine.driver(key[0])
             if isinstance(driver, Driver):
                 await driver.spoken(key, session.node, message.spoken.step, message.spoken.data)
+        elif kind == "stance":
+            key = key_from_proto(message.stance.key)
+            driver = self._engine.driver(key[0])
+            if isinstance(driver, Driver):
+                refused = {key_from_proto(each.key)[1]: failure_from_proto(each) for each in message.stance.refused[: len(Phase)]}
+                await driver.proposed(session.node, key[2], refused)
         elif kind in ("progress", "accepted"):
             body = message.progress if kind == "progress" else message.accepted
             key = key_from_proto(body.key)
@@ -132,12 +139,16 @@ def _fraction(told: float) -> float:
 
 
 async def _first(messages: AsyncIterator[pb.NodeMessage]) -> pb.NodeMessage | None:
-    """The first message, or ``None`` when the node left or said nothing for too long."""
+    """The first message, or ``None`` when the node left or said nothing for too long; as of a ``Watch``, a server that was held up waits on."""
+    coming = asyncio.ensure_future(anext(messages, None))
     try:
-        async with asyncio.timeout(SILENCE_SECONDS):
-            return await anext(messages)
-    except (StopAsyncIteration, TimeoutError):
+        for _ in range(TICKS):
+            if (await asyncio.wait({coming}, timeout=SILENCE_SECONDS / TICKS))[0]:
+                return coming.result()
         return None
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})
 
 
 async def _within(outbox: asyncio.Queue[pb.ServerMessage | None]) -> pb.ServerMessage | None:

@@ -17,7 +17,7 @@ from fedscale.record import JSON, RunRecord
 from fedscale.ring import WORD
 from fedscale.tables import suggest
 from fedscale.task import Tasks
-from fedscale.torch_learner import TorchLearner, forkable
+from fedscale.torch_learner import TorchLearner, forkable, slow_halves
 from fedscale.vector import Vector
 from fedscale_simulations.engines.cluster import Cluster
 from fedscale_simulations.engines.desk import Answer, Desk, Engine, nothing
@@ -32,6 +32,7 @@ LEAST_ROUND = 0.01
 TRIAL_SECONDS = 0.1
 BLOCKS = "--engine vectorized, equal up to rounding,"
 UNFORKED = "one process, for torch cannot be forked where it sees a GPU: hide it with CUDA_VISIBLE_DEVICES= to use all processors"
+SLOW_HALVES = "mixed precision is slower than full precision on this processor, whose units for bfloat16 are slow: set train.amp = false"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,9 @@ class Chooser:
         if choice.form or choice.engine != "auto":
             # Whoever goes on with a run of which there is no more than the first model need not ask for it again.
             facts["engine"] = {"form": choice.form or ("vectorized" if choice.engine == "vectorized" else "sequential")}
+        if choice.engine == "ray":
+            # Joined before anything is trained or written, for who has no cluster is to know now.
+            self._engine = self._joined()
 
     def work(self, tasks: Tasks, model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
         """As the engine that was chosen."""
@@ -91,18 +95,32 @@ class Chooser:
         if self._engine is not None:
             self._engine.close()
 
+    def _joined(self) -> Cluster:
+        """The engine on a Ray cluster, and a note of it.
+
+        Raises:
+            ConfigError: there is no such cluster.
+        """
+        cluster = Cluster(self._desk, self._choice.workers)
+        self._facts["engine"] = {"form": "sequential", "workers": cluster.workers, "why": "asked for, on a Ray cluster"}
+        return cluster
+
     def _chosen(self, tasks: Tasks, model: Vector) -> Engine:
         """The engine, and a note of why."""
-        if self._choice.engine == "ray":
-            cluster = Cluster(self._desk, self._choice.workers)
-            self._facts["engine"] = {"form": "sequential", "workers": cluster.workers, "why": "asked for, on a Ray cluster"}
-            return cluster
         form, each, why = self._form(tasks, model)
         workers = self._workers(len(tasks), each)
-        if self._choice.engine != "sequential" and self._choice.workers != 1 and not (self._on_cuda() or self._forked()):
-            why = f"{why}; {UNFORKED}"
+        why = "; ".join((why, *self._slow()))
         self._facts["engine"] = {"form": form.name, "workers": workers, "why": why}
         return Sequential(self._desk, form) if workers == 1 else Pool(self._desk, form, workers)
+
+    def _slow(self) -> Iterator[str]:
+        """What makes this machine slower than it could be."""
+        if self._on_cuda():
+            return
+        if self._choice.engine != "sequential" and self._choice.workers != 1 and not self._forked():
+            yield UNFORKED
+        if isinstance(self._desk.learner, TorchLearner) and self._desk.plan.train.amp and slow_halves():
+            yield SLOW_HALVES
 
     def _form(self, tasks: Tasks, model: Vector) -> tuple[Form, float, str]:
         """How clients are trained, how many seconds one takes, and why so."""

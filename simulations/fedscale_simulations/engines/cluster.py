@@ -7,6 +7,7 @@ them dying, gives the bits of one process that works alone. A piece is lost with
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ PIECES = 4  # for each worker in a round: small enough to end together and to lo
 FAN_IN = 8
 MOST_DEATHS = 3
 START_SECONDS = 120.0
+KNOCK_SECONDS = 10.0
 
 
 def ray() -> Any:
@@ -41,6 +43,17 @@ def ray() -> Any:
     except ImportError:
         raise ConfigError("the engine 'ray' needs the package ray", hint="pip install 'fedscale-fl[ray]'") from None
     return package
+
+
+def knock(address: str) -> None:
+    """See whether anybody listens at an address, where it is one: Ray itself would try for minutes before it says that nobody does.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
 
 
 @dataclass(slots=True, eq=False)
@@ -102,10 +115,13 @@ class Cluster:
         Raises:
             ConfigError: there is none.
         """
+        address = os.environ.get("RAY_ADDRESS", "auto")
         try:
-            self._ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError("no Ray cluster can be reached", why=type(error).__name__, hint="start one with: ray start --head") from None
+            knock(address)
+            self._ray.init(address=address, log_to_driver=False, logging_level="error")
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
+            where, hint = "" if address == "auto" else f"RAY_ADDRESS={address}", "start one with: ray start --head"
+            raise ConfigError("no Ray cluster can be reached", where=where, why=type(error).__name__, hint=hint) from None
 
     def work(self, tasks: Tasks, model: Vector | None, wanted: int | None = None, tick: Tick = nothing) -> Iterator[Answer]:
         """Answer the tasks: failures as they happen, and the sum of all others in the end."""

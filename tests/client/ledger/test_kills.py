@@ -153,10 +153,10 @@ for life in range(int(sys.argv[2])):
     child = os.fork()
     if child == 0:
         ledger = Ledger.open(site)
-        for number in range(1000):
-            reservation = ledger.reserve(claim(1000 * life + number), None)
+        for number in range(1_000_000):  # the pipe holds it up before it is through, should nobody come to kill it
+            reservation = ledger.reserve(claim(1_000_000 * life + number), None)
             os.write(sending, b"reserved %d\\n" % reservation)
-            ledger.release(reservation, parcel(f"{1000 * life + number:x}"))
+            ledger.release(reservation, parcel(f"{1_000_000 * life + number:x}"))
             os.write(sending, b"released %d\\n" % reservation)
             ledger.commit(reservation, "accepted")
             os.write(sending, b"committed %d\\n" % reservation)
