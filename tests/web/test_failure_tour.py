@@ -351,7 +351,8 @@ async def test_faults_that_take_a_run_of_their_own(
     assert re.search(words, page), page
     assert not PLANTED.search(page.replace(run, ""))
     # Whoever would refuse to train says so before the first model; a site that does not answer has failed when the plan's deadline is over.
-    fault = asked(tour.homes["mercy"], "train" if project == "budget" else witness.reached) + (
+    phase = "train" if project == "budget" else witness.reached
+    fault = asked(tour.homes["mercy"], phase) + (
         plan["clients"]["deadline"] if project == "deadline" else 0.0
     )
     delayed(DEADLINE, **{project: witness.read("mercy", witness.reached)[0] - fault})
