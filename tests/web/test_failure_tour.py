@@ -352,9 +352,7 @@ async def test_faults_that_take_a_run_of_their_own(
     assert not PLANTED.search(page.replace(run, ""))
     # Whoever would refuse to train says so before the first model; a site that does not answer has failed when the plan's deadline is over.
     phase = "train" if project == "budget" else witness.reached
-    fault = asked(tour.homes["mercy"], phase) + (
-        plan["clients"]["deadline"] if project == "deadline" else 0.0
-    )
+    fault = asked(tour.homes["mercy"], phase) + (plan["clients"]["deadline"] if project == "deadline" else 0.0)
     delayed(DEADLINE, **{project: witness.read("mercy", witness.reached)[0] - fault})
 
 
