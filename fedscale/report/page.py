@@ -38,6 +38,7 @@ SIGNS = {"good": "\N{CHECK MARK}", "bad": "\N{MULTIPLICATION X}", "neutral": "\N
 PLACED = ("comparison", "privacy", "secagg", "seed", "seeds", "versions", "hashes")
 TILES, TABLE_ROWS, LISTED_NODES = 6, 200, 8
 NO_METRIC = "No metric to show: the plan asked for none, or too few examples answered together (evaluate.min_cell)."
+NONE_CLOSED = "No metric to show: no round came to its end; the failures below say why."
 
 
 def write(record: RunRecord, folder: Path) -> dict[str, Path]:
@@ -111,7 +112,7 @@ def _sections(record: RunRecord) -> Iterator[Markup]:
     if not record.rounds:
         yield tag("p", "No round was closed, so there is nothing to draw. The plan below is what was asked for.", class_="empty")
     else:
-        yield section("Metrics", charts(metric_figures(record)) or tag("p", NO_METRIC, class_="empty"))
+        yield section("Metrics", charts(metric_figures(record)) or tag("p", NO_METRIC if closed_rounds(record) else NONE_CLOSED, class_="empty"))
         yield section("Participation", participation_figure(record))
         if lanes := timeline(record):
             yield section("Timeline", *lanes)

@@ -33,6 +33,10 @@ PLANS: dict[str, tuple[str, str]] = {
     "a negative seed": (JOB + "seed = -1\n", "job.toml:3: job.seed: input should be greater than or equal to 0"),
     "a seed beyond 63 bits": (JOB + "seed = 9223372036854775808\n", "job.toml:3: job.seed: input should be less than 9223372036854775808"),
     "an unknown table": (JOB + "[trian]\nepochs = 1\n", "job.toml:3: 'trian' is not a setting; did you mean 'train'?"),
+    "a mistyped name of what must be there": (
+        JOB + "[privacy]\nepsilom = 8\ndelta = 1e-5\n",
+        "job.toml:4: 'privacy.epsilom' is not a setting (and 1 more); did you mean 'epsilon'?",
+    ),
     "an unknown setting": (JOB + "[clients]\n# how many\nselct = 3\n", "job.toml:5: 'clients.selct' is not a setting; did you mean 'select'?"),
     "a setting like no other": (
         JOB + "[aggregate]\nxyz = 3\n",

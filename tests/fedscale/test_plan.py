@@ -161,7 +161,7 @@ def test_overrides_win_over_the_file() -> None:
 def test_a_plan_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "job.toml"
     path.write_text(FULL, encoding="utf-8")
-    assert Plan.load(path) == Plan.from_toml(FULL)
+    assert Plan.load(path) == Plan.load(str(path)) == Plan.from_toml(FULL)
     assert Plan.load(path, ["job.seed=9"]).job.seed == 9
     path.write_text(MINIMAL + "sed = 1\n", encoding="utf-8")
     with pytest.raises(PlanError) as caught:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -177,6 +178,15 @@ def test_ctrl_c_leaves_something_that_goes_on(job: Path, monkeypatch: pytest.Mon
     resumed = fedscale(*shlex.split(told.partition(": ")[2])[1:], "--json")
     assert resumed.data["model_digest"] == whole
     assert resumed.err.splitlines()[0].startswith("train 3/3")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_who_cannot_write_is_told_to_go_on_where_there_is_something_to_go_on_with(job: Path, monkeypatch: pytest.MonkeyPatch, *, begun: bool) -> None:
+    monkeypatch.setattr(checkpoint.Keeper, "keep", Mock(side_effect=ConfigError("a file cannot be written", why="No space left on device")))
+    monkeypatch.setattr(cli, "begun", lambda _: begun)
+    broken = fedscale("simulate", job)
+    assert (broken.code, "a file cannot be written" in broken.err) == (2, True)
+    assert ("go on where it stopped" in broken.err) == begun
 
 
 def test_ctrl_c_before_the_first_round_promises_nothing(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,13 +13,20 @@ from torch.nn import functional
 
 import fedscale as fs
 from fedscale.data import Dataset, Population
-from fedscale.errors import AppError, DataError, NotFound, PlanError
+from fedscale.errors import AppError, ConfigError, DataError, NotFound, PlanError
 from fedscale.learner import LocalOptimizer, Training
 from fedscale.plan import Clients, Evaluate, Plan
 from fedscale.sampling import derived_seed
 from fedscale.torch_learner import one_thread
 from fedscale_simulations.simulator import simulate
 from tests.simulations.samples import Mean, sites
+
+
+def test_a_folder_that_cannot_be_used_is_told_before_anybody_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Mean, "run", Mock(side_effect=AssertionError("a client is asked")))
+    with pytest.raises(ConfigError, match="the folder cannot be used"):
+        simulate(Mean(), sites(3), rounds=1, folder=tmp_path / "file")
 
 
 def network() -> nn.Module:

@@ -123,6 +123,11 @@ def test_a_run_without_metrics_says_so() -> None:
     assert section(page_of(run_of(round_of(1, metrics={}, sites={}))), "Metrics").one("p", "empty").text.startswith("No metric to show: ")
 
 
+def test_a_run_that_failed_in_its_first_round_does_not_say_that_nobody_asked_for_metrics() -> None:
+    failed = run_of(round_of(1, metrics={}, sites={}, answered=(), failures={"heart": TIMEOUT}), status="failed")
+    assert section(page_of(failed), "Metrics").one("p", "empty").text == "No metric to show: no round came to its end; the failures below say why."
+
+
 def test_failures_are_grouped_with_cause_place_and_advice() -> None:
     rows = section(page_of(full_run()), "Failures").all("tr")[1:]
     cells = [[child.text for child in row.children if isinstance(child, Element)] for row in rows]
