@@ -15,7 +15,7 @@ from fedscale.errors import ConfigError, NotFound
 from fedscale.learner import Phase
 from fedscale.strategy import fed_adam, fed_avgm
 from fedscale_simulations import checkpoint
-from fedscale_simulations.result import Simulation
+from fedscale_simulations.result import Progress, Simulation
 from fedscale_simulations.simulator import simulate
 from tests.simulations.samples import Mean, Place, sites
 
@@ -173,7 +173,13 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, damage: Any) -> None:
     assert caught.value.where == str(tmp_path / checkpoint.FILE)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        simulate(Mean(), sites(), folder=tmp_path / "file" / "runs", **OPTIONS)
+def test_a_folder_that_cannot_be_written_any_more_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+
+    def spoil(_: Progress) -> None:
+        if folder.is_dir():
+            folder.rmdir()
+            folder.write_text("")
+
+    with pytest.raises(ConfigError, match="a file cannot be written"):
+        simulate(Mean(), sites(), folder=folder, on_progress=spoil, **OPTIONS)
