@@ -5,10 +5,11 @@ import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from fedscale.errors import PlanError
+from fedscale.errors import ConfigError, PlanError
 from fedscale.record import JSON
 from fedscale.torch_learner import TorchLearner, one_thread
 from fedscale_simulations import checkpoint
@@ -128,6 +129,13 @@ def test_where_torch_sees_a_gpu_nothing_is_forked_and_who_uses_the_processor_is_
         assert str(note["why"]).endswith(f"; {choice.UNFORKED}") == told
     assert choice.UNFORKED not in str(chosen(there, Choice("sequential"))["why"])
     assert choice.UNFORKED not in str(chosen(there, Choice(wanted, 1))["why"])
+
+
+def test_a_cluster_does_not_go_on_with_what_rounds_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "Cluster", Mock(side_effect=AssertionError("a cluster is joined")))
+    with pytest.raises(ConfigError, match="cannot go on with a run that began as vectorized") as caught:
+        choice.Chooser(Choice("ray", form="vectorized"), stand(ZOO["written"]).desk, {})
+    assert caught.value.hint == "use --engine vectorized"
 
 
 @pytest.mark.parametrize("slow", [True, False])

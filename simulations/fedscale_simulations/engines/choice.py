@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedscale.errors import PlanError
+from fedscale.errors import ConfigError, PlanError
 from fedscale.learner import Phase
 from fedscale.record import JSON, RunRecord
 from fedscale.ring import WORD
@@ -99,8 +99,11 @@ class Chooser:
         """The engine on a Ray cluster, and a note of it.
 
         Raises:
-            ConfigError: there is no such cluster.
+            ConfigError: there is no such cluster, or the run began in a form that it does not compute.
         """
+        if self._choice.form not in ("", "sequential"):
+            what, why = f"a Ray cluster cannot go on with a run that began as {self._choice.form}", "clients one by one round differently"
+            raise ConfigError(what, why=why, hint=f"use --engine {self._choice.form}")
         cluster = Cluster(self._desk, self._choice.workers)
         self._facts["engine"] = {"form": "sequential", "workers": cluster.workers, "why": "asked for, on a Ray cluster"}
         return cluster
