@@ -21,7 +21,7 @@ from fedscale.torch_learner.chain import Dense, Stage, chain_of
 from fedscale.torch_learner.examples import Examples
 from fedscale.torch_learner.factored import Activation, Function, Layer, Own, Pace, Rectifier, Shared, factors
 from fedscale.torch_learner.lineup import Again, Once, Orders, Room, Seen, ordered, shares, side_by_side, taken
-from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of
+from fedscale.torch_learner.resident import arrays_of, shared_state, tensor_of, within_squares
 from fedscale.vector import Packed, Schema, Vector
 
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -91,10 +91,7 @@ class Learnt:
 
     def __post_init__(self) -> None:
         """Refuse what is not finite."""
-        # A product that overflows says so itself; numpy need not warn of it as well.
-        with np.errstate(over="ignore", invalid="ignore"):
-            square = self.delta @ self.delta
-        if not (np.isfinite(self.losses).all() and np.isfinite(self.norms).all() and np.isfinite(square)):
+        if not (np.isfinite(self.losses).all() and np.isfinite(self.norms).all() and within_squares(self.delta)):
             raise UpdateRejected("the loss is not finite", why="training diverged", hint="lower train.optimizer.lr")
 
 

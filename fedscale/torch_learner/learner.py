@@ -26,7 +26,7 @@ from fedscale.torch_learner.devices import device_of, half, seeded
 from fedscale.torch_learner.examples import Examples, aligned
 from fedscale.torch_learner.measures import MEASURES, total
 from fedscale.torch_learner.private import PrivateSteps, descend, gradient, members
-from fedscale.torch_learner.resident import Resident, arrays_of, finite, shared_state
+from fedscale.torch_learner.resident import Resident, arrays_of, ordinary, shared_state
 from fedscale.torch_learner.stacked import stacked_for
 from fedscale.torch_learner.steps import Steps
 
@@ -192,7 +192,7 @@ class TorchLearner:
                 losses.clear()
             work.progress(step / steps)
         arrays = resident.arrays()
-        if not finite(arrays):
+        if not ordinary(arrays):
             # A layer that saturates hides an infinite feature from the loss, and not from the gradient of the last step.
             self._require_finite(examples, work.data)
         return Result(arrays, len(examples), {"loss": np.array([loss_sum * (len(examples) / seen)])})

@@ -16,7 +16,7 @@ from fedscale.errors import AppError
 from fedscale.torch_learner import kernels
 from fedscale.torch_learner.devices import half
 from fedscale.torch_learner.substitutes import FULL, MIXED, Substitutes
-from fedscale.vector import Arrays, Packed, Schema
+from fedscale.vector import Arrays, Packed, Schema, Vector
 
 NORMALIZING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -95,11 +95,17 @@ class Resident:
             )
 
 
-def finite(arrays: Arrays) -> bool:
-    """Whether the squares of a model's numbers have a finite sum: one pass; where it is not, a number may be infinite or NaN, or just large."""
+def ordinary(arrays: Arrays) -> bool:
+    """Whether the numbers of a model are, see ``within_squares``."""
+    parts = [arrays.vector] if isinstance(arrays, Packed) else [np.asarray(array, np.float32).reshape(-1) for array in arrays.values()]
+    return all(map(within_squares, parts))
+
+
+def within_squares(vector: Vector) -> bool:
+    """Whether the squares of numbers have a finite sum: one pass; where it is not, one may be infinite or NaN, or just large."""
+    # A product that overflows says so itself; numpy need not warn of it as well.
     with np.errstate(over="ignore", invalid="ignore"):
-        parts = [arrays.vector] if isinstance(arrays, Packed) else [np.asarray(array, np.float32).reshape(-1) for array in arrays.values()]
-        return all(math.isfinite(part @ part) for part in parts)
+        return math.isfinite(vector @ vector)
 
 
 def tensor_of(array: npt.NDArray[Any]) -> Tensor:
